@@ -1,0 +1,102 @@
+//! How an expert's tokens are split over its replicas.
+
+use ndarray::{Array2, ArrayView1, ArrayView2};
+
+use crate::error::CoreError;
+use crate::ids::{ExpertId, LayerId, SlotId};
+use crate::placement::Placement;
+
+/// How far the shares of an expert may sum away from 1 (rounding of the solver and of file formats).
+pub const SHARE_TOLERANCE: f64 = 1e-6;
+
+/// The part of its logical expert's tokens that each slot gets, `[L, P]`.
+///
+/// Invariant: 0..1, 0 at empty slots, and 1 in sum (within [`SHARE_TOLERANCE`]) over the replicas of an expert.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Share(Array2<f64>);
+
+impl Share {
+    /// Every replica of an expert gets the same part.
+    pub fn even(placement: &Placement) -> Self {
+        let logcnt = placement.logcnt();
+        let mut share = Array2::zeros((placement.layers(), placement.slots()));
+        for ((layer, slot), &entry) in placement.phy2log().indexed_iter() {
+            if entry >= 0 {
+                share[(layer, slot)] = 1.0 / f64::from(logcnt[(layer, entry as usize)]);
+            }
+        }
+        Self(share)
+    }
+
+    /// Shares `[L, P]` for a placement.
+    ///
+    /// # Errors
+    /// Another shape, a value outside 0..1, a share on an empty slot, or shares that do not sum to 1.
+    pub fn new(share: Array2<f64>, placement: &Placement) -> Result<Self, CoreError> {
+        let shape = (placement.layers(), placement.slots());
+        if share.dim() != shape {
+            return Err(CoreError::Shape {
+                what: "share",
+                found: share.shape().to_vec(),
+                expected: format!("[{}, {}] as phy2log", shape.0, shape.1),
+            });
+        }
+        for ((layer, slot), &value) in share.indexed_iter() {
+            let (layer, slot) = (LayerId::at(layer), SlotId::at(slot));
+            match placement.expert_at(layer, slot) {
+                None if value != 0.0 => return Err(CoreError::ShareOfEmptySlot { layer, slot, value }),
+                Some(expert) if !(-SHARE_TOLERANCE..=1.0 + SHARE_TOLERANCE).contains(&value) => {
+                    return Err(CoreError::Share { layer, expert, value });
+                }
+                _ => {}
+            }
+        }
+        for layer in (0..placement.layers()).map(LayerId::at) {
+            for expert in (0..placement.experts()).map(ExpertId::at) {
+                let slots = placement.replicas(layer, expert);
+                let sum: f64 = slots.iter().map(|s| share[(layer.index(), s.index())]).sum();
+                if !slots.is_empty() && (sum - 1.0).abs() > SHARE_TOLERANCE {
+                    return Err(CoreError::Share { layer, expert, value: sum });
+                }
+            }
+        }
+        Ok(Self(share))
+    }
+
+    /// Shares, `[L, P]`.
+    pub fn view(&self) -> ArrayView2<'_, f64> {
+        self.0.view()
+    }
+
+    /// Shares of one layer, `[P]`.
+    pub fn layer(&self, layer: LayerId) -> ArrayView1<'_, f64> {
+        self.0.row(layer.index())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    #[test]
+    fn even_share_is_one_over_the_count() {
+        let placement = Placement::new(2, array![[0, 1, 0, -1]]).unwrap();
+        assert_eq!(Share::even(&placement).view(), array![[0.5, 1.0, 0.5, 0.0]]);
+    }
+
+    #[test]
+    fn shares_are_checked() {
+        let placement = Placement::new(2, array![[0, 1, 0, -1]]).unwrap();
+        assert!(Share::new(array![[0.25, 1.0, 0.75, 0.0]], &placement).is_ok());
+        for bad in [
+            array![[0.5, 1.0, 0.6, 0.0]],
+            array![[0.5, 1.0, 0.5, 0.1]],
+            array![[1.5, 1.0, -0.5, 0.0]],
+            array![[f64::NAN, 1.0, 0.5, 0.0]],
+            array![[0.5, 1.0, 0.5]],
+        ] {
+            assert!(Share::new(bad.clone(), &placement).is_err(), "{bad}");
+        }
+    }
+}
