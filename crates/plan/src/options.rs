@@ -1,0 +1,87 @@
+//! What a plan should be like.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::error::PlanError;
+
+/// How a placement is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Policy {
+    /// Slot `p` holds expert `p % E`: what a server starts with. Ignores the loads.
+    Static,
+    /// A valid placement drawn with [`Options::seed`]. Ignores the loads; a baseline.
+    Random,
+    /// DeepSeek EPLB's algorithm, slot for slot: hierarchical where the groups divide over the nodes, else global.
+    Deepseek,
+}
+
+impl Policy {
+    /// Every policy, in the order of the documentation.
+    pub const ALL: &[Policy] = &[Policy::Deepseek, Policy::Static, Policy::Random];
+
+    /// The name that the command line and reports use.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Policy::Static => "static",
+            Policy::Random => "random",
+            Policy::Deepseek => "deepseek",
+        }
+    }
+}
+
+impl fmt::Display for Policy {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+impl FromStr for Policy {
+    type Err = PlanError;
+
+    fn from_str(name: &str) -> Result<Self, PlanError> {
+        Self::ALL.iter().copied().find(|p| p.name() == name).ok_or_else(|| PlanError::UnknownPolicy {
+            name: name.to_owned(),
+            known: Self::ALL.iter().map(|p| p.name()).collect::<Vec<_>>().join(", "),
+        })
+    }
+}
+
+/// Policy and limits of a plan. Fields that a policy does not know do not change its plan.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Options {
+    /// How the placement is found.
+    pub policy: Policy,
+    /// Expert groups of the model's router (1 = none): consecutive experts, equally many in each. `deepseek` packs
+    /// whole groups on nodes.
+    pub groups: usize,
+    /// Seed of `random`.
+    pub seed: u64,
+    /// Most replicas of one expert (columns of the server's `log2phy`); `None` = no limit but the slots.
+    pub max_replicas: Option<usize>,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { policy: Policy::Deepseek, groups: 1, seed: 0, max_replicas: None }
+    }
+}
+
+impl Options {
+    /// Most replicas of one expert when there are `slots` slots.
+    pub(crate) fn replica_limit(&self, slots: usize) -> usize {
+        self.max_replicas.unwrap_or(slots).min(slots)
+    }
+
+    /// # Errors
+    /// [`PlanError::Option`] for a value that means nothing.
+    pub(crate) fn check(&self) -> Result<(), PlanError> {
+        let positive = |option, value: usize, expected| match value {
+            0 => Err(PlanError::Option { option, value: value.to_string(), expected }),
+            _ => Ok(()),
+        };
+        positive("groups", self.groups, "give the number of expert groups, 1 if there are none")?;
+        positive("max_replicas", self.max_replicas.unwrap_or(1), "every expert needs at least 1 replica")
+    }
+}

@@ -1,0 +1,42 @@
+//! The policies: each finds `phy2log [L, P]` for a request.
+//!
+//! What every policy keeps: slots of dead ranks are -1; every expert has a slot while live slots suffice; no expert
+//! has more replicas than `max_replicas`; but for `deepseek`, no rank holds two copies of one expert.
+
+mod deepseek;
+mod random;
+mod static_;
+
+use ndarray::Array2;
+
+use crate::error::PlanError;
+use crate::options::Policy;
+use crate::request::Request;
+use crate::workers::Workers;
+
+/// Memory that a worker thread reuses from layer to layer and from plan to plan.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    deepseek: deepseek::Scratch,
+    random: random::Scratch,
+    static_: static_::Scratch,
+}
+
+/// Finds `phy2log` with the request's policy; the request is checked.
+pub(crate) fn place(request: &Request<'_>, workers: &Workers) -> Result<Array2<i32>, PlanError> {
+    let shape = (request.loads.layers(), request.topology.slots());
+    let mut phy2log = vec![-1; shape.0 * shape.1];
+    match request.options.policy {
+        Policy::Static => static_::place(request, workers, &mut phy2log),
+        Policy::Random => random::place(request, workers, &mut phy2log),
+        Policy::Deepseek => deepseek::place(request, workers, &mut phy2log)?,
+    }
+    Ok(Array2::from_shape_fn(shape, |(layer, slot)| phy2log[layer * shape.1 + slot]))
+}
+
+/// Loads of one layer summed over the window, `[E]`.
+pub(crate) fn layer_loads<'a>(request: &Request<'a>, layer: usize) -> &'a [f64] {
+    let experts = request.loads.experts();
+    let all = request.loads.sum().as_slice().unwrap_or(&[]);
+    &all[layer * experts..(layer + 1) * experts]
+}

@@ -1,0 +1,58 @@
+//! What a plan is made from.
+
+use eplb_core::metrics::check_shapes;
+use eplb_core::{CoreError, LoadMatrix, Placement, Topology};
+
+use crate::error::PlanError;
+use crate::options::Options;
+
+/// Loads, ranks and, if there is one, the placement in force.
+#[derive(Debug, Clone, Copy)]
+pub struct Request<'a> {
+    /// Tokens per logical expert: a window `[T, L, E]` or one matrix `[L, E]`.
+    pub loads: &'a LoadMatrix,
+    /// Ranks, their slots, speeds, nodes, and which are dead.
+    pub topology: &'a Topology,
+    /// The placement in force, `[L, P]`; experts may be missing in it.
+    pub current: Option<&'a Placement>,
+    /// Policy and limits.
+    pub options: &'a Options,
+}
+
+impl<'a> Request<'a> {
+    /// A request without a current placement.
+    pub fn new(loads: &'a LoadMatrix, topology: &'a Topology, options: &'a Options) -> Self {
+        Self { loads, topology, current: None, options }
+    }
+
+    /// The same request, starting from the placement in force.
+    #[must_use]
+    pub fn with_current(self, current: &'a Placement) -> Self {
+        Self { current: Some(current), ..self }
+    }
+
+    /// Checks what does not depend on the policy.
+    ///
+    /// # Errors
+    /// Fewer slots than experts, a current placement of another shape, options that mean nothing.
+    pub(crate) fn check(&self) -> Result<(), PlanError> {
+        self.options.check()?;
+        let (slots, experts) = (self.topology.slots(), self.loads.experts());
+        if slots < experts {
+            return Err(PlanError::TooFewSlots { slots, experts });
+        }
+        if let Some(current) = self.current {
+            let expected = [self.loads.layers(), experts, slots];
+            let found = vec![current.layers(), current.experts(), current.slots()];
+            if found != expected {
+                return Err(PlanError::Core(CoreError::Shape {
+                    what: "current placement [layers, experts, slots]",
+                    found,
+                    expected: format!("{expected:?}, as loads and topology say"),
+                }));
+            }
+            check_shapes(self.loads.sum().dim(), current, self.topology)?;
+        }
+        Ok(())
+    }
+}
