@@ -1,0 +1,324 @@
+//! One layer's slots on the way from old to new.
+
+use std::collections::HashSet;
+
+use eplb_core::{ExpertId, Fill, Landing, LayerId, ModelLayout, RankId, SlotCommit, SlotId, Topology};
+
+use super::service::Service;
+use super::{Draft, Need};
+use crate::plan::Limits;
+
+/// The state between two waves: what every slot holds, what it is to hold, and who holds each expert.
+#[derive(Debug)]
+pub(crate) struct LayerState {
+    layer: LayerId,
+    current: Vec<i32>,
+    target: Vec<i32>,
+    /// Slots of each expert, ascending.
+    holders: Vec<Vec<SlotId>>,
+    /// Whether the target holds the expert: if not, its last copy may go.
+    required: Vec<bool>,
+    row: Option<Vec<f64>>,
+    /// Least balancedness that draining may leave.
+    floor: Option<f64>,
+}
+
+/// What one wave has taken from a layer so far.
+struct Taken<'a> {
+    /// Slots that this wave changes.
+    slots: Vec<bool>,
+    /// Slots in service while the wave's transfers run, per expert.
+    serving: Vec<Vec<SlotId>>,
+    /// Slots of each expert after the wave.
+    after: Vec<usize>,
+    /// (rank, expert) that a transfer of this wave brings: a second copy is made from it later, inside the rank.
+    arriving: HashSet<(RankId, i32)>,
+    /// Whether this wave drains a slot of the layer.
+    drains: bool,
+    service: Option<Service<'a>>,
+}
+
+impl LayerState {
+    pub(crate) fn new(
+        layer: LayerId,
+        current: Vec<i32>,
+        target: Vec<i32>,
+        experts: usize,
+        row: Option<Vec<f64>>,
+        floor: Option<f64>,
+    ) -> Self {
+        let mut holders = vec![Vec::new(); experts];
+        let mut required = vec![false; experts];
+        for (slot, &entry) in current.iter().enumerate() {
+            if let Ok(expert) = usize::try_from(entry) {
+                holders[expert].push(SlotId::at(slot));
+            }
+        }
+        target.iter().filter_map(|&e| usize::try_from(e).ok()).for_each(|e| required[e] = true);
+        Self { layer, current, target, holders, required, row, floor }
+    }
+
+    pub(crate) fn layer(&self) -> LayerId {
+        self.layer
+    }
+
+    pub(crate) fn current(&self) -> &[i32] {
+        &self.current
+    }
+
+    /// Slots that hold an expert between waves, ascending.
+    pub(crate) fn holders(&self, expert: ExpertId) -> &[SlotId] {
+        &self.holders[expert.index()]
+    }
+
+    /// Number of slots still to change.
+    pub(crate) fn pending(&self) -> usize {
+        self.current.iter().zip(&self.target).filter(|(c, t)| c != t).count()
+    }
+
+    pub(crate) fn has_pending(&self) -> bool {
+        self.current != self.target
+    }
+
+    /// Makes a slot hold what a commit put there.
+    pub(crate) fn apply(&mut self, commit: &SlotCommit) {
+        let slot = commit.slot;
+        if let Ok(before) = usize::try_from(self.current[slot.index()]) {
+            self.holders[before].retain(|&s| s != slot);
+        }
+        self.current[slot.index()] = commit.fill.expert().map_or(-1, |e| e.0 as i32);
+        if let Some(expert) = commit.fill.expert() {
+            let holders = &mut self.holders[expert.index()];
+            let at = holders.partition_point(|&s| s < slot);
+            holders.insert(at, slot);
+        }
+    }
+
+    /// Adds to the wave what this layer can do in it.
+    pub(crate) fn draft(
+        &mut self,
+        draft: &mut Draft,
+        topology: &Topology,
+        layout: &ModelLayout,
+        limits: &Limits,
+    ) {
+        if !self.has_pending() {
+            return;
+        }
+        // The loads are lent to the service while the targets may still be swapped inside ranks.
+        let row = self.row.take();
+        let counts: Vec<u32> = self.holders.iter().map(|h| h.len() as u32).collect();
+        let mut taken = Taken {
+            slots: vec![false; self.current.len()],
+            serving: self.holders.clone(),
+            after: self.holders.iter().map(Vec::len).collect(),
+            arriving: HashSet::new(),
+            drains: false,
+            service: row
+                .as_deref()
+                .zip(self.floor)
+                .map(|(row, floor)| Service::new(row, floor, &self.current, &counts, topology)),
+        };
+        let bytes = layout.layer(self.layer).staged_bytes();
+        let first_commit = draft.wave.commits.len();
+        let pending: Vec<usize> =
+            (0..self.current.len()).filter(|&s| self.current[s] != self.target[s]).collect();
+
+        for &slot in &pending {
+            self.take_in_place(slot, &mut taken, draft, topology, limits, bytes);
+        }
+        self.take_cycles(&pending, &mut taken, draft, topology, bytes);
+        for &slot in &pending {
+            self.take_empty(slot, &mut taken, draft);
+        }
+        drop(taken);
+        self.row = row;
+        draft.wave.commits[first_commit..].sort_by_key(|c| c.slot);
+    }
+
+    /// Whether the content of a slot may go without the wave bringing it elsewhere.
+    fn is_spare(&self, entry: i32, copies: impl Fn(usize) -> usize) -> bool {
+        match usize::try_from(entry) {
+            Err(_) => true,
+            Ok(expert) => !self.required[expert] || copies(expert) >= 2,
+        }
+    }
+
+    /// One slot whose present content can be spared: drained and filled directly, or staged if the floor forbids the
+    /// drain even with nothing else drained.
+    fn take_in_place(
+        &mut self,
+        slot: usize,
+        taken: &mut Taken<'_>,
+        draft: &mut Draft,
+        topology: &Topology,
+        limits: &Limits,
+        bytes: usize,
+    ) {
+        let (before, wanted) = (self.current[slot], self.target[slot]);
+        let Ok(expert) = usize::try_from(wanted) else { return };
+        let rank = topology.rank_of(SlotId::at(slot));
+        if taken.slots[slot]
+            || taken.arriving.contains(&(rank, wanted))
+            || !self.is_spare(before, |e| taken.serving[e].len().min(taken.after[e]))
+        {
+            return;
+        }
+        // Where the maps have no column left, another slot of the expert that is to change anyway is emptied at once.
+        let full = limits.max_replicas.is_some_and(|max| taken.after[expert] >= max);
+        let emptied = full
+            .then(|| {
+                self.holders[expert].iter().copied().find(|s| {
+                    !taken.slots[s.index()] && self.target[s.index()] != wanted && s.index() != slot
+                })
+            })
+            .flatten();
+        if full && emptied.is_none() {
+            return;
+        }
+
+        let landing = match usize::try_from(before) {
+            Err(_) => Landing::InPlace,
+            Ok(held) => {
+                let Some(at) = taken.serving[held].iter().position(|s| s.index() == slot) else { return };
+                let drained = match &mut taken.service {
+                    None => true,
+                    Some(service) => service.drain(held, &taken.serving[held], at),
+                };
+                if drained {
+                    taken.serving[held].remove(at);
+                    taken.drains = true;
+                    draft.wave.drains.push((self.layer, SlotId::at(slot)));
+                    Landing::InPlace
+                } else {
+                    // Forbidden only together with what this wave drains already: its turn comes in a later wave.
+                    let alone = !taken.drains || taken.service.as_ref().is_some_and(|s| !s.is_above());
+                    if !alone || !draft.has_room(rank, bytes) {
+                        return;
+                    }
+                    Landing::Staged { offset: draft.stage(rank, bytes) }
+                }
+            }
+        };
+        if let Ok(held) = usize::try_from(before) {
+            taken.after[held] -= 1;
+        }
+        taken.after[expert] += 1;
+        taken.slots[slot] = true;
+        taken.arriving.insert((rank, wanted));
+        self.push(draft, slot, expert, landing);
+        if let Some(emptied) = emptied {
+            taken.after[expert] -= 1;
+            taken.slots[emptied.index()] = true;
+            draft.wave.commits.push(SlotCommit { layer: self.layer, slot: emptied, fill: Fill::Empty });
+        }
+    }
+
+    fn push(&self, draft: &mut Draft, slot: usize, expert: usize, landing: Landing) {
+        let (layer, slot, expert) = (self.layer, SlotId::at(slot), ExpertId::at(expert));
+        draft.needs.push(Need { layer, expert, dest_slot: slot, landing });
+        let fill = match landing {
+            Landing::InPlace => Fill::InPlace(expert),
+            Landing::Staged { offset } => Fill::Staged { expert, offset },
+        };
+        draft.wave.commits.push(SlotCommit { layer, slot, fill });
+    }
+
+    /// Slots whose content can be spared now or, once others have been filled, later. The pending slots that are not among
+    /// them form disjoint cycles: each holds the only copy of an expert that exactly one of the others waits for.
+    fn can_be_spared(&self, pending: &[usize]) -> Vec<bool> {
+        let mut spared = vec![false; self.current.len()];
+        let mut open: Vec<usize> = pending
+            .iter()
+            .copied()
+            .filter(|&s| self.is_spare(self.current[s], |e| self.holders[e].len()))
+            .collect();
+        open.iter().for_each(|&s| spared[s] = true);
+        while let Some(slot) = open.pop() {
+            let Ok(expert) = usize::try_from(self.target[slot]) else { continue };
+            for holder in self.holders[expert].iter().map(|h| h.index()) {
+                if !spared[holder] && self.target[holder] != self.current[holder] {
+                    spared[holder] = true;
+                    open.push(holder);
+                }
+            }
+        }
+        spared
+    }
+
+    /// Cycles of slots that hold the only copies of what the next one waits for. Where a cycle comes back to a rank, the
+    /// two slots there swap what they get, which closes it early: each cycle visits a rank once.
+    fn take_cycles(
+        &mut self,
+        pending: &[usize],
+        taken: &mut Taken<'_>,
+        draft: &mut Draft,
+        topology: &Topology,
+        bytes: usize,
+    ) {
+        let spared = self.can_be_spared(pending);
+        let mut waits_for = vec![usize::MAX; self.holders.len()];
+        for &slot in pending.iter().filter(|&&s| !spared[s]) {
+            if let Ok(expert) = usize::try_from(self.target[slot]) {
+                waits_for[expert] = slot;
+            }
+        }
+        for &start in pending {
+            if spared[start] {
+                continue;
+            }
+            while !taken.slots[start] && self.current[start] != self.target[start] {
+                let cycle = self.close_cycle(start, &mut waits_for, topology);
+                let room = cycle.iter().all(|&s| draft.has_room(topology.rank_of(SlotId::at(s)), bytes));
+                if !room {
+                    break;
+                }
+                for slot in cycle {
+                    taken.slots[slot] = true;
+                    if self.current[slot] == self.target[slot] {
+                        // Two slots of one rank that only had to swap their targets.
+                        continue;
+                    }
+                    let offset = draft.stage(topology.rank_of(SlotId::at(slot)), bytes);
+                    self.push(draft, slot, self.target[slot] as usize, Landing::Staged { offset });
+                }
+            }
+        }
+    }
+
+    /// Walks from `start` until a rank is met again; closes the cycle there by a swap of targets inside that rank.
+    fn close_cycle(&mut self, start: usize, waits_for: &mut [usize], topology: &Topology) -> Vec<usize> {
+        let mut path: Vec<usize> = Vec::new();
+        let mut slot = start;
+        loop {
+            let rank = topology.rank_of(SlotId::at(slot));
+            if let Some(at) = path.iter().position(|&s| topology.rank_of(SlotId::at(s)) == rank) {
+                let first = path[at];
+                if first != slot {
+                    self.target.swap(first, slot);
+                    for changed in [first, slot] {
+                        waits_for[self.target[changed] as usize] = changed;
+                    }
+                }
+                return path.split_off(at);
+            }
+            path.push(slot);
+            slot = waits_for[self.current[slot] as usize];
+        }
+    }
+
+    /// A slot with nothing to come, whose expert has another slot after the wave.
+    fn take_empty(&self, slot: usize, taken: &mut Taken<'_>, draft: &mut Draft) {
+        if taken.slots[slot]
+            || self.target[slot] >= 0
+            || !self.is_spare(self.current[slot], |e| taken.after[e])
+        {
+            return;
+        }
+        if let Ok(expert) = usize::try_from(self.current[slot]) {
+            taken.after[expert] -= 1;
+        }
+        taken.slots[slot] = true;
+        draft.wave.commits.push(SlotCommit { layer: self.layer, slot: SlotId::at(slot), fill: Fill::Empty });
+    }
+}

@@ -1,0 +1,285 @@
+//! Builds the waves of an exchange.
+//!
+//! Each layer holds the slot changes that are still to be made ([`layer::LayerState`]). A wave takes from every layer
+//! what may go together:
+//!
+//! 1. *In place*: the slot is empty, or its expert stays in service elsewhere; the slot is drained and the bytes land
+//!    in it. Only while the drained state keeps the layer above the floor.
+//! 2. *Cycles*: changes whose slots hold the only copy of experts that wait for each other. Each visits a rank at most once,
+//!    so it costs one staged expert per rank.
+//! 3. *Staged alone*: a slot that could be spared, were it not for the floor.
+//! 4. *Emptied*: slots with nothing to come.
+//!
+//! Invariants, per layer: in service during a wave, and again after it, every expert has a slot; no slot is both drained and
+//! read in one wave; no expert has more than `max_replicas` slots. A source always exists, because an expert keeps an
+//! undrained slot throughout the wave. Progress: a change that is not on a cycle can in the end be made in place (the
+//! sets are closed under "waits for"), and what the floor forbids can be staged.
+
+mod exact;
+mod layer;
+mod service;
+mod sources;
+
+use eplb_core::metrics::{self, layer_balancedness, rank_loads};
+use eplb_core::{ExpertId, LayerId, ModelLayout, Placement, RankId, SlotId, Topology, Wave};
+use ndarray::{Array2, ArrayView2};
+
+use crate::assign::keep_in_place;
+use crate::error::ExchangeError;
+use crate::plan::{ExchangePlan, Limits, Totals, Worst, apply_commits, apply_drains, hash_plan};
+use layer::LayerState;
+
+/// A transfer whose source is still to be chosen.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Need {
+    pub(crate) layer: LayerId,
+    pub(crate) expert: ExpertId,
+    pub(crate) dest_slot: SlotId,
+    pub(crate) landing: eplb_core::Landing,
+}
+
+/// A wave in the making: shared by all layers.
+#[derive(Debug)]
+pub(crate) struct Draft {
+    pub(crate) wave: Wave,
+    pub(crate) needs: Vec<Need>,
+    staging_used: Vec<usize>,
+    staging_size: usize,
+    staging_start: usize,
+}
+
+impl Draft {
+    fn new(ranks: usize, (size, start): (usize, usize)) -> Self {
+        Self {
+            wave: Wave::default(),
+            needs: Vec::new(),
+            staging_used: vec![0; ranks],
+            staging_size: size,
+            staging_start: start,
+        }
+    }
+
+    /// Whether a rank can stage `bytes` more in this wave.
+    pub(crate) fn has_room(&self, rank: RankId, bytes: usize) -> bool {
+        self.staging_used[rank.index()] + bytes <= self.staging_size
+    }
+
+    /// Takes `bytes` of a rank's staging and returns their offset; the caller has asked [`Draft::has_room`].
+    pub(crate) fn stage(&mut self, rank: RankId, bytes: usize) -> usize {
+        let used = &mut self.staging_used[rank.index()];
+        let offset = self.staging_start + *used;
+        *used += bytes;
+        offset
+    }
+}
+
+pub(crate) fn build(
+    old: &Placement,
+    new: &Placement,
+    topology: &Topology,
+    layout: &ModelLayout,
+    loads: Option<ArrayView2<'_, f64>>,
+    limits: &Limits,
+) -> Result<ExchangePlan, ExchangeError> {
+    let start = check(old, new, topology, layout, loads, limits)?;
+    let rows: Vec<Vec<i32>> = (0..start.layers()).map(|l| start.layer(LayerId::at(l)).to_vec()).collect();
+    let mut layers = Vec::with_capacity(rows.len());
+    for (index, row) in rows.iter().enumerate() {
+        let layer = LayerId::at(index);
+        let wanted = new.layer(layer).to_vec();
+        let target = keep_in_place(row, &wanted, topology);
+        let floor = loads.and_then(|loads| {
+            let view = loads.row(index);
+            let before = layer_balancedness(&rank_loads(view, &start, layer, None, topology), topology)?;
+            let after = layer_balancedness(&rank_loads(view, new, layer, None, topology), topology)?;
+            Some(before.min(after) - limits.drain_floor)
+        });
+        let row_loads = loads.map(|loads| loads.row(index).to_vec());
+        layers.push(LayerState::new(layer, row.clone(), target, new.experts(), row_loads, floor));
+    }
+
+    let mut waves = Vec::new();
+    let mut totals = Totals::default();
+    while layers.iter().any(LayerState::has_pending) {
+        let mut draft = Draft::new(topology.ranks(), limits.staging_part(layout, waves.len()));
+        for state in &mut layers {
+            state.draft(&mut draft, topology, layout, limits);
+        }
+        if draft.wave.commits.is_empty() {
+            return Err(stuck(&layers, topology, layout, limits));
+        }
+        finish_wave(draft, &mut layers, topology, layout, &mut waves, &mut totals);
+    }
+    if limits.exact_slots {
+        while layers.iter().enumerate().any(|(l, s)| s.current() != new.layer(LayerId::at(l)).to_vec()) {
+            let mut draft = Draft::new(topology.ranks(), limits.staging_part(layout, waves.len()));
+            for (index, state) in layers.iter().enumerate() {
+                let wanted = new.layer(LayerId::at(index)).to_vec();
+                exact::permute(LayerId::at(index), state.current(), &wanted, topology, layout, &mut draft);
+            }
+            if draft.wave.commits.is_empty() {
+                return Err(stuck(&layers, topology, layout, limits));
+            }
+            finish_wave(draft, &mut layers, topology, layout, &mut waves, &mut totals);
+        }
+    }
+
+    let flat: Vec<i32> = layers.iter().flat_map(|s| s.current().iter().copied()).collect();
+    let reached = Array2::from_shape_vec((start.layers(), start.slots()), flat).map_err(|_| {
+        eplb_core::CoreError::Shape { what: "phy2log", found: vec![], expected: "one row per layer".into() }
+    })?;
+    let target = Placement::with_missing(new.experts(), reached)?;
+    if let Some(loads) = loads {
+        find_worst(&start, &waves, loads, topology, &mut totals)?;
+    }
+    let hash = hash_plan(&start, &target, layout, &waves);
+    Ok(ExchangePlan { old: start, target, waves, totals, hash })
+}
+
+/// Refuses what cannot be exchanged; returns the old placement with the slots of dead ranks emptied.
+fn check(
+    old: &Placement,
+    new: &Placement,
+    topology: &Topology,
+    layout: &ModelLayout,
+    loads: Option<ArrayView2<'_, f64>>,
+    limits: &Limits,
+) -> Result<Placement, ExchangeError> {
+    let start = old.survivors(topology)?;
+    if layout.layers() != new.layers() {
+        return Err(eplb_core::CoreError::Shape {
+            what: "layouts",
+            found: vec![layout.layers()],
+            expected: format!("one list of tensors for each of {} layers", new.layers()),
+        }
+        .into());
+    }
+    if let Some(loads) = loads {
+        metrics::check_shapes(loads.dim(), new, topology)?;
+    }
+    for ((layer, slot), &entry) in new.phy2log().indexed_iter() {
+        let rank = topology.rank_of(SlotId::at(slot));
+        if entry >= 0 && !topology.is_alive(rank) {
+            return Err(ExchangeError::DeadRank { layer: LayerId::at(layer), slot: SlotId::at(slot), rank });
+        }
+    }
+    let held = start.logcnt();
+    let missing: Vec<_> = new
+        .logcnt()
+        .indexed_iter()
+        .filter(|&(at, &count)| count > 0 && held[at] == 0)
+        .map(|((layer, expert), _)| (LayerId::at(layer), ExpertId::at(expert)))
+        .collect();
+    if !missing.is_empty() {
+        return Err(ExchangeError::MissingExperts { experts: missing });
+    }
+    if let Some(max) = limits.max_replicas {
+        for (which, placement) in [("old", &start), ("new", new)] {
+            for ((layer, expert), &count) in placement.logcnt().indexed_iter() {
+                if count as usize > max {
+                    let (layer, expert) = (LayerId::at(layer), ExpertId::at(expert));
+                    return Err(ExchangeError::TooManyReplicas {
+                        layer,
+                        expert,
+                        count: count as usize,
+                        max,
+                        which,
+                    });
+                }
+            }
+        }
+    }
+    Ok(start)
+}
+
+/// Chooses sources, sorts, applies the wave to the layers and adds it up.
+fn finish_wave(
+    mut draft: Draft,
+    layers: &mut [LayerState],
+    topology: &Topology,
+    layout: &ModelLayout,
+    waves: &mut Vec<Wave>,
+    totals: &mut Totals,
+) {
+    draft.wave.drains.sort_unstable();
+    draft.wave.transfers = sources::choose(&draft, layers, topology, layout);
+    let wave = draft.wave;
+    for transfer in &wave.transfers {
+        if transfer.is_local() {
+            totals.local_copies += 1;
+        } else {
+            totals.moves += 1;
+            totals.link_bytes += layout.layer(transfer.layer).expert_bytes() as u64;
+        }
+        match transfer.landing {
+            eplb_core::Landing::InPlace => totals.in_place += 1,
+            eplb_core::Landing::Staged { .. } => totals.staged += 1,
+        }
+    }
+    for commit in &wave.commits {
+        if matches!(commit.fill, eplb_core::Fill::FromSlot { .. }) {
+            totals.local_copies += 1;
+        }
+        layers[commit.layer.index()].apply(commit);
+    }
+    totals.staging_peak = totals.staging_peak.max(draft.staging_used.into_iter().max().unwrap_or(0));
+    waves.push(wave);
+}
+
+/// Why nothing more can be done: staging that holds no expert, or limits that contradict each other.
+fn stuck(layers: &[LayerState], topology: &Topology, layout: &ModelLayout, limits: &Limits) -> ExchangeError {
+    let left = layers.iter().map(LayerState::pending).sum::<usize>();
+    let layer = layers.iter().find(|s| s.has_pending()).map_or(LayerId(0), LayerState::layer);
+    let needed = layout.layer(layer).staged_bytes();
+    let room = Draft::new(topology.ranks(), limits.staging_part(layout, 0));
+    if room.has_room(RankId(0), needed) {
+        ExchangeError::Stuck { layer, left }
+    } else {
+        ExchangeError::StagingTooSmall { layer, needed, budget: limits.staging_bytes }
+    }
+}
+
+/// Replays the waves on the loads and keeps the least balanced states.
+fn find_worst(
+    start: &Placement,
+    waves: &[Wave],
+    loads: ArrayView2<'_, f64>,
+    topology: &Topology,
+    totals: &mut Totals,
+) -> Result<(), ExchangeError> {
+    let of = |map: &Array2<i32>| -> Result<Vec<Option<f64>>, ExchangeError> {
+        let placement = Placement::with_missing(start.experts(), map.clone())?;
+        Ok(metrics::balancedness(loads, &placement, None, topology)?.per_layer)
+    };
+    let mut map = start.phy2log().to_owned();
+    let before = of(&map)?;
+    let mut last = map.clone();
+    waves.iter().for_each(|wave| apply_commits(&mut last, wave));
+    let after = of(&last)?;
+    let worse = |kept: &mut Option<Worst>, state: Vec<Option<f64>>, wave: usize| {
+        for (layer, value) in state.into_iter().enumerate() {
+            let (Some(balancedness), Some(before), Some(after)) = (value, before[layer], after[layer]) else {
+                continue;
+            };
+            if kept.is_none_or(|k| balancedness < k.balancedness) {
+                *kept = Some(Worst { balancedness, layer: LayerId::at(layer), wave, before, after });
+            }
+        }
+    };
+    worse(&mut totals.worst_between, before.clone(), 0);
+    for (index, wave) in waves.iter().enumerate() {
+        if !wave.drains.is_empty() {
+            let mut drained = map.clone();
+            apply_drains(&mut drained, wave);
+            let touched: Vec<bool> = (0..start.layers())
+                .map(|l| wave.drains.iter().any(|(layer, _)| layer.index() == l))
+                .collect();
+            let state =
+                of(&drained)?.into_iter().zip(touched).map(|(v, drained)| v.filter(|_| drained)).collect();
+            worse(&mut totals.worst_drained, state, index);
+        }
+        apply_commits(&mut map, wave);
+        worse(&mut totals.worst_between, of(&map)?, index);
+    }
+    Ok(())
+}

@@ -1,0 +1,13 @@
+//! Moving experts: from two placements to waves.
+//!
+//! [`ExchangePlan::new`] orders the slot changes between an old and a new placement into waves that can each be
+//! transferred and committed at once, with a valid placement before, during and after every one.
+#![forbid(unsafe_code)]
+
+mod assign;
+mod build;
+pub mod error;
+pub mod plan;
+
+pub use error::ExchangeError;
+pub use plan::{ExchangePlan, Limits, Totals, Worst, default_staging_bytes};

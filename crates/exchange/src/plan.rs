@@ -1,0 +1,224 @@
+//! The plan of an exchange: waves, and what they will do.
+
+use std::hash::{Hash, Hasher};
+
+use eplb_core::metrics::check_same_shape;
+use eplb_core::{LayerId, ModelLayout, Placement, Topology, Wave};
+use ndarray::{Array2, ArrayView2};
+
+use crate::build;
+use crate::error::ExchangeError;
+
+/// Default of [`Limits::drain_floor`].
+pub const DEFAULT_DRAIN_FLOOR: f64 = 0.02;
+
+/// Default staging budget per rank: 256 MiB, or the largest layer's bytes on a rank if that is less; at least one
+/// expert.
+pub fn default_staging_bytes(layout: &ModelLayout, topology: &Topology) -> usize {
+    let slots = topology.all_ranks().map(|r| topology.slot_count(r)).max().unwrap_or(0);
+    let layer = layout.largest_staged().saturating_mul(slots);
+    layer.min(256 << 20).max(layout.largest_staged())
+}
+
+/// What an exchange may use.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Limits {
+    /// Staging memory per rank, in bytes. Two halves alternate between waves if it holds two of the largest expert.
+    pub staging_bytes: usize,
+    /// How far draining may take a layer's planned balancedness below the smaller of before and after, 0..1.
+    pub drain_floor: f64,
+    /// Most replicas of an expert at any time (`C`, the columns of `log2phy`); `None` = no limit.
+    pub max_replicas: Option<usize>,
+    /// Reach the slot numbers of the new placement exactly, by copies inside ranks, instead of choosing them.
+    pub exact_slots: bool,
+}
+
+impl Limits {
+    /// The defaults for a layout and topology: [`default_staging_bytes`], [`DEFAULT_DRAIN_FLOOR`], any number of
+    /// replicas, free slot numbers.
+    pub fn new(layout: &ModelLayout, topology: &Topology) -> Self {
+        Self {
+            staging_bytes: default_staging_bytes(layout, topology),
+            drain_floor: DEFAULT_DRAIN_FLOOR,
+            max_replicas: None,
+            exact_slots: false,
+        }
+    }
+
+    /// Bytes of staging that one wave may fill on a rank, and where the part of wave `wave` begins.
+    ///
+    /// Two halves alternate where two of the largest experts fit; otherwise there is one.
+    pub fn staging_part(&self, layout: &ModelLayout, wave: usize) -> (usize, usize) {
+        if self.overlaps(layout) {
+            let half =
+                self.staging_bytes / 2 / eplb_core::layout::STAGING_ALIGN * eplb_core::layout::STAGING_ALIGN;
+            (half, (wave % 2) * half)
+        } else {
+            (self.staging_bytes, 0)
+        }
+    }
+
+    /// Whether staging has two halves, so that wave `n + 1` may land while wave `n` is committed.
+    pub fn overlaps(&self, layout: &ModelLayout) -> bool {
+        self.staging_bytes >= 2 * layout.largest_staged()
+    }
+}
+
+/// The least balanced state on the way from the old to the new placement, at even split on the planned loads.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Worst {
+    /// Balancedness of the layer in that state, 0..1.
+    pub balancedness: f64,
+    /// The layer.
+    pub layer: LayerId,
+    /// Number of the wave.
+    pub wave: usize,
+    /// Balancedness of the layer before the exchange.
+    pub before: f64,
+    /// Balancedness of the layer after it.
+    pub after: f64,
+}
+
+/// What the waves of a plan add up to.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Totals {
+    /// Transfers between ranks.
+    pub moves: usize,
+    /// Copies inside a rank: second copies of an expert, and slot numbers reached on request.
+    pub local_copies: usize,
+    /// Bytes over links.
+    pub link_bytes: u64,
+    /// Transfers that land in a slot directly.
+    pub in_place: usize,
+    /// Transfers that pass through staging.
+    pub staged: usize,
+    /// Most staging used on any rank by one wave, in bytes.
+    pub staging_peak: usize,
+    /// The least balanced state with slots drained; `None` if loads were not given or nothing was drained.
+    pub worst_drained: Option<Worst>,
+    /// The least balanced state between two waves; `None` if loads were not given.
+    pub worst_between: Option<Worst>,
+}
+
+/// Waves that lead from one placement to another. The same on every rank, bit for bit.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExchangePlan {
+    pub(crate) old: Placement,
+    pub(crate) target: Placement,
+    pub(crate) waves: Vec<Wave>,
+    pub(crate) totals: Totals,
+    pub(crate) hash: u64,
+}
+
+impl ExchangePlan {
+    /// Plans the exchange from `old` to `new`.
+    ///
+    /// `loads` (`[L, E]`, the loads that `new` was planned for) are needed for the drain floor; without them every slot
+    /// whose expert has another replica may be drained. Slots of dead ranks count as empty in `old`. Experts that
+    /// `new` leaves out are dropped.
+    ///
+    /// # Errors
+    /// See [`ExchangeError`]. Nothing is partly planned.
+    pub fn new(
+        old: &Placement,
+        new: &Placement,
+        topology: &Topology,
+        layout: &ModelLayout,
+        loads: Option<ArrayView2<'_, f64>>,
+        limits: &Limits,
+    ) -> Result<Self, ExchangeError> {
+        check_same_shape(old, new)?;
+        build::build(old, new, topology, layout, loads, limits)
+    }
+
+    /// The placement that it starts from; slots of dead ranks are empty.
+    pub fn old(&self) -> &Placement {
+        &self.old
+    }
+
+    /// The placement after the last wave: rank by rank the experts of the new placement.
+    pub fn target(&self) -> &Placement {
+        &self.target
+    }
+
+    /// The waves, in order.
+    pub fn waves(&self) -> &[Wave] {
+        &self.waves
+    }
+
+    /// What they add up to.
+    pub fn totals(&self) -> &Totals {
+        &self.totals
+    }
+
+    /// Hash of everything that ranks must agree on before the first byte: old placement, layout and all waves.
+    pub fn hash64(&self) -> u64 {
+        self.hash
+    }
+
+    /// Entries of `phy2log` after the first `waves` waves, `[L, P]`.
+    pub fn phy2log_after(&self, waves: usize) -> Array2<i32> {
+        let mut phy2log = self.old.phy2log().to_owned();
+        for wave in &self.waves[..waves] {
+            apply_commits(&mut phy2log, wave);
+        }
+        phy2log
+    }
+
+    /// Entries of `phy2log` while the transfers of wave `wave` run: drained slots are empty, `[L, P]`.
+    pub fn phy2log_drained(&self, wave: usize) -> Array2<i32> {
+        let mut phy2log = self.phy2log_after(wave);
+        apply_drains(&mut phy2log, &self.waves[wave]);
+        phy2log
+    }
+}
+
+/// Takes the drained slots of a wave out of a map `[L, P]`.
+pub fn apply_drains(phy2log: &mut Array2<i32>, wave: &Wave) {
+    for &(layer, slot) in &wave.drains {
+        phy2log[(layer.index(), slot.index())] = -1;
+    }
+}
+
+/// Puts what a wave commits into a map `[L, P]`.
+pub fn apply_commits(phy2log: &mut Array2<i32>, wave: &Wave) {
+    for commit in &wave.commits {
+        phy2log[(commit.layer.index(), commit.slot.index())] =
+            commit.fill.expert().map_or(-1, |e| e.0 as i32);
+    }
+}
+
+/// Hash of a plan's content; [`Wave`] hashes field by field in order, so the same plan has the same hash anywhere.
+pub(crate) fn hash_plan(old: &Placement, target: &Placement, layout: &ModelLayout, waves: &[Wave]) -> u64 {
+    struct Stable(xxhash_rust::xxh3::Xxh3);
+    impl Hasher for Stable {
+        fn finish(&self) -> u64 {
+            self.0.digest()
+        }
+        fn write(&mut self, bytes: &[u8]) {
+            self.0.update(bytes);
+        }
+        // The integer methods of `Hasher` write native-endian, native-width bytes unless told otherwise.
+        fn write_u8(&mut self, n: u8) {
+            self.write(&[n]);
+        }
+        fn write_u32(&mut self, n: u32) {
+            self.write(&n.to_le_bytes());
+        }
+        fn write_u64(&mut self, n: u64) {
+            self.write(&n.to_le_bytes());
+        }
+        fn write_usize(&mut self, n: usize) {
+            self.write(&(n as u64).to_le_bytes());
+        }
+        fn write_isize(&mut self, n: isize) {
+            self.write(&(n as i64).to_le_bytes());
+        }
+    }
+    let mut hasher = Stable(xxhash_rust::xxh3::Xxh3::new());
+    hasher.write_u64(old.hash64());
+    hasher.write_u64(target.hash64());
+    hasher.write_u64(layout.hash64());
+    waves.hash(&mut hasher);
+    hasher.finish()
+}

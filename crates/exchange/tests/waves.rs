@@ -1,0 +1,378 @@
+//! Properties of waves over random pairs of placements, checked by an executor that knows nothing of the planner: it
+//! keeps what every slot and every staging range really holds, and who reads and writes it when.
+
+use eplb_core::metrics::{balancedness, changes};
+use eplb_core::{
+    ExpertId, Fill, Landing, LayerId, ModelLayout, Placement, RankId, SlotId, TensorLayout, Topology, Wave,
+};
+use eplb_exchange::{ExchangeError, ExchangePlan, Limits};
+use ndarray::Array2;
+use proptest::prelude::*;
+use proptest::test_runner::TestRng;
+
+/// One random exchange.
+#[derive(Debug, Clone)]
+struct Case {
+    topology: Topology,
+    layout: ModelLayout,
+    old: Placement,
+    new: Placement,
+    loads: Option<Array2<f64>>,
+    limits: Limits,
+}
+
+fn random_rows(
+    rng: &mut TestRng,
+    topology: &Topology,
+    layers: usize,
+    experts: usize,
+    holes: bool,
+) -> Array2<i32> {
+    let slots = topology.slots();
+    let live: Vec<usize> =
+        (0..slots).filter(|&s| topology.is_alive(topology.rank_of(SlotId::at(s)))).collect();
+    let mut map = Array2::from_elem((layers, slots), -1);
+    for layer in 0..layers {
+        let mut order = live.clone();
+        for i in (1..order.len()).rev() {
+            order.swap(i, rng.random_range(0..=i));
+        }
+        for (i, &slot) in order.iter().enumerate() {
+            map[(layer, slot)] = if i < experts {
+                i as i32
+            } else if holes && rng.random_range(0..3) == 0 {
+                -1
+            } else {
+                // Any expert: also one that the rank has already, so that ranks hold duplicates.
+                rng.random_range(0..experts) as i32
+            };
+        }
+    }
+    map
+}
+
+fn case(max_ranks: usize) -> impl Strategy<Value = Case> {
+    (1..=max_ranks, 1..=4usize, any::<bool>(), any::<bool>(), 0..4usize).prop_perturb(
+        move |(ranks, layers, holes, with_loads, shape), mut rng| {
+            let counts: Vec<usize> = (0..ranks).map(|_| rng.random_range(1..=6)).collect();
+            let mut topology = Topology::new(&counts).unwrap();
+            if ranks > 2 && rng.random_range(0..4) == 0 {
+                topology = topology.with_nodes(2).unwrap();
+            }
+            let total = topology.slots();
+            let experts = match shape {
+                0 => total,
+                1 => rng.random_range(1..=total),
+                _ => rng.random_range(total.div_ceil(2)..=total),
+            };
+            let sizes = (0..layers).map(|l| {
+                vec![
+                    TensorLayout::contiguous("w13", 8 * (1 + (l % 3)) + rng.random_range(0..5)),
+                    TensorLayout { name: "w2".into(), rows: 3, row_bytes: 5, pitch: 8, slot_stride: 24 },
+                ]
+            });
+            let layout = ModelLayout::new(sizes.collect()).unwrap();
+            let old =
+                Placement::new(experts, random_rows(&mut rng, &topology, layers, experts, holes)).unwrap();
+            let mut new_map = random_rows(&mut rng, &topology, layers, experts, holes);
+            if shape == 3 {
+                // A plan that changes little: the old one with a few slots swapped.
+                new_map = old.phy2log().to_owned();
+                for _ in 0..3 {
+                    let (a, b) = (rng.random_range(0..total), rng.random_range(0..total));
+                    for layer in 0..layers {
+                        new_map.swap((layer, a), (layer, b));
+                    }
+                }
+            }
+            let new = Placement::new(experts, new_map).unwrap();
+            let loads = with_loads.then(|| {
+                Array2::from_shape_fn((layers, experts), |_| f64::from(rng.random_range(0..1000u32)))
+            });
+            let largest = layout.largest_staged();
+            let most = old.max_replicas().max(new.max_replicas());
+            let limits = Limits {
+                staging_bytes: match rng.random_range(0..3) {
+                    0 => largest,
+                    1 => largest * rng.random_range(1..=6usize),
+                    _ => largest * total,
+                },
+                drain_floor: [0.02, 0.0, 0.3][rng.random_range(0..3usize)],
+                max_replicas: [None, Some(most), Some(most + 1)][rng.random_range(0..3usize)],
+                exact_slots: rng.random_range(0..3) == 0,
+            };
+            Case { topology, layout, old, new, loads, limits }
+        },
+    )
+}
+
+/// What a rank's memory holds, by name: the expert whose bytes are there.
+struct Memory {
+    slots: Array2<i32>,
+    staging: Vec<Vec<(usize, usize, i32)>>,
+}
+
+/// Runs one wave against the memory and checks the order of reads and writes.
+fn run_wave(
+    case: &Case,
+    memory: &mut Memory,
+    map: &mut Array2<i32>,
+    wave: &Wave,
+    index: usize,
+) -> Result<(), TestCaseError> {
+    let Case { topology, layout, .. } = case;
+    for &(layer, slot) in &wave.drains {
+        prop_assert!(map[(layer.index(), slot.index())] >= 0, "an empty slot is drained");
+        map[(layer.index(), slot.index())] = -1;
+    }
+    valid(case, map, &format!("drained for wave {index}"))?;
+    let in_service = map.clone();
+
+    let (size, start) = case.limits.staging_part(layout, index);
+    let mut used = vec![Vec::<(usize, usize, i32)>::new(); topology.ranks()];
+    let mut landed = Vec::new();
+    let canonical = wave.transfers.windows(2).all(|t| {
+        let key = |t: &eplb_core::Transfer| (t.layer, t.expert, t.dest, t.dest_slot);
+        key(&t[0]) < key(&t[1])
+    });
+    prop_assert!(canonical, "transfers are not in canonical order");
+    for t in &wave.transfers {
+        let at = (t.layer.index(), t.source_slot.index());
+        prop_assert_eq!(topology.rank_of(t.source_slot), t.source);
+        prop_assert_eq!(topology.rank_of(t.dest_slot), t.dest);
+        prop_assert!(topology.is_alive(t.source) && topology.is_alive(t.dest));
+        prop_assert_eq!(memory.slots[at], t.expert.0 as i32, "a source does not hold the expert");
+        prop_assert_eq!(in_service[at], t.expert.0 as i32, "a source is drained in its own wave");
+        let dest = (t.layer.index(), t.dest_slot.index());
+        match t.landing {
+            Landing::InPlace => {
+                prop_assert_eq!(in_service[dest], -1, "bytes land in a slot that is in service");
+                landed.push((dest, t.expert.0 as i32));
+            }
+            Landing::Staged { offset } => {
+                let bytes = layout.layer(t.layer).staged_bytes();
+                prop_assert!(
+                    offset >= start && offset + bytes <= start + size,
+                    "outside its part of staging"
+                );
+                prop_assert!(offset + bytes <= case.limits.staging_bytes, "staging above budget");
+                let ranges = &mut used[t.dest.index()];
+                prop_assert!(
+                    ranges.iter().all(|&(o, b, _)| offset + bytes <= o || o + b <= offset),
+                    "overlap"
+                );
+                ranges.push((offset, bytes, t.expert.0 as i32));
+            }
+        }
+    }
+    // One transfer per (expert, source, destination rank): duplicates inside a rank are sent once.
+    let mut pairs: Vec<_> = wave.transfers.iter().map(|t| (t.layer, t.expert, t.dest)).collect();
+    pairs.dedup();
+    prop_assert_eq!(pairs.len(), wave.transfers.len());
+    for (dest, expert) in landed {
+        memory.slots[dest] = expert;
+    }
+    memory.staging = used;
+    for commit in &wave.commits {
+        let at = (commit.layer.index(), commit.slot.index());
+        let rank = topology.rank_of(commit.slot);
+        match commit.fill {
+            Fill::InPlace(expert) => prop_assert_eq!(memory.slots[at], expert.0 as i32),
+            Fill::Staged { expert, offset } => {
+                let bytes = layout.layer(commit.layer).staged_bytes();
+                let staged = (offset, bytes, expert.0 as i32);
+                prop_assert!(memory.staging[rank.index()].contains(&staged), "not staged");
+                memory.slots[at] = expert.0 as i32;
+            }
+            Fill::FromSlot { expert, slot } => {
+                prop_assert_eq!(topology.rank_of(slot), rank);
+                prop_assert_eq!(memory.slots[(at.0, slot.index())], expert.0 as i32, "copied over already");
+                memory.slots[at] = expert.0 as i32;
+            }
+            Fill::Empty => {}
+        }
+        map[at] = commit.fill.expert().map_or(-1, |e| e.0 as i32);
+    }
+    // Every drained slot is put in service again, or left empty, by the commit of the same wave.
+    for drain in &wave.drains {
+        prop_assert!(wave.commits.iter().any(|c| (c.layer, c.slot) == *drain));
+    }
+    valid(case, map, &format!("after wave {index}"))
+}
+
+/// Every expert in service, maps true to memory, columns enough.
+fn valid(case: &Case, map: &Array2<i32>, when: &str) -> Result<(), TestCaseError> {
+    let placement = Placement::new(case.new.experts(), map.clone());
+    prop_assert!(placement.is_ok(), "{when}: {placement:?}");
+    if let Some(max) = case.limits.max_replicas {
+        prop_assert!(placement.unwrap().max_replicas() <= max, "{when}: more than {max} replicas");
+    }
+    Ok(())
+}
+
+fn multisets(map: &Array2<i32>, topology: &Topology) -> Vec<Vec<i32>> {
+    let mut sets = Vec::new();
+    for layer in 0..map.nrows() {
+        for rank in topology.all_ranks() {
+            let mut set: Vec<i32> = topology.slots_of(rank).map(|s| map[(layer, s)]).collect();
+            set.sort_unstable();
+            sets.push(set);
+        }
+    }
+    sets
+}
+
+fn check(case: &Case) -> Result<(), TestCaseError> {
+    let Case { topology, layout, old, new, loads, limits } = case;
+    let view = loads.as_ref().map(|l| l.view());
+    let plan = ExchangePlan::new(old, new, topology, layout, view, limits);
+    prop_assert!(plan.is_ok(), "{plan:?}");
+    let plan = plan.unwrap();
+    let mut map = old.phy2log().to_owned();
+    let mut memory = Memory { slots: map.clone(), staging: vec![Vec::new(); topology.ranks()] };
+    let mut worst_drained = f64::INFINITY;
+    for (index, wave) in plan.waves().iter().enumerate() {
+        if let Some(loads) = loads
+            && !wave.drains.is_empty()
+        {
+            let drained = Placement::new(new.experts(), plan.phy2log_drained(index)).unwrap();
+            let of = |p: &Placement| balancedness(loads.view(), p, None, topology).unwrap().per_layer;
+            let (before, after, now) = (of(old), of(new), of(&drained));
+            for layer in 0..now.len() {
+                let touched = wave.drains.iter().any(|d| d.0.index() == layer);
+                let (Some(before), Some(after), Some(now)) = (before[layer], after[layer], now[layer]) else {
+                    continue;
+                };
+                if touched {
+                    prop_assert!(
+                        now >= before.min(after) - limits.drain_floor - 1e-6,
+                        "{now} {before} {after}"
+                    );
+                    worst_drained = worst_drained.min(now);
+                }
+            }
+        }
+        run_wave(case, &mut memory, &mut map, wave, index)?;
+        // What is in service is what memory holds: stopping after any wave loses nothing.
+        for (at, &entry) in map.indexed_iter() {
+            if entry >= 0 {
+                prop_assert_eq!(memory.slots[at], entry);
+            }
+        }
+        prop_assert_eq!(&map, &plan.phy2log_after(index + 1));
+    }
+    prop_assert_eq!(&map, &plan.target().phy2log().to_owned());
+    prop_assert_eq!(multisets(&map, topology), multisets(&new.phy2log().to_owned(), topology));
+    if limits.exact_slots {
+        prop_assert_eq!(&map, &new.phy2log().to_owned());
+    }
+    let totals = plan.totals();
+    prop_assert!(totals.staging_peak <= limits.staging_bytes);
+    match totals.worst_drained {
+        Some(worst) => prop_assert!((worst.balancedness - worst_drained).abs() < 1e-6),
+        None => prop_assert!(worst_drained.is_infinite()),
+    }
+    // Bytes cross a link once per expert that is new to a rank, however many slots it takes there.
+    let counted = changes(old, new, topology).unwrap();
+    let second_copies = counted.moves - totals.moves;
+    let duplicates = eplb_core::metrics::duplicates(new, topology).unwrap();
+    prop_assert!(second_copies <= duplicates);
+    let hash = |case: &Case| {
+        ExchangePlan::new(&case.old, &case.new, topology, layout, view, limits).unwrap().hash64()
+    };
+    prop_assert_eq!(plan.hash64(), hash(case));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn waves_of_few_ranks_are_right(case in case(6)) {
+        check(&case)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 60, ..ProptestConfig::default() })]
+
+    #[test]
+    fn waves_of_many_ranks_are_right(case in case(64)) {
+        check(&case)?;
+    }
+}
+
+fn layout(layers: usize, bytes: usize) -> ModelLayout {
+    ModelLayout::new(vec![vec![TensorLayout::contiguous("w", bytes)]; layers]).unwrap()
+}
+
+#[test]
+fn a_swap_of_only_copies_costs_one_staged_expert_per_rank() {
+    let topology = Topology::uniform(2, 4).unwrap();
+    let (old, new) = ([[0, 1, 2, 3]], [[0, 3, 2, 1]]);
+    let place = |map: [[i32; 4]; 1]| Placement::new(4, ndarray::arr2(&map)).unwrap();
+    let layout = layout(1, 32);
+    let mut limits = Limits::new(&layout, &topology);
+    limits.staging_bytes = 32;
+    let plan = ExchangePlan::new(&place(old), &place(new), &topology, &layout, None, &limits).unwrap();
+    assert_eq!(plan.waves().len(), 1);
+    assert_eq!((plan.totals().staged, plan.totals().in_place, plan.totals().staging_peak), (2, 0, 32));
+    assert!(plan.waves()[0].needs_agreed_step() && plan.waves()[0].drains.is_empty());
+    limits.staging_bytes = 31;
+    assert!(matches!(
+        ExchangePlan::new(&place(old), &place(new), &topology, &layout, None, &limits),
+        Err(ExchangeError::StagingTooSmall { needed: 32, budget: 31, .. })
+    ));
+}
+
+#[test]
+fn a_replica_is_drained_and_filled_without_staging() {
+    let topology = Topology::uniform(2, 4).unwrap();
+    let place = |map: [[i32; 4]; 1]| Placement::new(3, ndarray::arr2(&map)).unwrap();
+    let layout = layout(1, 32);
+    let limits = Limits { staging_bytes: 0, ..Limits::new(&layout, &topology) };
+    let (old, new) = (place([[0, 1, 0, 2]]), place([[0, 1, 1, 2]]));
+    let plan = ExchangePlan::new(&old, &new, &topology, &layout, None, &limits).unwrap();
+    let [wave] = plan.waves() else { panic!("{:?}", plan.waves()) };
+    assert_eq!(wave.drains, [(LayerId(0), SlotId(2))]);
+    assert!(!wave.needs_agreed_step());
+    assert_eq!((plan.totals().in_place, plan.totals().staging_peak), (1, 0));
+}
+
+#[test]
+fn missing_experts_are_refused_with_their_names() {
+    let topology = Topology::uniform(3, 3).unwrap();
+    let old = Placement::new(3, ndarray::arr2(&[[0, 1, 2]])).unwrap();
+    let dead = topology.with_dead(&[RankId(1)]).unwrap();
+    let new = Placement::with_missing(3, ndarray::arr2(&[[0, -1, 1]])).unwrap();
+    let layout = layout(1, 8);
+    let limits = Limits::new(&layout, &dead);
+    let plan = ExchangePlan::new(&old, &new, &dead, &layout, None, &limits);
+    assert_eq!(plan, Err(ExchangeError::MissingExperts { experts: vec![(LayerId(0), ExpertId(1))] }));
+    let on_dead = Placement::with_missing(3, ndarray::arr2(&[[0, 2, 2]])).unwrap();
+    let plan = ExchangePlan::new(&old, &on_dead, &dead, &layout, None, &limits);
+    assert!(matches!(plan, Err(ExchangeError::DeadRank { rank: RankId(1), slot: SlotId(1), .. })));
+    // Leaving the lost expert out is allowed: the survivors go on.
+    let left_out = Placement::with_missing(3, ndarray::arr2(&[[2, -1, 0]])).unwrap();
+    let plan = ExchangePlan::new(&old, &left_out, &dead, &layout, None, &limits).unwrap();
+    assert_eq!(plan.target().phy2log(), left_out.phy2log());
+}
+
+#[test]
+fn sources_prefer_the_rank_then_the_node_then_the_idle_port() {
+    // Four ranks on two nodes; expert 0 is held by ranks 0 and 2, and ranks 1 and 3 want it.
+    let topology = Topology::uniform(4, 8).unwrap().with_nodes(2).unwrap();
+    let old = Placement::new(4, ndarray::arr2(&[[0, 1, 2, -1, 0, 3, 1, -1]])).unwrap();
+    let new = Placement::new(4, ndarray::arr2(&[[0, 1, 2, 0, 0, 3, 1, 0]])).unwrap();
+    let layout = layout(1, 8);
+    let plan =
+        ExchangePlan::new(&old, &new, &topology, &layout, None, &Limits::new(&layout, &topology)).unwrap();
+    let sources: Vec<_> = plan.waves()[0].transfers.iter().map(|t| (t.dest.0, t.source.0)).collect();
+    assert_eq!(sources, [(1, 0), (3, 2)]);
+    // On one node, two receivers are served by two senders.
+    let flat = Topology::uniform(4, 8).unwrap();
+    let plan = ExchangePlan::new(&old, &new, &flat, &layout, None, &Limits::new(&layout, &flat)).unwrap();
+    let mut senders: Vec<_> = plan.waves()[0].transfers.iter().map(|t| t.source.0).collect();
+    senders.sort_unstable();
+    assert_eq!(senders, [0, 2]);
+}
