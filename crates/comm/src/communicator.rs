@@ -1,0 +1,87 @@
+//! The one trait that every transport implements.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Instant;
+
+use eplb_core::{RankId, Transfer};
+
+use crate::error::CommError;
+use crate::fence::Fence;
+
+/// Names a submitted wave; numbers rise with every submission of a communicator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// How far a submitted wave is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// Bytes are still under way.
+    Pending,
+    /// This rank's bytes are in and its reads of others are over.
+    Done,
+}
+
+/// What a communicator carried since it was made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Carried {
+    /// Bytes that came from other ranks.
+    pub link_bytes: u64,
+    /// Bytes copied inside the rank.
+    pub local_bytes: u64,
+    /// Transfers that were completed.
+    pub transfers: u64,
+}
+
+/// Carries out the transfers of waves between the memories of ranks.
+///
+/// One object per rank, driven by one thread (the progress thread). `submit` enqueues and returns at once; nothing
+/// blocks. The caller keeps the order of a wave: it submits only when every destination may be written and every
+/// source holds its expert, and overwrites a source only after all readers have reported.
+///
+/// Ordering: what was written to a source before its owner's rank learned that the wave may start happens-before
+/// the read of the transfer; the bytes of a transfer happen-before a [`Communicator::poll`] that returns
+/// [`Progress::Done`], and before the fence of [`Communicator::done`] is passed.
+pub trait Communicator: Debug + Send {
+    /// Name of the backend: `"local"`, `"nccl"`, ..
+    fn backend(&self) -> &'static str;
+
+    /// This rank.
+    fn rank(&self) -> RankId;
+
+    /// Number of ranks that it reaches, itself included.
+    fn world_size(&self) -> usize;
+
+    /// Enqueues this rank's part of a wave's transfers, given whole and in canonical order on every rank, to run
+    /// after `after`. Returns at once.
+    ///
+    /// # Errors
+    /// A transfer that names a rank, slot or staging offset that does not exist (nothing is enqueued then), or a
+    /// communicator that was aborted.
+    fn submit(
+        &mut self,
+        transfers: &Arc<[Transfer]>,
+        after: Fence,
+        deadline: Instant,
+    ) -> Result<Ticket, CommError>;
+
+    /// How far a wave is. Never blocks. A wave stays known until the first `submit` after a poll reported it done.
+    ///
+    /// # Errors
+    /// A transfer failed, the deadline passed, the communicator was aborted, or the ticket is unknown. The error is
+    /// final for the ticket; the caller is expected to `abort`.
+    fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError>;
+
+    /// A fence behind the bytes of a wave, for a stream to wait on.
+    ///
+    /// # Errors
+    /// The ticket is unknown.
+    fn done(&mut self, ticket: Ticket) -> Result<Fence, CommError>;
+
+    /// Stops: nothing further is started, open tickets fail with [`CommError::Aborted`]. The fence is passed when no
+    /// copy that was started can touch memory any more. Later calls to `submit` fail.
+    fn abort(&mut self, cause: &str) -> Fence;
+
+    /// What was carried so far.
+    fn carried(&self) -> Carried;
+}

@@ -1,0 +1,419 @@
+//! Slots and staging of one rank in host memory.
+
+use std::fmt;
+use std::ops::Range;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use eplb_core::layout::STAGING_ALIGN;
+use eplb_core::{CoreError, LayerId, LayerLayout, ModelLayout, RankId, SlotId, TensorLayout};
+
+use super::content::{Content, Generation, Tag};
+use super::guards::{ReadGuard, WriteGuard};
+use super::lock::SlotLock;
+use super::region::Region;
+use super::staging::StagingBook;
+use crate::error::CommError;
+use crate::memory::{Memory, Place};
+
+/// One rank's slots of every layer and its staging, in host memory; shared by the rank, its stream and the threads
+/// that copy for its peers. Nothing is copied on the way: a transfer goes from slot to slot or staging.
+///
+/// Every access goes through a guard of one [`Place`]: any number of readers or one writer. Guards never wait. An
+/// access that is in the way of another is refused with [`CommError::Conflict`] and touches no byte; so a wave
+/// whose order was broken, by a bug or by a fault planted in a test, ends in an error with a name and never in a data
+/// race.
+///
+/// Ordering (happens-before): the bytes and the content of a place that a [`WriteGuard`] wrote happen-before every
+/// guard of the place that is taken after it was dropped; what a [`ReadGuard`] read happens-before the next write
+/// guard. For a slot the two sides are a release and an acquire of the slot's lock word, for staging the mutex around
+/// the list of accesses. Different places share nothing and order nothing.
+///
+/// Each place also carries a tag: its [`Content`] and how often it was written. A copy checks at the source what it
+/// was told to find there, and names the content at the destination only after the last byte; a copy that stops half
+/// way leaves [`Content::Unknown`].
+pub struct HostMemory {
+    rank: RankId,
+    layout: Arc<ModelLayout>,
+    slots: Range<usize>,
+    /// `[layer][tensor]`, each all local slots of a tensor.
+    blocks: Vec<Vec<Region>>,
+    /// `[layer * local slots + local slot]`.
+    seats: Vec<Seat>,
+    staging: Region,
+    staging_bytes: usize,
+    book: Mutex<StagingBook>,
+    /// Planted by tests, see [`crate::fault`]; empty otherwise.
+    faults: Mutex<Vec<(Place, CopyFault)>>,
+    any_fault: AtomicBool,
+}
+
+/// How a copy goes wrong on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum CopyFault {
+    /// One tensor is left out.
+    SkipTensor(usize),
+    /// The copying thread panics before the first byte.
+    Panic,
+}
+
+/// Lock and tag of one slot.
+#[derive(Debug)]
+struct Seat {
+    lock: SlotLock,
+    tag: Tag,
+}
+
+/// A checked place: inside the memory that it was resolved for.
+#[derive(Debug, Clone)]
+pub(super) enum Site {
+    Slot { layer: LayerId, local: usize },
+    Staging { layer: LayerId, range: Range<usize> },
+}
+
+/// Where one tensor of one place lies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct View {
+    pub(super) base: NonNull<u8>,
+    pub(super) rows: usize,
+    pub(super) row_bytes: usize,
+    pub(super) pitch: usize,
+}
+
+impl fmt::Debug for HostMemory {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("HostMemory")
+            .field("rank", &self.rank)
+            .field("layers", &self.layout.layers())
+            .field("slots", &self.slots)
+            .field("staging_bytes", &self.staging_bytes)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Bytes that all local slots of a tensor span.
+fn block_bytes(layer: usize, tensor: &TensorLayout, slots: usize) -> Result<usize, CommError> {
+    let Some(gaps) = slots.checked_sub(1) else { return Ok(0) };
+    gaps.checked_mul(tensor.slot_stride)
+        .and_then(|n| n.checked_add(tensor.slot_span()))
+        .filter(|&n| n <= isize::MAX as usize)
+        .ok_or_else(|| {
+            CommError::Core(CoreError::Layout {
+                layer: LayerId::at(layer),
+                tensor: tensor.name.clone(),
+                reason: format!("{slots} slots are larger than the address space"),
+            })
+        })
+}
+
+impl HostMemory {
+    /// Zeroed memory of its own: `slots` (numbered over all ranks) of every layer, and staging. All slots are
+    /// [`Content::Empty`].
+    ///
+    /// # Errors
+    /// More bytes than there are.
+    pub fn new(
+        rank: RankId,
+        layout: Arc<ModelLayout>,
+        slots: Range<usize>,
+        staging_bytes: usize,
+    ) -> Result<Arc<Self>, CommError> {
+        let mut blocks = Vec::with_capacity(layout.layers());
+        for layer in 0..layout.layers() {
+            let tensors = layout.layer(LayerId::at(layer)).tensors();
+            let block = |tensor: &TensorLayout| {
+                let bytes = block_bytes(layer, tensor, slots.len())?;
+                Region::allocate(bytes).ok_or_else(|| CommError::NoMemory {
+                    rank,
+                    what: format!("tensor {:?} of {}", tensor.name, LayerId::at(layer)),
+                    bytes,
+                })
+            };
+            blocks.push(tensors.iter().map(block).collect::<Result<_, _>>()?);
+        }
+        Self::assemble(rank, layout, slots, blocks, staging_bytes)
+    }
+
+    /// Memory whose slots lie in the server's own tensors: `bases[layer][tensor]` is the address of the first local
+    /// slot. Staging is allocated here. All slots are [`Content::Unknown`] until [`HostMemory::declare`].
+    ///
+    /// # Errors
+    /// `bases` has another shape than the layout, or there is no memory for staging.
+    ///
+    /// # Safety
+    /// Until the last clone of the result is dropped:
+    /// - each address is valid for reads and writes of `(slots - 1) * slot_stride + slot_span` bytes of its tensor;
+    /// - the blocks of different tensors and layers do not overlap;
+    /// - whoever else uses these bytes keeps the order of the engine: it reads a slot only while the map in
+    ///   force names it and no commit writes it, and never writes one.
+    pub unsafe fn from_raw(
+        rank: RankId,
+        layout: Arc<ModelLayout>,
+        slots: Range<usize>,
+        bases: &[Vec<NonNull<u8>>],
+        staging_bytes: usize,
+    ) -> Result<Arc<Self>, CommError> {
+        let tensors = |layer: usize| layout.layer(LayerId::at(layer)).tensors();
+        let expected: Vec<usize> = (0..layout.layers()).map(|layer| tensors(layer).len()).collect();
+        let found: Vec<usize> = bases.iter().map(Vec::len).collect();
+        if found != expected {
+            let expected = format!("one address per tensor of each layer: {expected:?}");
+            return Err(CoreError::Shape { what: "addresses", found, expected }.into());
+        }
+        let mut blocks = Vec::with_capacity(bases.len());
+        for (layer, bases) in bases.iter().enumerate() {
+            let mut block = Vec::with_capacity(bases.len());
+            for (&base, tensor) in bases.iter().zip(tensors(layer)) {
+                let bytes = block_bytes(layer, tensor, slots.len())?;
+                // SAFETY: the caller keeps each address valid for the bytes of all local slots while this
+                // memory, which owns the region, lives.
+                block.push(unsafe { Region::borrow(base, bytes) });
+            }
+            blocks.push(block);
+        }
+        let memory = Self::assemble(rank, layout, slots, blocks, staging_bytes)?;
+        memory.seats.iter().for_each(|seat| seat.tag.set(Content::Unknown));
+        Ok(memory)
+    }
+
+    fn assemble(
+        rank: RankId,
+        layout: Arc<ModelLayout>,
+        slots: Range<usize>,
+        blocks: Vec<Vec<Region>>,
+        staging_bytes: usize,
+    ) -> Result<Arc<Self>, CommError> {
+        let staging = Region::allocate(staging_bytes).ok_or(CommError::NoMemory {
+            rank,
+            what: "staging".into(),
+            bytes: staging_bytes,
+        })?;
+        let seat = || Seat { lock: SlotLock::new(), tag: Tag::default() };
+        let seats = std::iter::repeat_with(seat).take(layout.layers() * slots.len()).collect();
+        Ok(Arc::new(Self {
+            rank,
+            layout,
+            slots,
+            blocks,
+            seats,
+            staging,
+            staging_bytes,
+            book: Mutex::default(),
+            faults: Mutex::default(),
+            any_fault: AtomicBool::new(false),
+        }))
+    }
+
+    /// The rank that owns the memory.
+    pub fn rank(&self) -> RankId {
+        self.rank
+    }
+
+    /// Begins to read a place.
+    ///
+    /// # Errors
+    /// There is no such place, or it is being written.
+    pub fn read(self: &Arc<Self>, place: Place) -> Result<ReadGuard, CommError> {
+        let site = self.resolve(place)?;
+        match &site {
+            Site::Slot { .. } => self.seat(&site).map_or(Ok(()), |seat| seat.lock.try_read()),
+            Site::Staging { range, .. } => self.book().try_read(range.clone()),
+        }
+        .map_err(|found| CommError::Conflict { rank: self.rank, place, wanted: "read", found })?;
+        Ok(ReadGuard::new(self.clone(), place, site))
+    }
+
+    /// Begins to write a place. Its content stays as it is until the first write through the guard.
+    ///
+    /// # Errors
+    /// There is no such place, or it is being read or written.
+    pub fn write(self: &Arc<Self>, place: Place) -> Result<WriteGuard, CommError> {
+        let site = self.resolve(place)?;
+        match &site {
+            Site::Slot { .. } => self.seat(&site).map_or(Ok(()), |seat| seat.lock.try_write()),
+            Site::Staging { range, .. } => self.book().try_write(range.clone()),
+        }
+        .map_err(|found| CommError::Conflict { rank: self.rank, place, wanted: "written", found })?;
+        Ok(WriteGuard::new(self.clone(), place, site))
+    }
+
+    /// What a place holds and how often it was written, at some moment of the call. Exact for who holds a guard.
+    ///
+    /// # Errors
+    /// There is no such place.
+    pub fn content(&self, place: Place) -> Result<(Content, Generation), CommError> {
+        Ok(self.content_at(&self.resolve(place)?))
+    }
+
+    /// States what a place holds, without writing bytes: after the host loaded weights by itself.
+    ///
+    /// # Errors
+    /// There is no such place, or it is in use.
+    pub fn declare(self: &Arc<Self>, place: Place, content: Content) -> Result<(), CommError> {
+        let mut guard = self.write(place)?;
+        guard.begin();
+        guard.set_content(content);
+        Ok(())
+    }
+
+    /// Checks that a place exists here.
+    ///
+    /// # Errors
+    /// It does not; the reason says what there is.
+    pub fn check(&self, place: Place) -> Result<(), CommError> {
+        self.resolve(place).map(|_| ())
+    }
+
+    pub(super) fn resolve(&self, place: Place) -> Result<Site, CommError> {
+        let missing = |reason| Err(CommError::NoSuchPlace { rank: self.rank, place, reason });
+        let (Place::Slot { layer, .. } | Place::Staging { layer, .. }) = place;
+        if layer.index() >= self.layout.layers() {
+            return missing(format!("its layers are 0..{}", self.layout.layers()));
+        }
+        match place {
+            Place::Slot { layer, slot } => {
+                if !self.slots.contains(&slot.index()) {
+                    return missing(format!("its slots are {}..{}", self.slots.start, self.slots.end));
+                }
+                Ok(Site::Slot { layer, local: slot.index() - self.slots.start })
+            }
+            Place::Staging { layer, offset } => {
+                if offset % STAGING_ALIGN != 0 {
+                    return missing(format!("offsets are multiples of {STAGING_ALIGN} bytes"));
+                }
+                let bytes = self.layout.layer(layer).staged_bytes();
+                match offset.checked_add(bytes).filter(|&end| end <= self.staging_bytes) {
+                    Some(end) => Ok(Site::Staging { layer, range: offset..end }),
+                    None => missing(format!(
+                        "an expert takes {bytes} of its {} bytes of staging",
+                        self.staging_bytes
+                    )),
+                }
+            }
+        }
+    }
+
+    fn seat(&self, site: &Site) -> Option<&Seat> {
+        match *site {
+            Site::Slot { layer, local } => self.seats.get(layer.index() * self.slots.len() + local),
+            Site::Staging { .. } => None,
+        }
+    }
+
+    /// Held for a few instructions; a panic under it leaves the list of accesses whole.
+    fn book(&self) -> MutexGuard<'_, StagingBook> {
+        self.book.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn layer(&self, site: &Site) -> &LayerLayout {
+        let (Site::Slot { layer, .. } | Site::Staging { layer, .. }) = site;
+        self.layout.layer(*layer)
+    }
+
+    pub(super) fn content_at(&self, site: &Site) -> (Content, Generation) {
+        match (self.seat(site), site) {
+            (Some(seat), _) => seat.tag.get(),
+            (None, Site::Staging { layer, range }) => self.book().content(*layer, range),
+            (None, Site::Slot { .. }) => (Content::Unknown, 0),
+        }
+    }
+
+    /// For the holder of the write guard: content unknown, next generation.
+    pub(super) fn begin_write(&self, site: &Site) {
+        match (self.seat(site), site) {
+            (Some(seat), _) => seat.tag.begin_write(),
+            (None, Site::Staging { layer, range }) => self.book().begin_write(*layer, range),
+            (None, Site::Slot { .. }) => {}
+        }
+    }
+
+    /// For the holder of the write guard.
+    pub(super) fn set_content(&self, site: &Site, content: Content) {
+        match (self.seat(site), site) {
+            (Some(seat), _) => seat.tag.set(content),
+            (None, Site::Staging { range, .. }) => self.book().set(range, content),
+            (None, Site::Slot { .. }) => {}
+        }
+    }
+
+    pub(super) fn leave_read(&self, site: &Site) {
+        match (self.seat(site), site) {
+            (Some(seat), _) => seat.lock.leave_read(),
+            (None, Site::Staging { range, .. }) => self.book().leave(range),
+            (None, Site::Slot { .. }) => {}
+        }
+    }
+
+    pub(super) fn leave_write(&self, site: &Site) {
+        match (self.seat(site), site) {
+            (Some(seat), _) => seat.lock.leave_write(),
+            (None, Site::Staging { range, .. }) => self.book().leave(range),
+            (None, Site::Slot { .. }) => {}
+        }
+    }
+
+    /// Where a tensor of a place lies: rows inside one region, of a place that no other overlaps. Panics if the
+    /// layer has no such tensor.
+    pub(super) fn view(&self, site: &Site, tensor: usize) -> View {
+        let layout = &self.layer(site).tensors()[tensor];
+        let (rows, row_bytes) = (layout.rows, layout.row_bytes);
+        let (region, offset, pitch) = match site {
+            Site::Slot { layer, local } => {
+                (&self.blocks[layer.index()][tensor], local * layout.slot_stride, layout.pitch)
+            }
+            Site::Staging { range, .. } => {
+                let inside = self.layer(site).staging_offsets()[tensor];
+                (&self.staging, range.start + inside, row_bytes)
+            }
+        };
+        let span = (rows - 1) * pitch + row_bytes;
+        match region.at(offset, span) {
+            Some(base) => View { base, rows, row_bytes, pitch },
+            // Regions span all local slots and all of staging, and sites are resolved against both.
+            None => unreachable!("a resolved place lies in its region"),
+        }
+    }
+
+    /// Plants a fault of [`crate::fault`]: the next copy into `place` goes wrong.
+    pub(crate) fn plant(&self, place: Place, fault: CopyFault) {
+        self.faults.lock().unwrap_or_else(PoisonError::into_inner).push((place, fault));
+        self.any_fault.store(true, Ordering::Release);
+    }
+
+    /// The fault that a copy into `place` must show, once.
+    pub(super) fn take_fault(&self, place: Place) -> Option<CopyFault> {
+        if !self.any_fault.load(Ordering::Acquire) {
+            return None;
+        }
+        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = faults.iter().position(|(planted, _)| *planted == place)?;
+        Some(faults.swap_remove(at).1)
+    }
+}
+
+impl Memory for HostMemory {
+    fn layout(&self) -> &Arc<ModelLayout> {
+        &self.layout
+    }
+
+    fn slots(&self) -> Range<usize> {
+        self.slots.clone()
+    }
+
+    fn staging_bytes(&self) -> usize {
+        self.staging_bytes
+    }
+}
+
+impl Place {
+    /// A slot of a layer.
+    pub fn slot(layer: LayerId, slot: SlotId) -> Self {
+        Place::Slot { layer, slot }
+    }
+
+    /// A staged expert of a layer, `offset` bytes from the start of staging.
+    pub fn staged(layer: LayerId, offset: usize) -> Self {
+        Place::Staging { layer, offset }
+    }
+}

@@ -1,0 +1,25 @@
+//! Twins of device memory, streams and fences on host memory: the whole engine runs on them with no accelerator.
+
+mod check;
+mod content;
+mod copy;
+mod fence;
+mod guards;
+mod lock;
+mod memory;
+mod region;
+mod split;
+mod staging;
+mod stream;
+mod worker;
+
+pub use content::{Content, Generation};
+pub use copy::copy;
+pub use fence::HostFence;
+pub use guards::{ReadGuard, WriteGuard};
+pub use memory::HostMemory;
+pub use stream::{HostStream, StreamOptions};
+
+pub(crate) use memory::CopyFault;
+pub(crate) use split::SplitCopy;
+pub(crate) use worker::panic_message;

@@ -1,0 +1,23 @@
+//! What a transport of the expert-parallel load balancer must do ([`Communicator`]), the memory, streams and fences
+//! it works with, and their twins on host memory, so that everything runs with no accelerator at all.
+//!
+//! A wave is data ([`eplb_core::Wave`]); a communicator carries its transfers out, asynchronously. Every backend
+//! passes the suite in [`conformance`].
+
+pub mod communicator;
+pub mod conformance;
+pub mod error;
+pub mod fault;
+pub mod fence;
+pub mod host;
+pub mod local;
+pub mod memory;
+pub mod pattern;
+mod random;
+pub mod stream;
+
+pub use communicator::{Carried, Communicator, Progress, Ticket};
+pub use error::CommError;
+pub use fence::{Fence, FenceState};
+pub use memory::{Memory, Place};
+pub use stream::Stream;

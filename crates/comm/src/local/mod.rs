@@ -1,0 +1,10 @@
+//! Ranks as parts of one process: transfers are copies between their memories, run by threads of the group.
+
+mod check;
+mod communicator;
+mod group;
+mod pool;
+mod ticket;
+
+pub use communicator::LocalCommunicator;
+pub use group::LocalGroup;
