@@ -1,0 +1,125 @@
+//! What a rank has heard of the others.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use eplb_core::RankId;
+
+use super::words::Note;
+
+/// Notes of one rank about one wave.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Heard {
+    pub(super) drained: Option<u64>,
+    pub(super) prepared: Option<Option<u64>>,
+    pub(super) acknowledged: bool,
+    pub(super) too_late: bool,
+    /// First step that runs with the maps of the commit.
+    pub(super) committed: Option<u64>,
+    pub(super) stopped: Option<bool>,
+}
+
+/// All notes of all members. A peer may be one wave ahead, so notes are kept by wave.
+#[derive(Debug)]
+pub(super) struct Peers {
+    members: Vec<RankId>,
+    plans: BTreeMap<RankId, (u64, u64)>,
+    waves: BTreeMap<usize, BTreeMap<RankId, Heard>>,
+    proposed: BTreeMap<usize, u64>,
+    alive: BTreeMap<RankId, Instant>,
+}
+
+impl Peers {
+    /// `members` are all live ranks, this one included.
+    pub(super) fn new(members: &[RankId], now: Instant) -> Self {
+        Self {
+            members: members.to_vec(),
+            plans: BTreeMap::new(),
+            waves: BTreeMap::new(),
+            proposed: BTreeMap::new(),
+            alive: members.iter().map(|&r| (r, now)).collect(),
+        }
+    }
+
+    pub(super) fn leader(&self) -> RankId {
+        self.members.iter().copied().min().unwrap_or_default()
+    }
+
+    pub(super) fn is_member(&self, rank: RankId) -> bool {
+        self.members.contains(&rank)
+    }
+
+    pub(super) fn see_alive(&mut self, rank: RankId, now: Instant) {
+        if let Some(seen) = self.alive.get_mut(&rank) {
+            *seen = now;
+        }
+    }
+
+    /// The rank that has been silent longest beyond `limit`.
+    pub(super) fn silent(&self, limit: Duration, now: Instant, me: RankId) -> Option<(RankId, Duration)> {
+        self.alive
+            .iter()
+            .filter(|&(&rank, _)| rank != me)
+            .map(|(&rank, &seen)| (rank, now.saturating_duration_since(seen)))
+            .filter(|&(_, silence)| silence > limit)
+            .max_by_key(|&(rank, silence)| (silence, std::cmp::Reverse(rank)))
+    }
+
+    /// Keeps a note of any rank, this one included.
+    pub(super) fn hear(&mut self, rank: RankId, note: &Note) {
+        match *note {
+            Note::Plan { hash, next_step } => drop(self.plans.insert(rank, (hash, next_step))),
+            Note::Proposed { wave, step } => drop(self.proposed.insert(wave, step)),
+            Note::Failed { .. } => {}
+            Note::Drained { wave, first_step } => self.heard(wave, rank).drained = Some(first_step),
+            Note::Prepared { wave, last_step } => self.heard(wave, rank).prepared = Some(last_step),
+            Note::Acknowledged { wave } => self.heard(wave, rank).acknowledged = true,
+            Note::TooLate { wave } => self.heard(wave, rank).too_late = true,
+            Note::Committed { wave, first_step } => self.heard(wave, rank).committed = Some(first_step),
+            Note::Stopped { wave, touched } => self.heard(wave, rank).stopped = Some(touched),
+        }
+    }
+
+    fn heard(&mut self, wave: usize, rank: RankId) -> &mut Heard {
+        self.waves.entry(wave).or_default().entry(rank).or_default()
+    }
+
+    /// Hash of each member that has told it.
+    pub(super) fn hashes(&self) -> impl Iterator<Item = (RankId, u64)> + '_ {
+        self.plans.iter().map(|(&rank, &(hash, _))| (rank, hash))
+    }
+
+    /// First step of each member that runs with the maps that the plan starts from.
+    pub(super) fn next_steps(&self) -> impl Iterator<Item = u64> + '_ {
+        self.plans.values().map(|&(_, next_step)| next_step)
+    }
+
+    /// Members that have not told their hash.
+    pub(super) fn without_hash(&self) -> Vec<RankId> {
+        self.members.iter().copied().filter(|r| !self.plans.contains_key(r)).collect()
+    }
+
+    /// What every member said of a wave.
+    pub(super) fn of_wave(&self, wave: usize) -> impl Iterator<Item = (RankId, Heard)> + '_ {
+        self.members.iter().map(move |&rank| {
+            let heard = self.waves.get(&wave).and_then(|w| w.get(&rank));
+            (rank, heard.cloned().unwrap_or_default())
+        })
+    }
+
+    /// Members of which `missing` holds.
+    pub(super) fn missing(&self, wave: usize, missing: impl Fn(&Heard) -> bool) -> Vec<RankId> {
+        self.of_wave(wave).filter(|(_, h)| missing(h)).map(|(r, _)| r).collect()
+    }
+
+    /// The step that the leader proposed for a wave.
+    pub(super) fn proposed(&self, wave: usize) -> Option<u64> {
+        self.proposed.get(&wave).copied()
+    }
+
+    /// Forgets waves before `wave`.
+    pub(super) fn forget_before(&mut self, wave: usize) {
+        self.waves = self.waves.split_off(&wave);
+        self.proposed = self.proposed.split_off(&wave);
+    }
+}

@@ -1,0 +1,504 @@
+//! The state machine of one rank.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use eplb_core::{Landing, RankId};
+
+use super::peers::Peers;
+use super::words::{Action, Cause, Deadlines, Note, Outcome, Phase, Record, Verdict};
+use crate::plan::ExchangePlan;
+
+/// Steps of the host, as far as the device has got with them.
+#[derive(Debug)]
+struct Steps {
+    /// Last step begun.
+    begun: Option<u64>,
+    /// Steps begun whose work the device has not finished, ascending.
+    open: VecDeque<u64>,
+}
+
+impl Steps {
+    /// The least id that the next step can have.
+    fn next(&self) -> u64 {
+        self.begun.map_or(0, |id| id + 1)
+    }
+
+    /// Whether every step before `step` is over on this rank: none can begin any more, and none is open.
+    fn over_before(&self, step: u64) -> bool {
+        self.next() >= step && self.open.front().is_none_or(|&open| open >= step)
+    }
+}
+
+/// Whether maps may be switched right now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Boundary {
+    /// No: a step may be under way.
+    Closed,
+    /// The step with this id is about to run.
+    Step(u64),
+    /// The rank runs no step; the next will see the maps.
+    Idle,
+}
+
+/// One rank's part in running an [`ExchangePlan`]: events in, [`Action`]s out.
+///
+/// The driver calls the methods named after events, in the order in which the events happen on this rank, and after each
+/// call carries out what [`Exchange::take_actions`] returns, in order, before the next call. A step boundary is
+/// [`Exchange::begin_step`], the actions it leads to, and [`Exchange::end_boundary`]; only then may the step run.
+///
+/// Time is given as `now`; the machine has no clock. See the [module](super) for what makes it safe.
+#[derive(Debug)]
+pub struct Exchange {
+    plan: Arc<ExchangePlan>,
+    me: RankId,
+    peers: Peers,
+    deadlines: Deadlines,
+    margin: u64,
+    steps: Steps,
+    wave: usize,
+    phase: Phase,
+    since: Instant,
+    record: Record,
+    boundary: Boundary,
+    drained: bool,
+    submitted: bool,
+    /// First step that runs with the maps of the last commit.
+    switched: u64,
+    deciding: bool,
+    agreed: Option<u64>,
+    /// Why this rank cannot go on; it still obeys what is decided.
+    doomed: Option<Cause>,
+    actions: Vec<Action>,
+    outcome: Option<Outcome>,
+}
+
+impl Exchange {
+    /// Starts a plan on rank `me` of `members` (all live ranks, `me` included). `margin` is the number of steps between the
+    /// largest step begun anywhere and the step proposed for a commit: 2 and the steps that a round trip takes.
+    /// `last_step` is the last step that this rank has begun.
+    pub fn new(
+        plan: Arc<ExchangePlan>,
+        me: RankId,
+        members: &[RankId],
+        deadlines: Deadlines,
+        margin: u64,
+        last_step: Option<u64>,
+        now: Instant,
+    ) -> Self {
+        let hash = plan.hash64();
+        let mut exchange = Self {
+            plan,
+            me,
+            peers: Peers::new(members, now),
+            deadlines,
+            margin: margin.max(1),
+            steps: Steps { begun: last_step, open: VecDeque::from_iter(last_step) },
+            wave: 0,
+            phase: Phase::Agreeing,
+            since: now,
+            record: Record::OPEN,
+            boundary: Boundary::Closed,
+            drained: false,
+            submitted: false,
+            switched: 0,
+            deciding: false,
+            agreed: None,
+            doomed: None,
+            actions: Vec::new(),
+            outcome: None,
+        };
+        let next_step = exchange.steps.next();
+        exchange.say(Note::Plan { hash, next_step });
+        exchange.advance(now);
+        exchange
+    }
+
+    /// The plan.
+    pub fn plan(&self) -> &Arc<ExchangePlan> {
+        &self.plan
+    }
+
+    /// Where the exchange is.
+    pub fn phase(&self) -> Phase {
+        self.phase
+    }
+
+    /// Number of the wave that is under way.
+    pub fn wave(&self) -> usize {
+        self.wave
+    }
+
+    /// How it ended, once it has.
+    pub fn outcome(&self) -> Option<&Outcome> {
+        self.outcome.as_ref()
+    }
+
+    /// What the driver has to do now, in order.
+    pub fn take_actions(&mut self) -> Vec<Action> {
+        std::mem::take(&mut self.actions)
+    }
+
+    /// The host is about to run step `id`; ids rise strictly, gaps are allowed. Until [`Exchange::end_boundary`] maps may
+    /// be switched, and the step sees them.
+    pub fn begin_step(&mut self, id: u64, now: Instant) {
+        self.steps.begun = Some(self.steps.begun.map_or(id, |last| last.max(id)));
+        self.steps.open.push_back(id);
+        self.boundary = Boundary::Step(id);
+        if self.phase == Phase::Armed && self.agreed.is_some_and(|step| id >= step) {
+            // The step has come and the decision has not: whoever is first at the record decides.
+            self.decide(Verdict::Abort);
+        }
+        self.advance(now);
+    }
+
+    /// The rank runs no step at present; maps may be switched until [`Exchange::end_boundary`].
+    pub fn tick(&mut self, now: Instant) {
+        self.boundary = Boundary::Idle;
+        self.advance(now);
+    }
+
+    /// Ends the boundary opened by [`Exchange::begin_step`] or [`Exchange::tick`]. Returns whether the step may run: not if
+    /// the agreed step has come and the decision is still unknown, because the record could not be reached.
+    pub fn end_boundary(&mut self) -> bool {
+        self.boundary = Boundary::Closed;
+        !(self.phase == Phase::Armed && self.agreed.is_some_and(|step| self.steps.next() > step))
+    }
+
+    /// The device has finished every step up to `id`.
+    pub fn finish_step(&mut self, id: u64, now: Instant) {
+        while self.steps.open.front().is_some_and(|&open| open <= id) {
+            self.steps.open.pop_front();
+        }
+        self.advance(now);
+    }
+
+    /// This rank's part of the wave's transfers is done: its bytes are in, its reads of others are over.
+    pub fn transfers_done(&mut self, now: Instant) {
+        if self.phase == Phase::Moving {
+            self.say(Note::Prepared { wave: self.wave, last_step: self.steps.begun });
+            self.enter(Phase::Prepared, now);
+        }
+        self.advance(now);
+    }
+
+    /// This rank's part of the wave's transfers, or of its commit, failed.
+    pub fn transfers_failed(&mut self, detail: String, now: Instant) {
+        self.fail(Cause::Transfer { rank: self.me, wave: self.wave, detail }, now);
+    }
+
+    /// The commit of the wave is complete on the device.
+    pub fn commit_done(&mut self, now: Instant) {
+        if self.phase == Phase::Settling {
+            self.say(Note::Committed { wave: self.wave, first_step: self.switched });
+        }
+        self.advance(now);
+    }
+
+    /// After [`Action::Halt`]: nothing of the wave can touch this rank's memory any more.
+    pub fn halted(&mut self, now: Instant) {
+        if self.phase == Phase::Stopping {
+            let touched = self.submitted;
+            self.say(Note::Stopped { wave: self.wave, touched });
+        }
+        self.advance(now);
+    }
+
+    /// A rank showed a sign of life.
+    pub fn alive(&mut self, rank: RankId, now: Instant) {
+        self.peers.see_alive(rank, now);
+    }
+
+    /// A note of another rank came.
+    pub fn hear(&mut self, from: RankId, note: &Note, now: Instant) {
+        if !self.peers.is_member(from) {
+            return;
+        }
+        self.peers.see_alive(from, now);
+        self.peers.hear(from, note);
+        if let Note::Failed { cause } = note {
+            self.fail(Cause::PeerFailed { rank: from, detail: cause.clone() }, now);
+        }
+        self.advance(now);
+    }
+
+    /// What the record says, read or after [`Action::Decide`].
+    pub fn learn(&mut self, record: Record, now: Instant) {
+        self.deciding = false;
+        if record.decided > self.record.decided {
+            self.record = record;
+            self.obey(now);
+        }
+        self.advance(now);
+    }
+
+    /// The caller wants the exchange to stop at the next possible point.
+    pub fn cancel(&mut self, why: &str, now: Instant) {
+        self.fail(Cause::Cancelled(why.into()), now);
+        self.advance(now);
+    }
+
+    /// Looks at the clock. Only what needs no traffic has a deadline here: a group that serves nothing waits.
+    pub fn check_time(&mut self, now: Instant) {
+        let waited = now.saturating_duration_since(self.since);
+        let late = match self.phase {
+            Phase::Agreeing if waited > self.deadlines.answer => Some(self.peers.without_hash()),
+            Phase::Moving if waited > self.deadlines.transfer => Some(vec![self.me]),
+            Phase::Armed if waited > self.deadlines.answer => {
+                Some(self.peers.missing(self.wave, |h| !h.acknowledged && !h.too_late))
+            }
+            Phase::Stopping if waited > self.deadlines.answer => {
+                let silent = self.peers.missing(self.wave, |h| h.stopped.is_none());
+                self.finish_abort(silent);
+                None
+            }
+            _ => None,
+        };
+        if let Some(waiting_for) = late {
+            let (wave, phase) = (self.wave, self.phase);
+            self.fail(Cause::Timeout { wave, phase, waiting_for, waited }, now);
+        }
+        if !matches!(self.phase, Phase::Stopping | Phase::Over)
+            && let Some((rank, silence)) = self.peers.silent(self.deadlines.peer, now, self.me)
+        {
+            let (wave, phase) = (self.wave, self.phase);
+            self.fail(Cause::PeerSilent { rank, wave, phase, silence }, now);
+        }
+        self.advance(now);
+    }
+
+    fn say(&mut self, note: Note) {
+        self.peers.hear(self.me, &note);
+        self.actions.push(Action::Publish(note));
+    }
+
+    fn enter(&mut self, phase: Phase, now: Instant) {
+        self.phase = phase;
+        self.since = now;
+    }
+
+    /// Asks for the verdict on the wave under way, unless an answer is still out.
+    fn decide(&mut self, verdict: Verdict) {
+        if !self.deciding && self.record.decided == self.wave {
+            self.deciding = true;
+            let to = Record { decided: self.wave + 1, verdict };
+            self.actions.push(Action::Decide { from: self.record, to });
+        }
+    }
+
+    /// Goes on as far as what is known allows.
+    fn advance(&mut self, now: Instant) {
+        loop {
+            let before = (self.phase, self.wave);
+            match self.phase {
+                Phase::Agreeing => self.agree(now),
+                Phase::Draining => self.drain(now),
+                Phase::Clearing => self.clear(now),
+                Phase::Prepared => self.propose(now),
+                Phase::Armed => self.collect(now),
+                Phase::Committing => self.commit(now),
+                Phase::Settling => self.settle(now),
+                Phase::Stopping => {
+                    if self.peers.missing(self.wave, |h| h.stopped.is_none()).is_empty() {
+                        self.finish_abort(Vec::new());
+                    }
+                }
+                Phase::Failing => self.decide(Verdict::Abort),
+                Phase::Moving | Phase::Over => {}
+            }
+            if before == (self.phase, self.wave) {
+                return;
+            }
+        }
+    }
+
+    fn agree(&mut self, now: Instant) {
+        let ours = self.plan.hash64();
+        let other = self.peers.hashes().find(|&(_, hash)| hash != ours);
+        if let Some((rank, theirs)) = other {
+            self.fail(Cause::PlanMismatch { rank, theirs, ours }, now);
+        } else if self.peers.without_hash().is_empty() {
+            self.start_wave(now);
+        }
+    }
+
+    fn start_wave(&mut self, now: Instant) {
+        self.peers.forget_before(self.wave.saturating_sub(1));
+        (self.drained, self.submitted, self.agreed) = (false, false, None);
+        if self.doomed.is_some() || self.record.decided > self.wave {
+            self.give_up(now);
+            return;
+        }
+        match self.plan.waves().get(self.wave) {
+            None => {
+                self.outcome = Some(Outcome::Completed);
+                self.enter(Phase::Over, now);
+            }
+            Some(wave) if wave.drains.is_empty() => self.enter(Phase::Clearing, now),
+            Some(_) => self.enter(Phase::Draining, now),
+        }
+    }
+
+    fn drain(&mut self, now: Instant) {
+        if let Some(first_step) = self.first_step_at_boundary()
+            && !self.drained
+        {
+            self.drained = true;
+            self.actions.push(Action::Drain { wave: self.wave });
+            self.say(Note::Drained { wave: self.wave, first_step });
+        }
+        if self.peers.missing(self.wave, |h| h.drained.is_none()).is_empty() {
+            self.enter(Phase::Clearing, now);
+        }
+    }
+
+    /// The first step to run with a map switched now; `None` if maps may not be switched now.
+    fn first_step_at_boundary(&self) -> Option<u64> {
+        match self.boundary {
+            Boundary::Closed => None,
+            Boundary::Step(id) => Some(id),
+            Boundary::Idle => Some(self.steps.next()),
+        }
+    }
+
+    fn clear(&mut self, now: Instant) {
+        // Slots that the wave drains, and slots that the commit before emptied: both were named by the maps of earlier steps.
+        let drained = self.peers.of_wave(self.wave).filter_map(|(_, h)| h.drained).max();
+        let emptied = match self.wave.checked_sub(1) {
+            None => self.peers.next_steps().max(),
+            Some(last) => self.peers.of_wave(last).filter_map(|(_, h)| h.committed).max(),
+        };
+        if drained.max(emptied).is_none_or(|step| self.steps.over_before(step)) {
+            self.submitted = true;
+            self.actions.push(Action::Submit { wave: self.wave });
+            self.enter(Phase::Moving, now);
+        }
+    }
+
+    fn propose(&mut self, now: Instant) {
+        let wave = self.wave;
+        let leads = self.peers.leader() == self.me;
+        if let Some(step) = self.peers.proposed(wave) {
+            if self.steps.begun.is_none_or(|last| last < step) {
+                self.agreed = Some(step);
+                self.say(Note::Acknowledged { wave });
+                self.enter(Phase::Armed, now);
+            } else {
+                self.say(Note::TooLate { wave });
+                self.fail(Cause::TooLate { rank: self.me, wave }, now);
+            }
+        } else if leads && self.peers.missing(wave, |h| h.prepared.is_none()).is_empty() {
+            if self.plan.waves()[wave].needs_agreed_step() {
+                let heard = self.peers.of_wave(wave).filter_map(|(_, h)| h.prepared.flatten()).max();
+                let step = heard.max(self.steps.begun).map_or(0, |last| last + 1) + self.margin;
+                self.say(Note::Proposed { wave, step });
+                self.propose(now);
+            } else {
+                self.decide(Verdict::Commit { step: None });
+            }
+        }
+    }
+
+    fn collect(&mut self, now: Instant) {
+        let (wave, leads) = (self.wave, self.peers.leader() == self.me);
+        if let Some(&rank) = self.peers.missing(wave, |h| h.too_late).first() {
+            self.fail(Cause::TooLate { rank, wave }, now);
+        } else if leads && self.peers.missing(wave, |h| !h.acknowledged).is_empty() {
+            self.decide(Verdict::Commit { step: self.agreed });
+        }
+    }
+
+    /// Acts on a record that decides the wave under way, or a later one: then this one was committed, at the step that
+    /// this rank acknowledged, because an abort would have been the last word.
+    fn obey(&mut self, now: Instant) {
+        if self.record.decided <= self.wave || matches!(self.phase, Phase::Stopping | Phase::Over) {
+            return;
+        }
+        let verdict = if self.record.decided == self.wave + 1 {
+            self.record.verdict
+        } else {
+            Verdict::Commit { step: self.agreed }
+        };
+        match verdict {
+            Verdict::Commit { step }
+                if matches!(self.phase, Phase::Prepared | Phase::Armed | Phase::Failing) =>
+            {
+                self.agreed = step;
+                self.enter(Phase::Committing, now);
+            }
+            Verdict::Commit { .. } => {}
+            Verdict::Abort => self.stop(now),
+        }
+    }
+
+    fn commit(&mut self, now: Instant) {
+        let reached = match (self.agreed, self.boundary) {
+            (None, _) => true,
+            (Some(step), Boundary::Step(id)) => id >= step,
+            (Some(_), _) => false,
+        };
+        if let Some(first_step) = self.first_step_at_boundary()
+            && reached
+        {
+            self.switched = first_step;
+            self.actions.push(Action::Commit { wave: self.wave });
+            self.enter(Phase::Settling, now);
+        }
+    }
+
+    fn settle(&mut self, now: Instant) {
+        let me = self.me;
+        let missing = self.peers.missing(self.wave, |h| h.committed.is_none());
+        let over = self.doomed.is_some() || self.record.decided > self.wave + 1;
+        // Others may never confirm: when this rank's own commit is complete, it goes on to give up the next wave.
+        if missing.is_empty() || (over && !missing.contains(&me)) {
+            self.wave += 1;
+            self.start_wave(now);
+        }
+    }
+
+    /// This rank cannot go on. The record has the last word on the wave under way; what it decided is carried out first.
+    fn fail(&mut self, cause: Cause, now: Instant) {
+        if matches!(self.phase, Phase::Stopping | Phase::Over) || self.doomed.is_some() {
+            return;
+        }
+        self.say(Note::Failed { cause: cause.to_string() });
+        self.doomed = Some(cause);
+        if !matches!(self.phase, Phase::Committing | Phase::Settling) {
+            self.give_up(now);
+        }
+    }
+
+    fn give_up(&mut self, now: Instant) {
+        self.enter(Phase::Failing, now);
+        self.decide(Verdict::Abort);
+        self.obey(now);
+    }
+
+    fn stop(&mut self, now: Instant) {
+        let cause = self.doomed.get_or_insert(Cause::ByRecord { wave: self.wave });
+        self.actions.push(Action::Halt { cause: cause.to_string() });
+        self.enter(Phase::Stopping, now);
+    }
+
+    fn finish_abort(&mut self, silent: Vec<RankId>) {
+        let mut phy2log = self.plan.phy2log_after(self.wave.min(self.plan.waves().len()));
+        let touched: Vec<RankId> = self
+            .peers
+            .of_wave(self.wave)
+            .filter(|(rank, heard)| heard.stopped == Some(true) || silent.contains(rank))
+            .map(|(rank, _)| rank)
+            .collect();
+        // A drained slot in which bytes may have landed does not return to service.
+        for transfer in self.plan.waves().get(self.wave).into_iter().flat_map(|wave| &wave.transfers) {
+            if transfer.landing == Landing::InPlace && touched.contains(&transfer.dest) {
+                phy2log[(transfer.layer.index(), transfer.dest_slot.index())] = -1;
+            }
+        }
+        self.actions.push(Action::Restore { phy2log: phy2log.clone() });
+        let cause = self.doomed.take().unwrap_or(Cause::ByRecord { wave: self.wave });
+        self.outcome = Some(Outcome::Aborted { wave: self.wave, cause, phy2log, silent });
+        self.phase = Phase::Over;
+    }
+}

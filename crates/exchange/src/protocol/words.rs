@@ -1,0 +1,306 @@
+//! What ranks say to each other, and what they must do.
+
+use std::time::Duration;
+
+use eplb_core::RankId;
+use ndarray::Array2;
+
+/// A control message from one rank to all others. Notes of one rank arrive in the order sent.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Note {
+    /// Hash of the plan that the rank is about to run: compared before anything else happens.
+    Plan {
+        /// [`crate::ExchangePlan::hash64`].
+        hash: u64,
+        /// First step that the rank runs with the maps that the plan starts from, at the latest.
+        next_step: u64,
+    },
+    /// The drained map of a wave is in force on this rank from step `first_step` on.
+    Drained {
+        /// Number of the wave.
+        wave: usize,
+        /// First step that runs, or will run, with the drained map.
+        first_step: u64,
+    },
+    /// The rank's own bytes are in and its reads of others are over.
+    Prepared {
+        /// Number of the wave.
+        wave: usize,
+        /// Last step that the rank has begun; `None` before the first.
+        last_step: Option<u64>,
+    },
+    /// The leader proposes the step at which all ranks commit.
+    Proposed {
+        /// Number of the wave.
+        wave: usize,
+        /// The step `N`.
+        step: u64,
+    },
+    /// The rank has not begun step `N` yet and will not pass it without knowing the decision.
+    Acknowledged {
+        /// Number of the wave.
+        wave: usize,
+    },
+    /// The rank has begun step `N` already: the proposal came too late.
+    TooLate {
+        /// Number of the wave.
+        wave: usize,
+    },
+    /// The commit is complete on the rank's device.
+    Committed {
+        /// Number of the wave.
+        wave: usize,
+        /// First step that runs with its maps.
+        first_step: u64,
+    },
+    /// The rank cannot go on.
+    Failed {
+        /// Why, in words.
+        cause: String,
+    },
+    /// After an abort: nothing of the wave can touch the rank's memory any more.
+    Stopped {
+        /// Number of the aborted wave.
+        wave: usize,
+        /// Whether bytes may have landed in the rank's drained slots.
+        touched: bool,
+    },
+}
+
+/// The one record that decides a wave. It moves by compare-and-set only, so that all ranks read one history.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Record {
+    /// Number of waves decided, the present one included.
+    pub decided: usize,
+    /// What was decided of wave `decided - 1`.
+    pub verdict: Verdict,
+}
+
+impl Record {
+    /// Before the first wave.
+    pub const OPEN: Record = Record { decided: 0, verdict: Verdict::Commit { step: None } };
+}
+
+/// What becomes of a wave.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Every rank commits: before the first step whose id is at least `step`, or as soon as it knows where the wave
+    /// overwrites nothing in service (`None`).
+    Commit {
+        /// The agreed step.
+        step: Option<u64>,
+    },
+    /// Nobody commits; the placement before the wave stays.
+    Abort,
+}
+
+/// What the driver must do for the state machine, in the order given.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Action {
+    /// Send a note to every other rank.
+    Publish(Note),
+    /// Take the wave's drained slots out of the maps, for the step that is about to run and all later ones.
+    Drain {
+        /// Number of the wave.
+        wave: usize,
+    },
+    /// Hand the wave's transfers to the communicator.
+    Submit {
+        /// Number of the wave.
+        wave: usize,
+    },
+    /// Enqueue the wave's commit on the compute stream and put its slots into the maps, for the step that is about to
+    /// run and all later ones.
+    Commit {
+        /// Number of the wave.
+        wave: usize,
+    },
+    /// Move the record from `from` to `to` by compare-and-set, and report what it says then.
+    Decide {
+        /// The record as last known.
+        from: Record,
+        /// The record wanted.
+        to: Record,
+    },
+    /// Abort the communicator's work of this exchange; report when nothing can touch memory any more.
+    Halt {
+        /// Why, in words.
+        cause: String,
+    },
+    /// Replace the maps by the ones given: drained slots that no byte touched are in service again.
+    Restore {
+        /// Entries of `phy2log`, `[L, P]`.
+        phy2log: Array2<i32>,
+    },
+}
+
+/// Deadlines of an exchange.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Longest time for the transfers of one wave.
+    pub transfer: Duration,
+    /// Longest time for an answer that needs no traffic: hashes, proposals, stops.
+    pub answer: Duration,
+    /// A peer that shows no sign of life for this long is taken for dead.
+    pub peer: Duration,
+}
+
+impl Default for Deadlines {
+    /// 30 s for a wave's transfers, 10 s for an answer, 5 s for a sign of life.
+    fn default() -> Self {
+        Self {
+            transfer: Duration::from_secs(30),
+            answer: Duration::from_secs(10),
+            peer: Duration::from_secs(5),
+        }
+    }
+}
+
+/// Where an exchange is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Phase {
+    /// Waiting for the hashes of all ranks.
+    Agreeing,
+    /// Waiting for the next step, to drain, and for the other ranks to have drained.
+    Draining,
+    /// Drained everywhere; waiting for the last step that may use the drained slots.
+    Clearing,
+    /// Bytes are under way.
+    Moving,
+    /// This rank is prepared; waiting for the others and for the decision.
+    Prepared,
+    /// This rank acknowledged a step and waits for the decision.
+    Armed,
+    /// Commit is decided; waiting for its step.
+    Committing,
+    /// Commit is enqueued here; waiting for it to complete on all ranks.
+    Settling,
+    /// This rank cannot go on; waiting for the record's last word.
+    Failing,
+    /// Aborted; waiting until nothing can touch memory any more, on all ranks.
+    Stopping,
+    /// Over: see [`Outcome`].
+    Over,
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Phase::Agreeing => "agreeing on the plan",
+            Phase::Draining => "draining",
+            Phase::Clearing => "waiting for the last step on drained slots",
+            Phase::Moving => "moving bytes",
+            Phase::Prepared => "waiting for all ranks to be prepared",
+            Phase::Armed => "waiting for the decision",
+            Phase::Committing => "waiting for the commit's step",
+            Phase::Settling => "waiting for all ranks to commit",
+            Phase::Failing => "giving up",
+            Phase::Stopping => "stopping",
+            Phase::Over => "over",
+        })
+    }
+}
+
+/// Why an exchange was aborted.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Cause {
+    /// Two ranks planned differently; no byte was moved.
+    #[error(
+        "{rank} runs a plan with hash {theirs:016x}, this rank one with {ours:016x}; ranks must plan alike"
+    )]
+    PlanMismatch {
+        /// The other rank.
+        rank: RankId,
+        /// Its hash.
+        theirs: u64,
+        /// Our hash.
+        ours: u64,
+    },
+    /// A transfer of this rank failed.
+    #[error("{rank}, wave {wave}: {detail}")]
+    Transfer {
+        /// This rank.
+        rank: RankId,
+        /// Number of the wave.
+        wave: usize,
+        /// The communicator's error.
+        detail: String,
+    },
+    /// Ranks did not answer in time.
+    #[error("wave {wave}, {phase}: no answer from {waiting_for:?} within {waited:?}")]
+    Timeout {
+        /// Number of the wave.
+        wave: usize,
+        /// What was going on.
+        phase: Phase,
+        /// The ranks that did not answer.
+        waiting_for: Vec<RankId>,
+        /// How long this rank waited.
+        waited: Duration,
+    },
+    /// A rank gives no sign of life.
+    #[error("wave {wave}, {phase}: {rank} has given no sign of life for {silence:?}")]
+    PeerSilent {
+        /// The silent rank.
+        rank: RankId,
+        /// Number of the wave.
+        wave: usize,
+        /// What was going on.
+        phase: Phase,
+        /// For how long.
+        silence: Duration,
+    },
+    /// Another rank reported that it cannot go on.
+    #[error("{rank} failed: {detail}")]
+    PeerFailed {
+        /// The rank.
+        rank: RankId,
+        /// Its words.
+        detail: String,
+    },
+    /// A rank had begun the proposed step before the proposal reached it; nothing is wrong, try again.
+    #[error("wave {wave}: {rank} was past the proposed step already; try again with a larger margin")]
+    TooLate {
+        /// The rank.
+        rank: RankId,
+        /// Number of the wave.
+        wave: usize,
+    },
+    /// The caller cancelled.
+    #[error("cancelled: {0}")]
+    Cancelled(String),
+    /// Another rank aborted the wave by record, for a reason that it did not tell.
+    #[error("wave {wave} was aborted by record")]
+    ByRecord {
+        /// Number of the wave.
+        wave: usize,
+    },
+    /// A rank said something that this protocol does not allow.
+    #[error("{rank} broke the protocol: {detail}")]
+    Protocol {
+        /// The rank.
+        rank: RankId,
+        /// What it said.
+        detail: String,
+    },
+}
+
+/// How an exchange ended on this rank.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every wave is committed on every rank.
+    Completed,
+    /// Stopped before wave `wave` was committed. Everything committed before it stays.
+    Aborted {
+        /// Number of the wave that was not committed.
+        wave: usize,
+        /// Why.
+        cause: Cause,
+        /// Entries of `phy2log` in force now, `[L, P]`.
+        phy2log: Array2<i32>,
+        /// Ranks that did not confirm that they stopped: their drained slots are left empty.
+        silent: Vec<RankId>,
+    },
+}
