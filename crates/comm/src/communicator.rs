@@ -85,3 +85,37 @@ pub trait Communicator: Debug + Send {
     /// What was carried so far.
     fn carried(&self) -> Carried;
 }
+
+impl<C: Communicator + ?Sized> Communicator for Box<C> {
+    fn backend(&self) -> &'static str {
+        (**self).backend()
+    }
+
+    fn rank(&self) -> RankId {
+        (**self).rank()
+    }
+
+    fn world_size(&self) -> usize {
+        (**self).world_size()
+    }
+
+    fn submit(&mut self, transfers: &Arc<[Transfer]>, after: Fence, deadline: Instant) -> Result<Ticket, CommError> {
+        (**self).submit(transfers, after, deadline)
+    }
+
+    fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
+        (**self).poll(ticket)
+    }
+
+    fn done(&mut self, ticket: Ticket) -> Result<Fence, CommError> {
+        (**self).done(ticket)
+    }
+
+    fn abort(&mut self, cause: &str) -> Fence {
+        (**self).abort(cause)
+    }
+
+    fn carried(&self) -> Carried {
+        (**self).carried()
+    }
+}

@@ -18,8 +18,11 @@ fn wait(communicator: &mut LocalCommunicator, ticket: eplb_comm::Ticket) {
 fn an_expert_goes_from_slot_to_slot_after_its_gate() {
     let tensors = vec![TensorLayout::contiguous("w", 1000), TensorLayout::contiguous("s", 3)];
     let layout = Arc::new(ModelLayout::new(vec![tensors]).unwrap());
-    let memories: Vec<_> =
-        (0..2).map(|r| HostMemory::new(RankId(r), layout.clone(), r as usize * 2..r as usize * 2 + 2, 4096).unwrap()).collect();
+    let memories: Vec<_> = (0..2)
+        .map(|r| {
+            HostMemory::new(RankId(r), layout.clone(), r as usize * 2..r as usize * 2 + 2, 4096).unwrap()
+        })
+        .collect();
     memories[0].fill(LayerId(0), SlotId(0), ExpertId(7)).unwrap();
     let mut group = LocalGroup::new(memories.clone(), 2).unwrap();
     let wave: Arc<[Transfer]> = Arc::new([Transfer {
