@@ -130,6 +130,11 @@ impl Exchange {
         self.wave
     }
 
+    /// Its deadlines.
+    pub fn deadlines(&self) -> &Deadlines {
+        &self.deadlines
+    }
+
     /// How it ended, once it has.
     pub fn outcome(&self) -> Option<&Outcome> {
         self.outcome.as_ref()

@@ -1,0 +1,295 @@
+//! Runs one rank's part of an exchange over a communicator and a stream.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Instant;
+
+use eplb_comm::{Communicator, Fence, Progress, Stream, Ticket};
+use eplb_core::{Placement, RankId, SlotCommit, Topology, Wave};
+use eplb_exchange::plan::{apply_commits, apply_drains};
+use eplb_exchange::{Action, Exchange, Outcome, Phase};
+use ndarray::Array2;
+
+use crate::board::{Board, Reader};
+use crate::error::EngineError;
+
+/// Connects the [`Exchange`] of one rank with the world: its notes with a [`Board`], its waves with a [`Communicator`], its
+/// commits with the compute [`Stream`], its maps with the host.
+///
+/// Called by the rank's own thread only: [`Driver::step`] before each forward pass, [`Driver::progress`] as often as possible.
+/// Neither blocks. The map that [`Driver::phy2log`] returns after `step(id)` is the one that step `id` runs with.
+#[derive(Debug)]
+pub struct Driver<S> {
+    rank: RankId,
+    topology: Arc<Topology>,
+    stream: S,
+    map: Arc<Array2<i32>>,
+    last_step: Option<u64>,
+    active: Option<Active>,
+}
+
+/// What belongs to one exchange.
+#[derive(Debug)]
+struct Active {
+    exchange: Exchange,
+    communicator: Box<dyn Communicator>,
+    board: Arc<dyn Board>,
+    reader: Reader,
+    signs: Vec<(RankId, u64)>,
+    ticket: Option<Ticket>,
+    commit: Option<Fence>,
+    halt: Option<Fence>,
+    /// Fences behind steps whose end the exchange has to know.
+    steps: VecDeque<(u64, Fence)>,
+    committed: Vec<usize>,
+}
+
+/// What an exchange left behind: its outcome, and the communicator for the next one.
+#[derive(Debug)]
+pub struct Ended {
+    /// How it ended on this rank.
+    pub outcome: Outcome,
+    /// The communicator; after an abort it is of no more use.
+    pub communicator: Box<dyn Communicator>,
+}
+
+impl<S: Stream> Driver<S> {
+    /// A rank at rest with a placement in force.
+    pub fn new(rank: RankId, topology: Arc<Topology>, stream: S, placement: &Placement) -> Self {
+        let map = Arc::new(placement.phy2log().to_owned());
+        Self { rank, topology, stream, map, last_step: None, active: None }
+    }
+
+    /// The compute stream.
+    pub fn stream(&mut self) -> &mut S {
+        &mut self.stream
+    }
+
+    /// Entries of `phy2log` in force on this rank, `[L, P]`; -1 also where a slot is drained.
+    pub fn phy2log(&self) -> &Arc<Array2<i32>> {
+        &self.map
+    }
+
+    /// Whether an exchange is under way.
+    pub fn is_moving(&self) -> bool {
+        self.active.is_some()
+    }
+
+    /// Where the exchange is, if one is under way.
+    pub fn phase(&self) -> Option<Phase> {
+        self.active.as_ref().map(|active| active.exchange.phase())
+    }
+
+    /// Last step begun on this rank.
+    pub fn last_step(&self) -> Option<u64> {
+        self.last_step
+    }
+
+    /// Starts an exchange, made with this driver's [`Driver::last_step`]. One exchange runs at a time.
+    ///
+    /// # Errors
+    /// Another exchange is under way, or the stream is gone.
+    pub fn begin(
+        &mut self,
+        exchange: Exchange,
+        communicator: Box<dyn Communicator>,
+        board: Arc<dyn Board>,
+    ) -> Result<(), EngineError> {
+        if self.active.is_some() {
+            return Err(EngineError::Options(format!("{}: an exchange is under way already", self.rank)));
+        }
+        let mut steps = VecDeque::new();
+        if let Some(last) = self.last_step {
+            steps.push_back((last, self.stream.record()?));
+        }
+        self.active = Some(Active {
+            exchange,
+            communicator,
+            reader: Reader::new(self.rank),
+            signs: board.signs(),
+            board,
+            ticket: None,
+            commit: None,
+            halt: None,
+            steps,
+            committed: Vec::new(),
+        });
+        self.act()
+    }
+
+    /// To be called before each forward pass; `id`s rise strictly.
+    ///
+    /// # Errors
+    /// [`EngineError::Undecided`]: the pass must not run. Stream or communicator errors.
+    pub fn step(&mut self, id: u64) -> Result<(), EngineError> {
+        let wave = match &mut self.active {
+            None => {
+                self.last_step = Some(id);
+                return Ok(());
+            }
+            Some(active) => {
+                if let Some(last) = self.last_step {
+                    active.steps.push_back((last, self.stream.record()?));
+                }
+                active.exchange.begin_step(id, Instant::now());
+                active.exchange.wave()
+            }
+        };
+        self.last_step = Some(id);
+        self.act()?;
+        let may_run = self.active.as_mut().is_none_or(|active| active.exchange.end_boundary());
+        if may_run { Ok(()) } else { Err(EngineError::Undecided { rank: self.rank, step: id, wave }) }
+    }
+
+    /// To be called now and then while the rank runs no steps.
+    ///
+    /// # Errors
+    /// Stream or communicator errors.
+    pub fn tick(&mut self) -> Result<(), EngineError> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        if let Some(last) = self.last_step
+            && active.steps.back().is_none_or(|&(id, _)| id < last)
+        {
+            active.steps.push_back((last, self.stream.record()?));
+        }
+        active.exchange.tick(Instant::now());
+        self.act()?;
+        if let Some(active) = &mut self.active {
+            active.exchange.end_boundary();
+        }
+        Ok(())
+    }
+
+    /// Looks at everything that may have happened since, and goes on. Returns the end of the exchange, once.
+    ///
+    /// # Errors
+    /// Stream or communicator errors.
+    pub fn progress(&mut self) -> Result<Option<Ended>, EngineError> {
+        let Some(active) = &mut self.active else { return Ok(None) };
+        let now = Instant::now();
+        active.board.renew(self.rank);
+        let signs = active.board.signs();
+        for (&(rank, sign), &(_, seen)) in signs.iter().zip(&active.signs) {
+            if sign != seen {
+                active.exchange.alive(rank, now);
+            }
+        }
+        active.signs = signs;
+        while let Some((id, fence)) = active.steps.front() {
+            if !fence.poll()? {
+                break;
+            }
+            active.exchange.finish_step(*id, now);
+            active.steps.pop_front();
+        }
+        if let Some(ticket) = active.ticket {
+            match active.communicator.poll(ticket) {
+                Ok(Progress::Pending) => {}
+                Ok(Progress::Done) => {
+                    active.ticket = None;
+                    active.exchange.transfers_done(now);
+                }
+                Err(error) => {
+                    active.ticket = None;
+                    active.exchange.transfers_failed(error.to_string(), now);
+                }
+            }
+        }
+        if let Some(fence) = &active.commit {
+            match fence.poll() {
+                Ok(false) => {}
+                Ok(true) => {
+                    active.commit = None;
+                    active.committed.push(active.exchange.wave());
+                    active.exchange.commit_done(now);
+                }
+                Err(error) => {
+                    active.commit = None;
+                    active.exchange.transfers_failed(error.to_string(), now);
+                }
+            }
+        }
+        if let Some(fence) = &active.halt
+            && fence.poll()?
+        {
+            active.halt = None;
+            active.exchange.halted(now);
+        }
+        for (from, note) in active.board.collect(&mut active.reader) {
+            active.exchange.hear(from, &note, now);
+        }
+        let record = active.board.record();
+        active.exchange.learn(record, now);
+        active.exchange.check_time(now);
+        self.act()?;
+        let over = self.active.as_ref().is_some_and(|active| active.exchange.outcome().is_some());
+        Ok(self.active.take_if(|_| over).and_then(|active| {
+            let outcome = active.exchange.outcome()?.clone();
+            Some(Ended { outcome, communicator: active.communicator })
+        }))
+    }
+
+    /// Waves whose commit has been completed on this rank since the last call.
+    pub fn take_committed(&mut self) -> Vec<usize> {
+        self.active.as_mut().map(|active| std::mem::take(&mut active.committed)).unwrap_or_default()
+    }
+
+    /// Asks the exchange to stop at the next possible point.
+    ///
+    /// # Errors
+    /// Stream or communicator errors.
+    pub fn cancel(&mut self, why: &str) -> Result<(), EngineError> {
+        if let Some(active) = &mut self.active {
+            active.exchange.cancel(why, Instant::now());
+        }
+        self.act()
+    }
+
+    /// Carries out what the exchange asks for, until it asks for nothing.
+    fn act(&mut self) -> Result<(), EngineError> {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        loop {
+            let actions = active.exchange.take_actions();
+            if actions.is_empty() {
+                return Ok(());
+            }
+            for action in actions {
+                let now = Instant::now();
+                match action {
+                    Action::Publish(note) => active.board.publish(self.rank, note),
+                    Action::Drain { wave } => {
+                        apply_drains(Arc::make_mut(&mut self.map), &active.exchange.plan().waves()[wave]);
+                    }
+                    Action::Submit { wave } => {
+                        let transfers = active.exchange.plan().waves()[wave].transfers.clone().into();
+                        let deadline = now + active.exchange.deadlines().transfer;
+                        match active.communicator.submit(&transfers, Fence::passed(), deadline) {
+                            Ok(ticket) => active.ticket = Some(ticket),
+                            Err(error) => active.exchange.transfers_failed(error.to_string(), now),
+                        }
+                    }
+                    Action::Commit { wave } => {
+                        let wave = &active.exchange.plan().waves()[wave];
+                        let own = own_commits(wave, self.rank, &self.topology);
+                        apply_commits(Arc::make_mut(&mut self.map), wave);
+                        active.commit = Some(self.stream.commit(&own)?);
+                    }
+                    Action::Decide { from, to } => {
+                        let record = active.board.decide(from, to);
+                        active.exchange.learn(record, now);
+                    }
+                    Action::Halt { cause } => {
+                        active.ticket = None;
+                        active.halt = Some(active.communicator.abort(&cause));
+                    }
+                    Action::Restore { phy2log } => self.map = Arc::new(phy2log),
+                }
+            }
+        }
+    }
+}
+
+/// The changes of a wave in one rank's own slots.
+fn own_commits(wave: &Wave, rank: RankId, topology: &Topology) -> Vec<SlotCommit> {
+    wave.commits.iter().copied().filter(|commit| topology.rank_of(commit.slot) == rank).collect()
+}

@@ -1,0 +1,105 @@
+//! Why a run of the engine failed.
+
+use std::time::Duration;
+
+use eplb_comm::CommError;
+use eplb_core::{CoreError, RankId};
+use eplb_exchange::{Cause, ExchangeError};
+use eplb_plan::PlanError;
+use eplb_trace::TraceError;
+
+/// What went wrong, and on which rank.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EngineError {
+    /// Options that contradict each other or the trace.
+    #[error("{0}")]
+    Options(String),
+    /// The run needs more memory than there is.
+    #[error(
+        "{needed} bytes of weights and staging are needed, but only {available} bytes of memory are free (80% of which \
+         may be used); use smaller experts, fewer slots or fewer ranks"
+    )]
+    Memory {
+        /// Bytes needed.
+        needed: u64,
+        /// Bytes free on the machine.
+        available: u64,
+    },
+    /// An exchange stopped before its last wave; what was committed before stays.
+    #[error("{rank}: the exchange stopped at wave {wave}: {cause}")]
+    Aborted {
+        /// The rank that tells.
+        rank: RankId,
+        /// Number of the wave that was not committed.
+        wave: usize,
+        /// Why.
+        cause: Cause,
+    },
+    /// The agreed step has come and the decision cannot be learnt: the step must not run.
+    #[error("{rank}: step {step} must not run, because the decision on wave {wave} cannot be learnt")]
+    Undecided {
+        /// This rank.
+        rank: RankId,
+        /// The step.
+        step: u64,
+        /// Number of the wave.
+        wave: usize,
+    },
+    /// A rank did not begin a step in time.
+    #[error("{rank}: step {step} waited {waited:?} for {missing:?}, which did not begin it")]
+    StepTimeout {
+        /// The rank that waited.
+        rank: RankId,
+        /// The step.
+        step: u64,
+        /// Ranks that did not come.
+        missing: Vec<RankId>,
+        /// How long it waited.
+        waited: Duration,
+    },
+    /// A rank's thread ended without a result.
+    #[error("{rank} ended without a result: {detail}")]
+    RankLost {
+        /// The rank.
+        rank: RankId,
+        /// What is known.
+        detail: String,
+    },
+    /// Ranks ended an exchange with different placements.
+    #[error("{a} and {b} ended the exchange with different placements")]
+    Diverged {
+        /// One rank.
+        a: RankId,
+        /// The other.
+        b: RankId,
+    },
+    /// A communicator, stream or memory error.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+    /// The exchange cannot be planned.
+    #[error(transparent)]
+    Exchange(#[from] ExchangeError),
+    /// The placement cannot be planned.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// The trace cannot be read.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// Shapes or values that cannot be.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+}
+
+impl EngineError {
+    /// Whether the caller's input is to blame, rather than the run.
+    pub fn is_bad_input(&self) -> bool {
+        match self {
+            Self::Options(_) | Self::Memory { .. } | Self::Trace(_) | Self::Core(_) | Self::Exchange(_) => {
+                true
+            }
+            Self::Plan(error) => !matches!(error, PlanError::Threads { .. }),
+            _ => false,
+        }
+    }
+}

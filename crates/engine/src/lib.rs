@@ -1,0 +1,15 @@
+//! The engine of the expert-parallel load balancer.
+//!
+//! [`Driver`] runs one rank's part of an exchange over any communicator while the rank's steps go on. [`cluster`] runs
+//! all ranks as threads of one process on host memory, and [`rebalance`] walks a trace with them.
+#![forbid(unsafe_code)]
+
+pub mod board;
+pub mod cluster;
+pub mod driver;
+pub mod error;
+pub mod rebalance;
+
+pub use board::{Board, LocalBoard};
+pub use driver::Driver;
+pub use error::EngineError;
