@@ -7,7 +7,7 @@
 //! | `logical_expert_load_window`, `global_expert_load_window`, `global_expert_load` | `[T, L, E]` or `[L, E]` | vLLM's EPLB state |
 //! | `physical_count` + map | `[T, L, P]` or `[L, P]` | SGLang's recorder, detailed modes |
 //! | `expert_load_window`, `expert_load_pass` + map | `[T, L, P]` or `[L, P]` | vLLM's EPLB state |
-//! | `moe_load` + map | `[T, L, G, P/G]`, `[L, G, P/G]` or `[L, P]` | vllm-ascend |
+//! | `moe_load` + map | `[T, L, G, P/G]`, `[L, G, P/G]`, `[T, L, P]` or `[L, P]` | vllm-ascend |
 //!
 //! The map is an integer array `physical_to_logical_map`, `phy2log` or `phy2log_map`, `[L, P]` (or `[L, G, P/G]`,
 //! -1 = empty slot): counts of physical experts are folded to logical ones with it. Without a map and without a name
@@ -136,18 +136,16 @@ fn map(npz: &Npz, name: &str) -> Result<Array2<i64>, TraceError> {
 /// Physical counts as `[T, L, P]`.
 fn physical(array: &NpyArray, by_rank: bool, layers: usize, slots: usize) -> Result<Array3<f64>, TraceError> {
     let shape = array.shape();
+    let divided = |l: usize, ranks: usize, per_rank: usize| {
+        by_rank && l == layers && ranks.checked_mul(per_rank) == Some(slots)
+    };
     let steps = match *shape {
-        [l, p] => (l, p) == (layers, slots),
-        [l, ranks, per_rank] if by_rank => l == layers && ranks.checked_mul(per_rank) == Some(slots),
-        [_, l, p] => (l, p) == (layers, slots),
-        [_, l, ranks, per_rank] if by_rank => l == layers && ranks.checked_mul(per_rank) == Some(slots),
-        _ => false,
-    }
-    .then(|| match shape.len() {
-        2 => 1,
-        3 if by_rank => 1,
-        _ => shape[0],
-    });
+        [l, p] if (l, p) == (layers, slots) => Some(1),
+        [l, ranks, per_rank] if divided(l, ranks, per_rank) => Some(1),
+        [steps, l, p] if (l, p) == (layers, slots) => Some(steps),
+        [steps, l, ranks, per_rank] if divided(l, ranks, per_rank) => Some(steps),
+        _ => None,
+    };
     let wrong = || TraceError::Dimensions {
         file: array.file().to_owned(),
         shape: shape.to_vec(),

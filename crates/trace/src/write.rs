@@ -1,6 +1,5 @@
 //! Traces to files.
 
-use std::io::Write as _;
 use std::path::Path;
 
 use ndarray::aview1;
