@@ -19,43 +19,64 @@ fn mix(mut z: u64) -> u64 {
     z ^ (z >> 31)
 }
 
-/// Calls `visit(position, byte)` chunk by chunk: `offset` is the position of `bytes` in the tensor of the expert,
-/// counted without gaps between rows.
-fn words(
-    layer: LayerId,
-    expert: ExpertId,
-    tensor: usize,
-    offset: usize,
-    len: usize,
-    mut visit: impl FnMut(usize, &[u8]),
-) {
-    let seed = seed(layer, expert, tensor);
-    let mut at = 0;
-    while at < len {
-        let position = offset + at;
-        let word = mix(seed.wrapping_add((position / 8) as u64)).to_le_bytes();
-        let from = position % 8;
-        let take = (8 - from).min(len - at);
-        visit(at, &word[from..from + take]);
-        at += take;
-    }
+/// Bytes of a word of the pattern.
+const WORD: usize = size_of::<u64>();
+
+/// The word at a position that is a multiple of [`WORD`].
+#[inline]
+fn word(seed: u64, position: usize) -> [u8; WORD] {
+    mix(seed.wrapping_add((position / WORD) as u64)).to_le_bytes()
 }
 
-/// Writes the expected bytes of an expert's tensor from `offset` on, rows without gaps.
+/// How `len` bytes at `offset` divide: bytes up to the next whole word (none if it begins with one), whole words in
+/// bytes; what is left is the tail.
+fn cut(offset: usize, len: usize) -> (usize, usize) {
+    let head = (offset.next_multiple_of(WORD) - offset).min(len);
+    (head, (len - head) / WORD * WORD)
+}
+
+/// Part of a word, for heads and tails: the pattern from `position` on, at most to the end of its word.
+fn part(seed: u64, position: usize, len: usize) -> ([u8; WORD], std::ops::Range<usize>) {
+    let from = position % WORD;
+    (word(seed, position - from), from..from + len)
+}
+
+/// Writes the expected bytes of an expert's tensor from `offset` on, where `offset` is the position in the tensor, rows
+/// counted without gaps.
 pub fn fill(layer: LayerId, expert: ExpertId, tensor: usize, offset: usize, bytes: &mut [u8]) {
-    let len = bytes.len();
-    words(layer, expert, tensor, offset, len, |at, word| bytes[at..at + word.len()].copy_from_slice(word));
+    let seed = seed(layer, expert, tensor);
+    let (head_len, body_len) = cut(offset, bytes.len());
+    let (head, rest) = bytes.split_at_mut(head_len);
+    let (body, tail) = rest.split_at_mut(body_len);
+    let begin = offset + head_len;
+    for (at, out) in body.chunks_exact_mut(WORD).enumerate() {
+        out.copy_from_slice(&word(seed, begin + at * WORD));
+    }
+    for (position, out) in [(offset, head), (begin + body_len, tail)] {
+        let (word, range) = part(seed, position, out.len());
+        out.copy_from_slice(&word[range]);
+    }
 }
 
 /// Number of bytes that differ from what is expected of an expert's tensor from `offset` on.
 pub fn count_wrong(layer: LayerId, expert: ExpertId, tensor: usize, offset: usize, bytes: &[u8]) -> u64 {
-    let mut wrong = 0u64;
-    words(layer, expert, tensor, offset, bytes.len(), |at, word| {
-        let found = &bytes[at..at + word.len()];
+    let seed = seed(layer, expert, tensor);
+    let (head_len, body_len) = cut(offset, bytes.len());
+    let (head, rest) = bytes.split_at(head_len);
+    let (body, tail) = rest.split_at(body_len);
+    let begin = offset + head_len;
+    let differ = |found: &[u8], word: &[u8]| found.iter().zip(word).filter(|(a, b)| a != b).count() as u64;
+    let mut wrong = 0;
+    for (at, found) in body.chunks_exact(WORD).enumerate() {
+        let word = word(seed, begin + at * WORD);
         if found != word {
-            wrong += found.iter().zip(word).filter(|(a, b)| a != b).count() as u64;
+            wrong += differ(found, &word);
         }
-    });
+    }
+    for (position, found) in [(offset, head), (begin + body_len, tail)] {
+        let (word, range) = part(seed, position, found.len());
+        wrong += differ(found, &word[range]);
+    }
     wrong
 }
 
@@ -69,11 +90,35 @@ mod tests {
         let mut whole = vec![0u8; 101];
         fill(layer, expert, 1, 0, &mut whole);
         for cut in 0..whole.len() {
+            let mut again = [0u8; 101];
+            fill(layer, expert, 1, 0, &mut again[..cut]);
+            fill(layer, expert, 1, cut, &mut again[cut..]);
+            assert_eq!(again[..], whole[..]);
             assert_eq!(count_wrong(layer, expert, 1, 0, &whole[..cut]), 0);
             assert_eq!(count_wrong(layer, expert, 1, cut, &whole[cut..]), 0);
         }
         whole[50] ^= 1;
         assert_eq!(count_wrong(layer, expert, 1, 0, &whole), 1);
+    }
+
+    #[test]
+    fn the_bytes_are_fixed() {
+        let mut bytes = [0u8; 11];
+        fill(LayerId(1), ExpertId(2), 3, 6, &mut bytes);
+        let seed = mix(((1u64 << 40) ^ (2 << 16) ^ 3).wrapping_add(0x9e37_79b9_7f4a_7c15));
+        let word = |at: u64| mix(seed.wrapping_add(at)).to_le_bytes();
+        let expected = [&word(0)[6..], &word(1)[..], &word(2)[..1]].concat();
+        assert_eq!(bytes[..], expected[..]);
+    }
+
+    #[test]
+    fn every_wrong_byte_counts() {
+        let mut bytes = [0u8; 37];
+        for at in 0..bytes.len() {
+            fill(LayerId(0), ExpertId(0), 0, 5, &mut bytes);
+            bytes[at] ^= 0x80;
+            assert_eq!(count_wrong(LayerId(0), ExpertId(0), 0, 5, &bytes), 1, "byte {at}");
+        }
     }
 
     #[test]

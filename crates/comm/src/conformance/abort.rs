@@ -45,7 +45,7 @@ pub(super) fn gated(stage: &Stage<'_>, backend: &mut dyn Backend) -> Result<(), 
 
 pub(super) fn running(stage: &Stage<'_>, backend: &mut dyn Backend) -> Result<(), Violation> {
     // The abort comes at another moment each time.
-    for round in 0..4u32 {
+    for round in 0..3u32 {
         let mut scene = Scene::new(stage, backend, Setup::heavy(stage.options.ranks))?;
         let world = scene.world();
         let mut wave = Vec::new();

@@ -97,9 +97,8 @@ impl RankMemory for Arc<HostMemory> {
 
     fn read(&mut self, place: Place) -> Result<Vec<Vec<u8>>, CommError> {
         let guard = HostMemory::read(self, place)?;
-        Ok((0..guard.layout().tensors().len())
-            .map(|tensor| guard.rows(tensor).flatten().copied().collect())
-            .collect())
+        let gather = |tensor: usize| guard.rows(tensor).collect::<Vec<_>>().concat();
+        Ok((0..guard.layout().tensors().len()).map(gather).collect())
     }
 }
 

@@ -63,13 +63,13 @@ impl Setup {
         )
     }
 
-    /// Copies that take a while: 4 slots of 2 MiB and 40 bytes.
+    /// Copies that take a while: 4 slots of 1 MiB and 40 bytes.
     pub(super) fn heavy(ranks: usize) -> Result<Self, CoreError> {
         Self::new(
             "heavy",
             ranks,
             |_| 4,
-            |_| vec![vec![TensorLayout::contiguous("w", 2 << 20), TensorLayout::contiguous("scale", 40)]],
+            |_| vec![vec![TensorLayout::contiguous("w", 1 << 20), TensorLayout::contiguous("scale", 40)]],
         )
     }
 

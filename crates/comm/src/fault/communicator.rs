@@ -162,7 +162,7 @@ impl<C: Communicator> FaultyCommunicator<C> {
                     self.miscounted += 1;
                     Some("miscounted")
                 }
-                Planted::TicketsForgiven | Planted::AbortIgnored => None,
+                Planted::TicketsForgiven | Planted::AbortIgnored | Planted::DropBlocks { .. } => None,
             };
             if let Some(what) = struck {
                 self.log.add(wave, what);
@@ -375,5 +375,16 @@ impl<C: Communicator> Communicator for FaultyCommunicator<C> {
         let mut carried = self.inner.carried();
         carried.link_bytes += self.miscounted;
         carried
+    }
+}
+
+impl<C> Drop for FaultyCommunicator<C> {
+    fn drop(&mut self) {
+        for (_, planted) in &self.faults.planted {
+            if let Planted::DropBlocks { hold } = planted {
+                self.log.add(self.waves, "drop blocks");
+                std::thread::sleep(*hold);
+            }
+        }
     }
 }

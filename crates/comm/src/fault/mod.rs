@@ -118,4 +118,9 @@ pub enum Planted {
     AbortIgnored,
     /// `carried` tells a byte too many for each wave struck.
     Miscounted,
+    /// Dropping the communicator blocks this long. Strikes whatever the wave is.
+    DropBlocks {
+        /// How long.
+        hold: Duration,
+    },
 }

@@ -1,0 +1,109 @@
+//! Bytes per second of the `local` backend against plain memcpy on as many threads, in one run.
+//!
+//! `cargo run --release -p eplb-comm --example throughput [threads [MiB]]`: rank 1 pulls MiB (default 256) of experts of
+//! several sizes from rank 0; the plain copy moves as many bytes between buffers of the same size, cut evenly
+//! over the threads. The median of nine rounds each, alternating.
+
+use std::sync::{Arc, Barrier};
+use std::time::{Duration, Instant};
+
+use eplb_comm::host::HostMemory;
+use eplb_comm::local::{LocalCommunicator, LocalGroup};
+use eplb_comm::{CommError, Communicator, Fence, Progress};
+use eplb_core::{ExpertId, Landing, LayerId, ModelLayout, RankId, SlotId, TensorLayout, Transfer};
+
+const ROUNDS: usize = 9;
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    times[times.len() / 2].as_secs_f64()
+}
+
+fn pull(rank: &mut LocalCommunicator, wave: &Arc<[Transfer]>) -> Result<Duration, CommError> {
+    let begin = Instant::now();
+    let ticket = rank.submit(wave, Fence::passed(), begin + Duration::from_secs(60))?;
+    let done = rank.done(ticket)?;
+    while !done.poll()? {
+        std::thread::sleep(Duration::from_micros(20));
+    }
+    let time = begin.elapsed();
+    assert_eq!(rank.poll(ticket)?, Progress::Done);
+    Ok(time)
+}
+
+fn plain(from: &[u8], to: &mut [u8], threads: usize) -> Duration {
+    let share = from.len().div_ceil(threads);
+    let ready = Barrier::new(threads + 1);
+    std::thread::scope(|scope| {
+        let parts = from.chunks(share).zip(to.chunks_mut(share));
+        let copies: Vec<_> = parts
+            .map(|(from, to)| {
+                let ready = &ready;
+                scope.spawn(move || {
+                    ready.wait();
+                    to.copy_from_slice(from);
+                })
+            })
+            .collect();
+        ready.wait();
+        let begin = Instant::now();
+        copies.into_iter().for_each(|copy| copy.join().unwrap_or_default());
+        begin.elapsed()
+    })
+}
+
+fn main() -> Result<(), CommError> {
+    let mut args = std::env::args().skip(1).map_while(|arg| arg.parse::<usize>().ok());
+    let threads = args.next().unwrap_or(2);
+    let total = args.next().unwrap_or(256) << 20;
+    println!("{threads} threads, {} MiB per round, median of {ROUNDS}", total >> 20);
+    println!("{:>12} {:>8} {:>12} {:>12} {:>7}", "expert", "experts", "local GB/s", "memcpy GB/s", "ratio");
+    let from = vec![1u8; total];
+    let mut to = vec![2u8; total];
+    for bytes in [4 << 10, 64 << 10, 1 << 20, 8 << 20, 44 << 20] {
+        let experts = (total / bytes).max(1);
+        // An expert as servers have them: a large, a half as large, and a small tensor.
+        let (w13, w2) = (bytes / 8 * 5, bytes / 8 * 3 - 64);
+        let sizes = [("w13", w13), ("w2", w2), ("scale", 64)];
+        let tensors = sizes.map(|(name, bytes)| TensorLayout::contiguous(name, bytes)).to_vec();
+        let layout = Arc::new(ModelLayout::new(vec![tensors])?);
+        let memories = (0..2)
+            .map(|rank| {
+                HostMemory::new(
+                    RankId(rank),
+                    layout.clone(),
+                    rank as usize * experts..(rank as usize + 1) * experts,
+                    0,
+                )
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let layer = LayerId(0);
+        for memory in &memories {
+            for slot in 0..experts {
+                memory.fill(layer, SlotId::at(memory.rank().index() * experts + slot), ExpertId::at(slot))?;
+            }
+        }
+        let wave: Arc<[Transfer]> = (0..experts)
+            .map(|expert| Transfer {
+                layer,
+                expert: ExpertId::at(expert),
+                source: RankId(0),
+                source_slot: SlotId::at(expert),
+                dest: RankId(1),
+                dest_slot: SlotId::at(experts + expert),
+                landing: Landing::InPlace,
+            })
+            .collect();
+        let mut group = LocalGroup::new(memories, threads)?;
+        let (mut local_times, mut plain_times) = (Vec::new(), Vec::new());
+        let moved = experts * bytes;
+        for _ in 0..ROUNDS {
+            local_times.push(pull(&mut group[1], &wave)?);
+            plain_times.push(plain(&from[..moved.min(total)], &mut to[..moved.min(total)], threads));
+        }
+        let rate = |times| moved as f64 / median(times) / 1e9;
+        let (local, plain) = (rate(local_times), rate(plain_times));
+        println!("{bytes:>12} {experts:>8} {local:>12.2} {plain:>12.2} {:>7.2}", local / plain);
+    }
+    Ok(())
+}
