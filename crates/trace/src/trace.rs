@@ -11,6 +11,9 @@ use crate::error::TraceError;
 use crate::npy::Dtype;
 use crate::windows::{Windows, segments};
 
+/// Steps that are decoded at once where only their sum is wanted.
+const STEPS_AT_ONCE: usize = 32;
+
 /// Tokens routed to each logical expert, per step and layer: `[T, L, E]`, at least one of each.
 ///
 /// Every value is finite and 0 or more. The counts stay in the form of their file (2 bytes each in a uint16 file, no
@@ -134,6 +137,23 @@ impl Trace {
         Ok(self.counts.window(in_file).index_axis_move(Axis(0), 0))
     }
 
+    /// The loads of the steps `steps`, summed, `[L, E]`: what [`Trace::loads`] gives as its sum, in the memory of a few
+    /// steps.
+    ///
+    /// # Errors
+    /// [`TraceError::Steps`] for an empty range or one that leaves the trace.
+    pub fn sum(&self, steps: Range<usize>) -> Result<Array2<f64>, TraceError> {
+        let in_file = self.in_file(&steps)?;
+        let mut sum = Array2::zeros((self.layers(), self.experts()));
+        for start in in_file.clone().step_by(STEPS_AT_ONCE) {
+            let window = self.counts.window(start..in_file.end.min(start + STEPS_AT_ONCE));
+            for step in window.axis_iter(Axis(0)) {
+                sum += &step;
+            }
+        }
+        Ok(sum)
+    }
+
     /// The trace of the steps `steps` alone, numbered from 0 again. Nothing is copied.
     ///
     /// # Errors
@@ -193,6 +213,16 @@ mod tests {
         assert_eq!(part.segments(), [0..1, 1..3]);
         assert_eq!(part.step(0).unwrap(), trace.step(2).unwrap());
         assert_eq!(part.loads(0..3).unwrap(), trace.loads(2..5).unwrap());
+    }
+
+    #[test]
+    fn sums_are_those_of_the_loads_bit_for_bit() {
+        let counts = Array3::from_shape_fn((100, 2, 3), |(t, l, e)| 0.1 * (100 * t + 10 * l + e) as f64);
+        let trace = Trace::new("made", &counts, None).unwrap();
+        for steps in [0..100, 5..6, 3..99] {
+            assert_eq!(&trace.sum(steps.clone()).unwrap(), trace.loads(steps).unwrap().sum());
+        }
+        assert!(trace.sum(7..7).is_err());
     }
 
     #[test]

@@ -48,10 +48,7 @@ impl Trace {
     }
 
     fn write_csv(&self, path: &Path) -> Result<(), TraceError> {
-        let mut sum = self.step(0)?;
-        for step in 1..self.steps() {
-            sum += &self.step(step)?;
-        }
+        let sum = self.sum(0..self.steps())?;
         AtomicFile::write_with(path, |out| {
             writeln!(out, "{}", COLUMNS.join(","))?;
             for ((layer, expert), count) in sum.indexed_iter() {

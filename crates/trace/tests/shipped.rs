@@ -39,6 +39,6 @@ fn its_summary_shows_the_switch() {
     assert_eq!(info.drift.largest.unwrap().1, 60);
     assert_eq!(info.drift.distances.len(), 7);
     assert_eq!((info.idle_layers.len(), info.per_layer.len(), info.streams.len()), (0, 26, 1));
-    let map = HeatMap::default().render(trace.loads(0..160).unwrap().sum().view());
+    let map = HeatMap::default().render(trace.sum(0..160).unwrap().view());
     assert_eq!(map.lines().count(), 28);
 }

@@ -8,7 +8,7 @@
 //! let trace = Spec { steps: 40, ..Spec::default() }.generate()?;
 //! let info = Info::of(&trace, NonZeroUsize::new(10).unwrap())?;
 //! println!("max/mean {:.2}, {} idle layers", info.max_over_mean.unwrap_or(1.0), info.idle_layers.len());
-//! println!("{}", HeatMap::default().render(trace.loads(0..40)?.sum().view()));
+//! println!("{}", HeatMap::default().render(trace.sum(0..40)?.view()));
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
