@@ -27,6 +27,7 @@ mod plan;
 mod planner;
 mod policy;
 mod request;
+pub mod split;
 mod workers;
 
 pub use error::PlanError;

@@ -1,0 +1,226 @@
+//! The bipartite graph of one layer: replicated experts on one side, ranks on the other.
+
+use super::ranks::Ranks;
+
+/// An expert with tokens to split: two or more live slots and some load.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Node {
+    /// Its tokens, as a part of the layer's.
+    pub(super) load: f64,
+    /// Its first edge.
+    start: u32,
+    /// One past its last edge.
+    end: u32,
+}
+
+impl Node {
+    /// Its edges, in order of rank.
+    #[inline]
+    pub(super) fn edges(&self) -> std::ops::Range<usize> {
+        self.start as usize..self.end as usize
+    }
+}
+
+/// The tokens of one node that go to one rank.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Edge {
+    /// Tokens, as a part of the layer's.
+    pub(super) flow: f64,
+    /// The rank.
+    pub(super) rank: u32,
+    /// The node.
+    pub(super) node: u32,
+    /// Slots of the rank that hold the expert: more than one where a plan duplicates. They split the flow evenly.
+    slots: u32,
+}
+
+/// A slot whose share is to be solved.
+#[derive(Debug, Clone, Copy)]
+struct OpenSlot {
+    slot: u32,
+    /// Its rank; once edges are laid its edge, [`NONE`] if the expert is idle.
+    at: u32,
+}
+
+/// Parts of a layer's tokens below this are not split: shares of so little are not exact, and change nothing.
+const LEAST_LOAD: f64 = 1e-290;
+
+/// Stands for no node and no edge.
+const NONE: u32 = u32::MAX;
+
+/// Nodes, edges and the load of every rank under the present flows.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Graph {
+    pub(super) nodes: Vec<Node>,
+    /// Edges, those of a node together. There may be unused ones between nodes.
+    pub(super) edges: Vec<Edge>,
+    /// Load of each rank under the present flows, as a part of the layer's tokens.
+    pub(super) load: Vec<f64>,
+    /// Tokens of the layer that reach a live rank.
+    pub(super) total: f64,
+    /// Edges in order of their rank, and where each rank's begin.
+    by_rank: Vec<u32>,
+    rank_start: Vec<u32>,
+    /// Slots to be solved: the first `open` entries.
+    open_slots: Vec<OpenSlot>,
+    open: usize,
+    /// Live slots of each expert, and its node.
+    count: Vec<u32>,
+    node_of: Vec<u32>,
+}
+
+impl Graph {
+    /// Reads a layer and writes the shares that need no solving: 1 for an only copy, equal parts for an expert
+    /// without load or without a live slot, else 0 on dead ranks and empty slots.
+    ///
+    /// The steps are kept apart (`inline(never)`): merged into one function they run out of registers, which costs a
+    /// quarter of the time.
+    pub(super) fn build(&mut self, row: &[f64], phy2log: &[i32], ranks: &Ranks, share: &mut [f64]) {
+        self.count_live_slots(row.len(), phy2log, ranks);
+        share.fill(1.0);
+        self.find_open_slots(row, phy2log, ranks, share);
+        self.lay_edges(row, phy2log, ranks.len(), share);
+        if ranks.alive.contains(&false) {
+            self.share_dead(phy2log, ranks, share);
+        }
+        self.total = self.load.iter().sum::<f64>() + self.nodes.iter().map(|n| n.load).sum::<f64>();
+        if self.total > 0.0 {
+            self.load.iter_mut().for_each(|l| *l /= self.total);
+            self.nodes.iter_mut().for_each(|n| n.load /= self.total);
+        }
+    }
+
+    #[inline(never)]
+    fn count_live_slots(&mut self, experts: usize, phy2log: &[i32], ranks: &Ranks) {
+        self.count.clear();
+        self.count.resize(experts, 0);
+        let count = self.count.as_mut_slice();
+        for rank in (0..ranks.len()).filter(|&rank| ranks.alive[rank]) {
+            for &entry in &phy2log[ranks.slots(rank)] {
+                if let Some(count) = count.get_mut(entry as usize) {
+                    *count += 1;
+                }
+            }
+        }
+    }
+
+    /// Lists the slots of replicated experts, and adds up what the others bring to each rank.
+    #[inline(never)]
+    fn find_open_slots(&mut self, row: &[f64], phy2log: &[i32], ranks: &Ranks, share: &mut [f64]) {
+        // Every slot is written behind the open ones found so far and kept if it is open: a branch would be hard
+        // to foresee. So there is room for one more than all.
+        if self.open_slots.len() <= phy2log.len() {
+            self.open_slots.resize(phy2log.len() + 1, OpenSlot { slot: 0, at: 0 });
+        }
+        self.load.clear();
+        let (open_slots, count) = (self.open_slots.as_mut_slice(), &self.count[..row.len()]);
+        let mut open = 0;
+        for rank in 0..ranks.len() {
+            let mut fixed = 0.0;
+            if ranks.alive[rank] {
+                let slots = ranks.slots(rank);
+                let mut place = OpenSlot { slot: slots.start as u32, at: rank as u32 };
+                for &entry in &phy2log[slots] {
+                    if let Some(&count) = count.get(entry as usize) {
+                        let replicated = u64::from(count != 1);
+                        // Adds 0 for a replicated expert: all bits of its load are masked out.
+                        fixed += f64::from_bits(row[entry as usize].to_bits() & replicated.wrapping_sub(1));
+                        open_slots[open] = place;
+                        open += replicated as usize;
+                    } else {
+                        // Not an expert: the slot is empty.
+                        share[place.slot as usize] = 0.0;
+                    }
+                    place.slot += 1;
+                }
+            }
+            self.load.push(fixed);
+        }
+        self.open = open;
+    }
+
+    /// Makes a node of every expert that has something to split, and lays an edge from it to each of its ranks; slots
+    /// of one expert and rank have it in common.
+    #[inline(never)]
+    fn lay_edges(&mut self, row: &[f64], phy2log: &[i32], ranks: usize, share: &mut [f64]) {
+        self.nodes.clear();
+        self.edges.resize(phy2log.len(), Edge::default());
+        self.by_rank.clear();
+        self.rank_start.clear();
+        self.node_of.clear();
+        self.node_of.resize(row.len(), NONE);
+        let mut room = 0;
+        for open in &mut self.open_slots[..self.open] {
+            let (slot, rank) = (open.slot as usize, open.at);
+            while self.rank_start.len() <= rank as usize {
+                self.rank_start.push(self.by_rank.len() as u32);
+            }
+            let expert = phy2log[slot] as usize;
+            let mut node = self.node_of[expert];
+            if node == NONE {
+                let (count, load) = (self.count[expert], row[expert]);
+                if load <= 0.0 {
+                    share[slot] = 1.0 / f64::from(count);
+                    open.at = NONE;
+                    continue;
+                }
+                node = self.nodes.len() as u32;
+                self.node_of[expert] = node;
+                self.nodes.push(Node { load, start: room, end: room });
+                room += count;
+            }
+            let Node { start, end, .. } = &mut self.nodes[node as usize];
+            if end > start && self.edges[*end as usize - 1].rank == rank {
+                self.edges[*end as usize - 1].slots += 1;
+            } else {
+                self.edges[*end as usize] = Edge { flow: 0.0, rank, node, slots: 1 };
+                self.by_rank.push(*end);
+                *end += 1;
+            }
+            open.at = *end - 1;
+        }
+        self.rank_start.resize(ranks + 1, self.by_rank.len() as u32);
+    }
+
+    /// Shares of slots on dead ranks: 0, but equal parts where an expert has no other slot, so that the parts of
+    /// every expert that has a slot still make 1.
+    fn share_dead(&mut self, phy2log: &[i32], ranks: &Ranks, share: &mut [f64]) {
+        let dead_slots =
+            || (0..ranks.len()).filter(|&rank| !ranks.alive[rank]).flat_map(|rank| ranks.slots(rank));
+        // `node_of` is done with: for experts with no live slot it counts the dead ones from here on.
+        for (node_of, &count) in self.node_of.iter_mut().zip(&self.count) {
+            *node_of = if count == 0 { 0 } else { NONE };
+        }
+        for slot in dead_slots() {
+            if let Some(copies) = self.node_of.get_mut(phy2log[slot] as usize)
+                && *copies != NONE
+            {
+                *copies += 1;
+            }
+        }
+        for slot in dead_slots() {
+            share[slot] = match self.node_of.get(phy2log[slot] as usize) {
+                Some(&copies) if copies != NONE => 1.0 / f64::from(copies),
+                _ => 0.0,
+            };
+        }
+    }
+
+    /// Edges of a rank.
+    #[inline]
+    pub(super) fn edges_of(&self, rank: usize) -> &[u32] {
+        &self.by_rank[self.rank_start[rank] as usize..self.rank_start[rank + 1] as usize]
+    }
+
+    /// Writes the shares of the open slots.
+    #[inline(never)]
+    pub(super) fn write(&self, share: &mut [f64]) {
+        for open in &self.open_slots[..self.open] {
+            let Some(edge) = self.edges.get(open.at as usize) else { continue };
+            let node = &self.nodes[edge.node as usize];
+            let part =
+                if node.load < LEAST_LOAD { 1.0 / node.edges().len() as f64 } else { edge.flow / node.load };
+            share[open.slot as usize] = (part / f64::from(edge.slots)).min(1.0);
+        }
+    }
+}
