@@ -3,7 +3,7 @@
 use std::fmt;
 use std::sync::Arc;
 
-use eplb_core::{LayerId, ModelLayout, SlotId};
+use eplb_core::{Landing, LayerId, ModelLayout, SlotId, Transfer};
 
 /// A place for one expert's bytes in the memory of a rank.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -22,6 +22,31 @@ pub enum Place {
         /// Offset in bytes.
         offset: usize,
     },
+}
+
+impl Place {
+    /// A slot of a layer.
+    pub fn slot(layer: LayerId, slot: SlotId) -> Self {
+        Place::Slot { layer, slot }
+    }
+
+    /// A staged expert of a layer, `offset` bytes from the start of staging.
+    pub fn staged(layer: LayerId, offset: usize) -> Self {
+        Place::Staging { layer, offset }
+    }
+
+    /// Where a transfer reads.
+    pub fn source(transfer: &Transfer) -> Self {
+        Place::slot(transfer.layer, transfer.source_slot)
+    }
+
+    /// Where a transfer lands.
+    pub fn landing(transfer: &Transfer) -> Self {
+        match transfer.landing {
+            Landing::InPlace => Place::slot(transfer.layer, transfer.dest_slot),
+            Landing::Staged { offset } => Place::staged(transfer.layer, offset),
+        }
+    }
 }
 
 impl fmt::Display for Place {

@@ -21,7 +21,9 @@ fn submit_watched(
 ) -> Result<Vec<Ticket>, Violation> {
     let (send, receive) = mpsc::channel::<Submitted>();
     let mut ranks = std::mem::take(&mut scene.ranks);
-    let (wave, after, deadline) = (wave.clone(), after.clone(), scene.deadline());
+    // Later than this check gives up, so that a submit that waits for the deadline is seen to block.
+    let deadline = scene.deadline() + scene.stage.options.patience;
+    let (wave, after) = (wave.clone(), after.clone());
     let submit = move || {
         let submitted =
             ranks.iter_mut().map(|rank| rank.communicator.submit(&wave, after.clone(), deadline)).collect();

@@ -40,14 +40,6 @@ fn place((layer, staged, at): Key) -> Place {
     if staged { Place::staged(layer, at) } else { Place::slot(layer, SlotId::at(at)) }
 }
 
-/// Where a transfer lands.
-pub(super) fn landing(transfer: &Transfer) -> Place {
-    match transfer.landing {
-        Landing::InPlace => Place::slot(transfer.layer, transfer.dest_slot),
-        Landing::Staged { offset } => Place::staged(transfer.layer, offset),
-    }
-}
-
 impl<'a> Scene<'a> {
     pub(super) fn new(
         stage: &Stage<'a>,
@@ -187,7 +179,7 @@ impl<'a> Scene<'a> {
     /// From now on the places that a wave lands in must hold its experts.
     pub(super) fn landed(&mut self, wave: &[Transfer]) {
         for transfer in wave {
-            let place = landing(transfer);
+            let place = Place::landing(transfer);
             if let Place::Staging { layer, offset } = place {
                 self.forget_staged(transfer.dest.index(), layer, offset);
             }

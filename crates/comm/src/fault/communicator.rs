@@ -4,22 +4,22 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use eplb_core::{Landing, RankId, SlotId, Transfer};
+use eplb_core::{RankId, Transfer};
 
+use super::decision::Decision;
 use super::gates::{AllOf, FailsAfter, Later, Never, Unless};
 use super::log::FaultLog;
-use super::{Faults, Planted, Random};
+use super::{Faults, Planted};
 use crate::communicator::{Carried, Communicator, Progress, Ticket};
 use crate::error::CommError;
 use crate::fence::{Fence, FenceState};
-use crate::host::{CopyFault, HostFence};
-use crate::memory::Place;
+use crate::host::HostFence;
 
 /// Most parts that a reordered wave is cut into.
 const PARTS: usize = 8;
 
-/// Longest time that a reordered wave is held back so that a later one is reported first.
-const HOLD: Duration = Duration::from_millis(2);
+/// What is added to a deadline that is ignored.
+const FOR_EVER: Duration = Duration::from_secs(3600);
 
 /// A communicator to which things happen, see [`Faults`].
 ///
@@ -49,19 +49,6 @@ struct Open {
     fate: Arc<HostFence>,
 }
 
-/// What is decided about one wave.
-struct Decision {
-    after: Fence,
-    deadline: Instant,
-    late: Duration,
-    fail: bool,
-    stall: bool,
-    early: Option<Duration>,
-    blocks: bool,
-    deadline_ignored: bool,
-    partly: bool,
-}
-
 impl<C: Communicator> FaultyCommunicator<C> {
     /// Wraps a communicator.
     pub fn new(inner: C, faults: Faults) -> Self {
@@ -74,110 +61,13 @@ impl<C: Communicator> FaultyCommunicator<C> {
         self.log.clone()
     }
 
-    /// Numbers for one wave. Those of `shared` are the same on every rank with the same seed.
-    fn random(&self, wave: u64, shared: bool) -> Random {
-        let rank = if shared { 0 } else { u64::from(self.inner.rank().0) + 1 };
-        let mut mixed =
-            Random::new(self.faults.seed ^ wave.wrapping_mul(0xa076_1d64_78bd_642f) ^ (rank << 48));
-        Random::new(mixed.next())
-    }
-
-    /// Draws what happens to a wave, and applies the faults that change its transfers.
-    fn decide(
-        &mut self,
-        wave: u64,
-        transfers: &mut Vec<Transfer>,
-        after: Fence,
-        deadline: Instant,
-    ) -> Decision {
-        let rank = self.inner.rank();
-        let mut random = self.random(wave, false);
-        let late = match &self.faults.delay {
-            None => Duration::ZERO,
-            Some(range) => range.start + range.end.saturating_sub(range.start).mul_f64(random.fraction()),
-        };
-        let held = if self.faults.reorder { HOLD.mul_f64(random.fraction()) } else { Duration::ZERO };
-        let mut decision = Decision {
-            after,
-            deadline,
-            late: late + held,
-            fail: self.faults.fail.hits(wave, &mut random),
-            stall: self.faults.stall.hits(wave, &mut random),
-            early: None,
-            blocks: false,
-            deadline_ignored: false,
-            partly: false,
-        };
-        for (name, hit) in [("fail", decision.fail), ("stall", decision.stall)] {
-            if hit {
-                self.log.add(wave, name);
-            }
-        }
-        for (strike, planted) in &self.faults.planted {
-            if !strike.hits(wave, &mut random) {
-                continue;
-            }
-            let own: Vec<usize> = (0..transfers.len()).filter(|&at| transfers[at].dest == rank).collect();
-            let pick = |nth: usize| own.get(nth % own.len().max(1)).copied();
-            let struck = match planted {
-                Planted::DropTransfer { nth } => {
-                    pick(*nth).map(|at| transfers.remove(at)).map(|_| "drop transfer")
-                }
-                Planted::Stray { nth, slot } => pick(*nth).map(|at| {
-                    let stray =
-                        Transfer { dest_slot: SlotId::at(*slot), landing: Landing::InPlace, ..transfers[at] };
-                    transfers.push(stray);
-                    "stray"
-                }),
-                Planted::SkipTensor { nth, tensor, memory } => pick(*nth).map(|at| {
-                    memory.plant(landing(&transfers[at]), CopyFault::SkipTensor(*tensor));
-                    "skip tensor"
-                }),
-                Planted::Panic { nth, memory } => pick(*nth).map(|at| {
-                    memory.plant(landing(&transfers[at]), CopyFault::Panic);
-                    "panic"
-                }),
-                Planted::AfterIgnored => {
-                    decision.after = Fence::passed();
-                    Some("after ignored")
-                }
-                Planted::DoneEarly { late } => {
-                    decision.early = Some(*late);
-                    Some("done early")
-                }
-                Planted::SubmitBlocks => {
-                    decision.blocks = true;
-                    Some("submit blocks")
-                }
-                Planted::DeadlineIgnored => {
-                    decision.deadline_ignored = true;
-                    decision.deadline += Duration::from_secs(3600);
-                    Some("deadline ignored")
-                }
-                Planted::PartlyEnqueued => {
-                    decision.partly = true;
-                    None
-                }
-                Planted::Miscounted => {
-                    self.miscounted += 1;
-                    Some("miscounted")
-                }
-                Planted::TicketsForgiven | Planted::AbortIgnored | Planted::DropBlocks { .. } => None,
-            };
-            if let Some(what) = struck {
-                self.log.add(wave, what);
-            }
-        }
-        decision
-    }
-
     fn plants(&self, wanted: impl Fn(&Planted) -> bool) -> bool {
         self.faults.planted.iter().any(|(_, planted)| wanted(planted))
     }
 
-    /// The parts of a wave, in the order of submission: all ranks with one seed cut alike.
+    /// The parts of a wave, in the order of submission: all ranks with one seed cut alike. `some`: only a random part.
     fn parts(&self, wave: u64, mut transfers: Vec<Transfer>, some: bool) -> Vec<Arc<[Transfer]>> {
-        let mut random = self.random(wave, true);
+        let mut random = self.faults.random(wave, None);
         if self.faults.reorder || some {
             random.shuffle(&mut transfers);
         }
@@ -217,12 +107,28 @@ impl<C: Communicator> FaultyCommunicator<C> {
         Ok(tickets)
     }
 
-    fn timeout(&self, open: &Open) -> CommError {
-        CommError::Timeout {
-            rank: self.inner.rank(),
-            what: "a wave behind the fault wrapper".into(),
-            waited: open.submitted.elapsed(),
+    /// The fence of a wave: behind its bytes, then what was decided.
+    fn fence_of(
+        &mut self,
+        parts: &[Ticket],
+        wave: u64,
+        peer: RankId,
+        decision: &Decision,
+    ) -> Result<Fence, CommError> {
+        let bytes = parts.iter().map(|&part| self.inner.done(part)).collect::<Result<_, _>>()?;
+        let mut fence = Fence::new(Arc::new(AllOf(bytes)));
+        if !decision.late.is_zero() {
+            fence = Fence::new(Arc::new(Later::new(fence, decision.late)));
         }
+        if decision.fail {
+            let cause = format!("a fault was injected into wave {wave}");
+            let error = CommError::Transfer { rank: self.inner.rank(), peer, cause };
+            fence = Fence::new(Arc::new(FailsAfter(fence, error)));
+        }
+        if decision.stall {
+            fence = Fence::new(Arc::new(AllOf(vec![fence, Fence::new(Arc::new(Never))])));
+        }
+        Ok(fence)
     }
 
     fn poll_open(&mut self, open: &mut Open) -> Result<Progress, CommError> {
@@ -237,20 +143,17 @@ impl<C: Communicator> FaultyCommunicator<C> {
             }
         }
         open.parts = left;
-        if open.fence.poll()? {
+        if open.parts.is_empty() && open.fence.poll()? {
             return Ok(Progress::Done);
         }
         match open.deadline {
-            Some(deadline) if Instant::now() >= deadline => Err(self.timeout(open)),
+            Some(deadline) if Instant::now() >= deadline => Err(CommError::Timeout {
+                rank: self.inner.rank(),
+                what: "a wave behind the fault wrapper".into(),
+                waited: open.submitted.elapsed(),
+            }),
             _ => Ok(Progress::Pending),
         }
-    }
-}
-
-fn landing(transfer: &Transfer) -> Place {
-    match transfer.landing {
-        Landing::InPlace => Place::slot(transfer.layer, transfer.dest_slot),
-        Landing::Staged { offset } => Place::staged(transfer.layer, offset),
     }
 }
 
@@ -276,27 +179,22 @@ impl<C: Communicator> Communicator for FaultyCommunicator<C> {
         let wave = self.waves;
         self.waves += 1;
         let submitted = Instant::now();
+        let rank = self.inner.rank();
         let mut changed = transfers.to_vec();
-        let Decision {
-            after,
-            deadline: inner_deadline,
-            late,
-            fail,
-            stall,
-            early,
-            blocks,
-            deadline_ignored,
-            partly,
-        } = self.decide(wave, &mut changed, after, deadline);
-        let start = match early {
+        let decision = self.faults.decide(rank, wave, &mut changed);
+        decision.struck.iter().for_each(|what| self.log.add(wave, what));
+        self.miscounted += u64::from(decision.miscounted);
+        let after = if decision.after_ignored { Fence::passed() } else { after };
+        let start = match decision.early {
             Some(late) => Fence::new(Arc::new(Later::new(after.clone(), late))),
             None => after.clone(),
         };
-        let parts = self.parts(wave, changed, fail || stall);
+        let inner_deadline = if decision.deadline_ignored { deadline + FOR_EVER } else { deadline };
+        let parts = self.parts(wave, changed, decision.fail || decision.stall);
         let parts = match self.submit_parts(&parts, start, inner_deadline) {
             Ok(parts) => parts,
             Err(error) => {
-                if partly && !transfers.is_empty() {
+                if decision.partly && !transfers.is_empty() {
                     self.log.add(wave, "partly enqueued");
                     self.inner.submit(&Arc::from(&transfers[..1]), after, deadline)?;
                 }
@@ -304,41 +202,33 @@ impl<C: Communicator> Communicator for FaultyCommunicator<C> {
             }
         };
         self.tickets.retain(|_, open| !open.reported);
-        let bytes = parts.iter().map(|&part| self.inner.done(part)).collect::<Result<_, _>>()?;
-        let mut fence = Fence::new(Arc::new(AllOf(bytes)));
-        if blocks {
-            fence.wait(self.inner.rank(), "a submit that blocks", deadline)?;
-        }
-        if !late.is_zero() {
-            fence = Fence::new(Arc::new(Later::new(fence, late)));
-        }
-        if fail {
-            let rank = self.inner.rank();
-            let peer = transfers.iter().find(|t| t.dest == rank).map_or(rank, |t| t.source);
-            let cause = format!("a fault was injected into wave {wave}");
-            fence = Fence::new(Arc::new(FailsAfter(fence, CommError::Transfer { rank, peer, cause })));
-        }
-        if stall {
-            fence = Fence::new(Arc::new(AllOf(vec![fence, Fence::new(Arc::new(Never))])));
+        let peer = transfers.iter().find(|t| t.dest == rank).map_or(rank, |t| t.source);
+        let fence = self.fence_of(&parts, wave, peer, &decision)?;
+        if decision.blocks {
+            fence.wait(rank, "a submit that blocks", deadline)?;
         }
         let fate = HostFence::new();
-        let fence = Fence::new(Arc::new(Unless(fate.clone(), fence)));
-        let name = Ticket(wave);
-        let deadline = (!deadline_ignored).then_some(deadline);
-        let early = early.is_some();
-        let open = Open { parts, fence, submitted, deadline, early, reported: false, fate };
-        self.tickets.insert(name, open);
-        Ok(name)
+        let open = Open {
+            parts,
+            fence: Fence::new(Arc::new(Unless(fate.clone(), fence))),
+            submitted,
+            deadline: (!decision.deadline_ignored).then_some(deadline),
+            early: decision.early.is_some(),
+            reported: false,
+            fate,
+        };
+        let ticket = Ticket(wave);
+        self.tickets.insert(ticket, open);
+        Ok(ticket)
     }
 
     fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
-        let rank = self.inner.rank();
         let Some(mut open) = self.tickets.remove(&ticket) else {
-            if self.plants(|p| matches!(p, Planted::TicketsForgiven)) {
+            if self.plants(|planted| matches!(planted, Planted::TicketsForgiven)) {
                 self.log.add(self.waves, "ticket forgiven");
                 return Ok(Progress::Done);
             }
-            return Err(CommError::UnknownTicket { rank, ticket: ticket.0 });
+            return Err(CommError::UnknownTicket { rank: self.inner.rank(), ticket: ticket.0 });
         };
         let result = self.poll_open(&mut open);
         match &result {
@@ -361,7 +251,7 @@ impl<C: Communicator> Communicator for FaultyCommunicator<C> {
     }
 
     fn abort(&mut self, cause: &str) -> Fence {
-        if self.plants(|p| matches!(p, Planted::AbortIgnored)) {
+        if self.plants(|planted| matches!(planted, Planted::AbortIgnored)) {
             self.log.add(self.waves, "abort ignored");
             return Fence::passed();
         }

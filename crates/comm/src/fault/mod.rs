@@ -7,6 +7,7 @@
 //! came can be told from one that passed.
 
 mod communicator;
+mod decision;
 mod gates;
 mod log;
 mod stream;

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use eplb_core::{ExpertId, LayerLayout};
 
 use super::content::{Content, Generation};
-use super::memory::{HostMemory, Site, View};
+use super::memory::HostMemory;
+use super::site::{Site, View};
 use crate::error::CommError;
 use crate::memory::Place;
 

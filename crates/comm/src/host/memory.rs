@@ -3,15 +3,15 @@
 use std::fmt;
 use std::ops::Range;
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Mutex};
 
-use eplb_core::layout::STAGING_ALIGN;
-use eplb_core::{CoreError, LayerId, LayerLayout, ModelLayout, RankId, SlotId, TensorLayout};
+use eplb_core::{CoreError, LayerId, ModelLayout, RankId, TensorLayout};
 
 use super::content::{Content, Generation, Tag};
 use super::guards::{ReadGuard, WriteGuard};
 use super::lock::SlotLock;
+use super::plant::CopyFault;
 use super::region::Region;
 use super::staging::StagingBook;
 use crate::error::CommError;
@@ -34,51 +34,26 @@ use crate::memory::{Memory, Place};
 /// was told to find there, and names the content at the destination only after the last byte; a copy that stops half
 /// way leaves [`Content::Unknown`].
 pub struct HostMemory {
-    rank: RankId,
-    layout: Arc<ModelLayout>,
-    slots: Range<usize>,
+    pub(super) rank: RankId,
+    pub(super) layout: Arc<ModelLayout>,
+    pub(super) slots: Range<usize>,
     /// `[layer][tensor]`, each all local slots of a tensor.
-    blocks: Vec<Vec<Region>>,
+    pub(super) blocks: Vec<Vec<Region>>,
     /// `[layer * local slots + local slot]`.
-    seats: Vec<Seat>,
-    staging: Region,
-    staging_bytes: usize,
-    book: Mutex<StagingBook>,
+    pub(super) seats: Vec<Seat>,
+    pub(super) staging: Region,
+    pub(super) staging_bytes: usize,
+    pub(super) book: Mutex<StagingBook>,
     /// Planted by tests, see [`crate::fault`]; empty otherwise.
-    faults: Mutex<Vec<(Place, CopyFault)>>,
-    any_fault: AtomicBool,
-}
-
-/// How a copy goes wrong on purpose.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum CopyFault {
-    /// One tensor is left out.
-    SkipTensor(usize),
-    /// The copying thread panics before the first byte.
-    Panic,
+    pub(super) faults: Mutex<Vec<(Place, CopyFault)>>,
+    pub(super) any_fault: AtomicBool,
 }
 
 /// Lock and tag of one slot.
 #[derive(Debug)]
-struct Seat {
-    lock: SlotLock,
-    tag: Tag,
-}
-
-/// A checked place: inside the memory that it was resolved for.
-#[derive(Debug, Clone)]
-pub(super) enum Site {
-    Slot { layer: LayerId, local: usize },
-    Staging { layer: LayerId, range: Range<usize> },
-}
-
-/// Where one tensor of one place lies.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct View {
-    pub(super) base: NonNull<u8>,
-    pub(super) rows: usize,
-    pub(super) row_bytes: usize,
-    pub(super) pitch: usize,
+pub(super) struct Seat {
+    pub(super) lock: SlotLock,
+    pub(super) tag: Tag,
 }
 
 impl fmt::Debug for HostMemory {
@@ -144,7 +119,7 @@ impl HostMemory {
     /// # Safety
     /// Until the last clone of the result is dropped:
     /// - each address is valid for reads and writes of `(slots - 1) * slot_stride + slot_span` bytes of its tensor;
-    /// - the blocks of different tensors and layers do not overlap;
+    /// - the blocks of different tensors and layers do not overlap, and no other memory is made over them;
     /// - whoever else uses these bytes keeps the order of the engine: it reads a slot only while the map in
     ///   force names it and no commit writes it, and never writes one.
     pub unsafe fn from_raw(
@@ -216,11 +191,8 @@ impl HostMemory {
     /// There is no such place, or it is being written.
     pub fn read(self: &Arc<Self>, place: Place) -> Result<ReadGuard, CommError> {
         let site = self.resolve(place)?;
-        match &site {
-            Site::Slot { .. } => self.seat(&site).map_or(Ok(()), |seat| seat.lock.try_read()),
-            Site::Staging { range, .. } => self.book().try_read(range.clone()),
-        }
-        .map_err(|found| CommError::Conflict { rank: self.rank, place, wanted: "read", found })?;
+        let conflict = |found| CommError::Conflict { rank: self.rank, place, wanted: "read", found };
+        self.enter_read(&site).map_err(conflict)?;
         Ok(ReadGuard::new(self.clone(), place, site))
     }
 
@@ -230,11 +202,8 @@ impl HostMemory {
     /// There is no such place, or it is being read or written.
     pub fn write(self: &Arc<Self>, place: Place) -> Result<WriteGuard, CommError> {
         let site = self.resolve(place)?;
-        match &site {
-            Site::Slot { .. } => self.seat(&site).map_or(Ok(()), |seat| seat.lock.try_write()),
-            Site::Staging { range, .. } => self.book().try_write(range.clone()),
-        }
-        .map_err(|found| CommError::Conflict { rank: self.rank, place, wanted: "written", found })?;
+        let conflict = |found| CommError::Conflict { rank: self.rank, place, wanted: "written", found };
+        self.enter_write(&site).map_err(conflict)?;
         Ok(WriteGuard::new(self.clone(), place, site))
     }
 
@@ -264,132 +233,6 @@ impl HostMemory {
     pub fn check(&self, place: Place) -> Result<(), CommError> {
         self.resolve(place).map(|_| ())
     }
-
-    pub(super) fn resolve(&self, place: Place) -> Result<Site, CommError> {
-        let missing = |reason| Err(CommError::NoSuchPlace { rank: self.rank, place, reason });
-        let (Place::Slot { layer, .. } | Place::Staging { layer, .. }) = place;
-        if layer.index() >= self.layout.layers() {
-            return missing(format!("its layers are 0..{}", self.layout.layers()));
-        }
-        match place {
-            Place::Slot { layer, slot } => {
-                if !self.slots.contains(&slot.index()) {
-                    return missing(format!("its slots are {}..{}", self.slots.start, self.slots.end));
-                }
-                Ok(Site::Slot { layer, local: slot.index() - self.slots.start })
-            }
-            Place::Staging { layer, offset } => {
-                if offset % STAGING_ALIGN != 0 {
-                    return missing(format!("offsets are multiples of {STAGING_ALIGN} bytes"));
-                }
-                let bytes = self.layout.layer(layer).staged_bytes();
-                match offset.checked_add(bytes).filter(|&end| end <= self.staging_bytes) {
-                    Some(end) => Ok(Site::Staging { layer, range: offset..end }),
-                    None => missing(format!(
-                        "an expert takes {bytes} of its {} bytes of staging",
-                        self.staging_bytes
-                    )),
-                }
-            }
-        }
-    }
-
-    fn seat(&self, site: &Site) -> Option<&Seat> {
-        match *site {
-            Site::Slot { layer, local } => self.seats.get(layer.index() * self.slots.len() + local),
-            Site::Staging { .. } => None,
-        }
-    }
-
-    /// Held for a few instructions; a panic under it leaves the list of accesses whole.
-    fn book(&self) -> MutexGuard<'_, StagingBook> {
-        self.book.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(super) fn layer(&self, site: &Site) -> &LayerLayout {
-        let (Site::Slot { layer, .. } | Site::Staging { layer, .. }) = site;
-        self.layout.layer(*layer)
-    }
-
-    pub(super) fn content_at(&self, site: &Site) -> (Content, Generation) {
-        match (self.seat(site), site) {
-            (Some(seat), _) => seat.tag.get(),
-            (None, Site::Staging { layer, range }) => self.book().content(*layer, range),
-            (None, Site::Slot { .. }) => (Content::Unknown, 0),
-        }
-    }
-
-    /// For the holder of the write guard: content unknown, next generation.
-    pub(super) fn begin_write(&self, site: &Site) {
-        match (self.seat(site), site) {
-            (Some(seat), _) => seat.tag.begin_write(),
-            (None, Site::Staging { layer, range }) => self.book().begin_write(*layer, range),
-            (None, Site::Slot { .. }) => {}
-        }
-    }
-
-    /// For the holder of the write guard.
-    pub(super) fn set_content(&self, site: &Site, content: Content) {
-        match (self.seat(site), site) {
-            (Some(seat), _) => seat.tag.set(content),
-            (None, Site::Staging { range, .. }) => self.book().set(range, content),
-            (None, Site::Slot { .. }) => {}
-        }
-    }
-
-    pub(super) fn leave_read(&self, site: &Site) {
-        match (self.seat(site), site) {
-            (Some(seat), _) => seat.lock.leave_read(),
-            (None, Site::Staging { range, .. }) => self.book().leave(range),
-            (None, Site::Slot { .. }) => {}
-        }
-    }
-
-    pub(super) fn leave_write(&self, site: &Site) {
-        match (self.seat(site), site) {
-            (Some(seat), _) => seat.lock.leave_write(),
-            (None, Site::Staging { range, .. }) => self.book().leave(range),
-            (None, Site::Slot { .. }) => {}
-        }
-    }
-
-    /// Where a tensor of a place lies: rows inside one region, of a place that no other overlaps. Panics if the
-    /// layer has no such tensor.
-    pub(super) fn view(&self, site: &Site, tensor: usize) -> View {
-        let layout = &self.layer(site).tensors()[tensor];
-        let (rows, row_bytes) = (layout.rows, layout.row_bytes);
-        let (region, offset, pitch) = match site {
-            Site::Slot { layer, local } => {
-                (&self.blocks[layer.index()][tensor], local * layout.slot_stride, layout.pitch)
-            }
-            Site::Staging { range, .. } => {
-                let inside = self.layer(site).staging_offsets()[tensor];
-                (&self.staging, range.start + inside, row_bytes)
-            }
-        };
-        let span = (rows - 1) * pitch + row_bytes;
-        match region.at(offset, span) {
-            Some(base) => View { base, rows, row_bytes, pitch },
-            // Regions span all local slots and all of staging, and sites are resolved against both.
-            None => unreachable!("a resolved place lies in its region"),
-        }
-    }
-
-    /// Plants a fault of [`crate::fault`]: the next copy into `place` goes wrong.
-    pub(crate) fn plant(&self, place: Place, fault: CopyFault) {
-        self.faults.lock().unwrap_or_else(PoisonError::into_inner).push((place, fault));
-        self.any_fault.store(true, Ordering::Release);
-    }
-
-    /// The fault that a copy into `place` must show, once.
-    pub(super) fn take_fault(&self, place: Place) -> Option<CopyFault> {
-        if !self.any_fault.load(Ordering::Acquire) {
-            return None;
-        }
-        let mut faults = self.faults.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = faults.iter().position(|(planted, _)| *planted == place)?;
-        Some(faults.swap_remove(at).1)
-    }
 }
 
 impl Memory for HostMemory {
@@ -403,17 +246,5 @@ impl Memory for HostMemory {
 
     fn staging_bytes(&self) -> usize {
         self.staging_bytes
-    }
-}
-
-impl Place {
-    /// A slot of a layer.
-    pub fn slot(layer: LayerId, slot: SlotId) -> Self {
-        Place::Slot { layer, slot }
-    }
-
-    /// A staged expert of a layer, `offset` bytes from the start of staging.
-    pub fn staged(layer: LayerId, offset: usize) -> Self {
-        Place::Staging { layer, offset }
     }
 }

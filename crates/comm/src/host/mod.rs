@@ -7,7 +7,9 @@ mod fence;
 mod guards;
 mod lock;
 mod memory;
+mod plant;
 mod region;
+mod site;
 mod split;
 mod staging;
 mod stream;
@@ -20,6 +22,6 @@ pub use guards::{ReadGuard, WriteGuard};
 pub use memory::HostMemory;
 pub use stream::{HostStream, StreamOptions};
 
-pub(crate) use memory::CopyFault;
+pub(crate) use plant::CopyFault;
 pub(crate) use split::SplitCopy;
 pub(crate) use worker::panic_message;

@@ -8,14 +8,6 @@ use crate::error::CommError;
 use crate::host::HostMemory;
 use crate::memory::{Memory, Place};
 
-/// Where a transfer lands.
-pub(super) fn landing(transfer: &Transfer) -> Place {
-    match transfer.landing {
-        Landing::InPlace => Place::slot(transfer.layer, transfer.dest_slot),
-        Landing::Staged { offset } => Place::staged(transfer.layer, offset),
-    }
-}
-
 /// Checks that every rank and place that a wave names exists, on all ranks alike.
 ///
 /// # Errors
@@ -29,13 +21,13 @@ pub(super) fn places_exist(memories: &[Arc<HostMemory>], transfers: &[Transfer])
         })
     };
     for transfer in transfers {
-        let source = Place::slot(transfer.layer, transfer.source_slot);
+        let source = Place::source(transfer);
         memory(transfer.source, source)?.check(source)?;
         let slot = Place::slot(transfer.layer, transfer.dest_slot);
         let dest = memory(transfer.dest, slot)?;
         dest.check(slot)?;
         if let Landing::Staged { .. } = transfer.landing {
-            dest.check(landing(transfer))?;
+            dest.check(Place::landing(transfer))?;
         }
     }
     Ok(())

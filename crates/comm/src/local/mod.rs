@@ -2,8 +2,10 @@
 
 mod check;
 mod communicator;
+mod copier;
 mod group;
 mod pool;
+mod queue;
 mod ticket;
 
 pub use communicator::LocalCommunicator;

@@ -42,6 +42,11 @@ impl LocalTicket {
         self.fence.is_settled()
     }
 
+    /// Whether a copy of it may start: it is not over, and its deadline has not passed.
+    pub(super) fn may_start(&self) -> bool {
+        matches!(self.poll(), Ok(false))
+    }
+
     /// One transfer is done and its guards are gone.
     pub(super) fn transfer_done(&self) {
         if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {

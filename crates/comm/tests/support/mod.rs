@@ -10,7 +10,7 @@ use eplb_comm::local::LocalGroup;
 use eplb_core::RankId;
 
 /// Ranks for a setup, each behind the faults that `faults` gives for its number and memory; logs go to `logs`.
-pub fn local(
+pub(crate) fn local(
     setup: &Setup,
     threads: usize,
     logs: &mut Vec<FaultLog>,
