@@ -74,6 +74,14 @@ pub enum EngineError {
         /// The other.
         b: RankId,
     },
+    /// A plan on disk that is none, or not for these loads.
+    #[error("{file}: {error}")]
+    PlanFile {
+        /// The file.
+        file: String,
+        /// What is wrong in it.
+        error: CoreError,
+    },
     /// A communicator, stream or memory error.
     #[error(transparent)]
     Comm(#[from] CommError),
@@ -95,9 +103,12 @@ impl EngineError {
     /// Whether the caller's input is to blame, rather than the run.
     pub fn is_bad_input(&self) -> bool {
         match self {
-            Self::Options(_) | Self::Memory { .. } | Self::Trace(_) | Self::Core(_) | Self::Exchange(_) => {
-                true
-            }
+            Self::Options(_)
+            | Self::PlanFile { .. }
+            | Self::Memory { .. }
+            | Self::Trace(_)
+            | Self::Core(_)
+            | Self::Exchange(_) => true,
             Self::Plan(error) => !matches!(error, PlanError::Threads { .. }),
             _ => false,
         }

@@ -8,6 +8,7 @@ pub mod board;
 pub mod cluster;
 pub mod driver;
 pub mod error;
+pub mod plan_file;
 pub mod rebalance;
 
 pub use board::{Board, LocalBoard};

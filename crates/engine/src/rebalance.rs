@@ -119,7 +119,11 @@ impl Rebalance {
                 trace.experts()
             )));
         }
-        let planner = Planner::new(self.threads)?;
+        let threads = match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        };
+        let planner = Planner::new(threads)?;
         let start = Placement::round_robin(trace.layers(), trace.experts(), slots)?;
         let ranges: Vec<_> = trace.windows(self.window).collect();
         let mut cluster = Cluster::start(&self.topology, layout, start, settings)?;

@@ -4,6 +4,7 @@
 //! steps together while experts move. A step checks that each slot that any rank's map names holds that expert for as long
 //! as the step runs; expected bytes are computed from names ([`eplb_comm::pattern`]), never read from a source.
 
+mod hooks;
 mod lockstep;
 mod serve;
 pub mod weights;
@@ -24,6 +25,7 @@ use ndarray::Array2;
 use crate::board::LocalBoard;
 use crate::driver::Driver;
 use crate::error::EngineError;
+pub use hooks::{Hooks, NoHooks, ServingStream, Work};
 use lockstep::Lockstep;
 use serve::Findings;
 use worker::{Command, Exchanged, Reply, Task, Worker};
@@ -40,11 +42,8 @@ pub enum Verify {
     Off,
 }
 
-/// Puts something between the driver and a communicator: faults, in tests.
-pub type Wrap = Arc<dyn Fn(Box<dyn Communicator>) -> Box<dyn Communicator> + Send + Sync>;
-
 /// How the ranks of a cluster behave.
-#[derive(Clone)]
+#[derive(Debug, Clone)]
 pub struct Settings {
     /// What exchanges may use.
     pub limits: Limits,
@@ -62,20 +61,8 @@ pub struct Settings {
     pub stream_delay: Duration,
     /// Steps between the last step begun and the step proposed for a commit.
     pub margin: u64,
-    /// Wraps each communicator that is made.
-    pub wrap: Option<Wrap>,
-}
-
-impl std::fmt::Debug for Settings {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Settings")
-            .field("limits", &self.limits)
-            .field("verify", &self.verify)
-            .field("copy_threads", &self.copy_threads)
-            .field("deadlines", &self.deadlines)
-            .field("margin", &self.margin)
-            .finish_non_exhaustive()
-    }
+    /// What is put between the parts of a rank: faults, in tests.
+    pub hooks: Arc<dyn Hooks>,
 }
 
 impl Settings {
@@ -90,7 +77,7 @@ impl Settings {
             step_timeout: Duration::from_secs(60),
             stream_delay: Duration::ZERO,
             margin: 4,
-            wrap: None,
+            hooks: Arc::new(NoHooks),
         }
     }
 }
@@ -153,6 +140,7 @@ impl Cluster {
         let (mut commands, mut threads) = (Vec::new(), Vec::new());
         for (rank, memory) in topology.all_ranks().zip(&memories) {
             let stream = HostStream::new(memory.clone(), StreamOptions { delay: settings.stream_delay })?;
+            let stream = settings.hooks.stream(rank, stream);
             let worker = Worker {
                 rank,
                 topology: topology.clone(),
@@ -192,12 +180,9 @@ impl Cluster {
         let group = LocalGroup::new(self.memories.clone(), self.settings.copy_threads)?;
         self.communicators = group
             .into_iter()
-            .map(|communicator| {
-                let communicator: Box<dyn Communicator> = Box::new(communicator);
-                match &self.settings.wrap {
-                    None => communicator,
-                    Some(wrap) => wrap(communicator),
-                }
+            .zip(&self.memories)
+            .map(|(communicator, memory)| {
+                self.settings.hooks.communicator(memory.rank(), memory, Box::new(communicator))
             })
             .collect();
         Ok(())
@@ -259,14 +244,15 @@ impl Cluster {
         let members: Vec<RankId> = self.topology.live_ranks().collect();
         let board = LocalBoard::new(&members);
         let communicators = std::mem::take(&mut self.communicators);
-        for (command, communicator) in self.commands.iter().zip(communicators) {
+        let ranks = self.topology.all_ranks().zip(&self.commands).zip(communicators);
+        for ((rank, command), communicator) in ranks {
             let task = Task {
-                new: new.clone(),
+                new: self.settings.hooks.placement(rank, new.clone()),
                 loads: loads.clone(),
                 limits: self.settings.limits.clone(),
                 margin,
                 communicator,
-                board: board.clone(),
+                board: self.settings.hooks.board(rank, board.clone()),
             };
             // A rank that is gone is found out below, when its reply does not come.
             drop(command.send(Command::Exchange(Box::new(task))));

@@ -5,12 +5,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use eplb_comm::host::{HostMemory, HostStream};
+use eplb_comm::host::HostMemory;
 use eplb_comm::{Communicator, Fence, Memory};
 use eplb_core::{ExpertId, LayerId, Placement, RankId, SlotId, Topology};
 use eplb_exchange::{Exchange, ExchangePlan, Limits, Outcome, Totals};
 use ndarray::Array2;
 
+use super::hooks::ServingStream;
 use super::lockstep::{Lockstep, Route};
 use super::serve::{Findings, forward};
 use super::{Settings, Verify};
@@ -63,7 +64,7 @@ pub(super) struct Worker {
     pub(super) rank: RankId,
     pub(super) topology: Arc<Topology>,
     pub(super) memory: Arc<HostMemory>,
-    pub(super) driver: Driver<HostStream>,
+    pub(super) driver: Driver<Box<dyn ServingStream>>,
     pub(super) experts: usize,
     pub(super) lockstep: Arc<Lockstep>,
     pub(super) findings: Arc<Findings>,
@@ -151,13 +152,15 @@ impl Worker {
         let routes = meeting.to_vec();
         let findings = self.findings.clone();
         let pause = self.settings.step_time;
-        self.driver.stream().run(move |memory| {
+        self.driver.stream().run(Box::new(move |memory| {
             forward(memory, step, &routes, &findings);
             if !pause.is_zero() {
+                // What held when the step began must hold when it ends.
                 std::thread::sleep(pause);
+                forward(memory, step, &routes, &findings);
             }
             Ok(())
-        })
+        }))
     }
 
     fn advance(

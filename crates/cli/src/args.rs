@@ -1,0 +1,120 @@
+//! Arguments that several commands share.
+
+use std::ops::Range;
+
+use clap::Args;
+use eplb_core::Topology;
+use eplb_plan::{Options, Policy};
+use eplb_trace::Trace;
+
+use crate::output::Failure;
+
+/// How placements are planned.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct PlanArgs {
+    /// Nodes that the ranks are spread over
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    pub(crate) nodes: usize,
+
+    /// Expert groups of the model's router (`deepseek` keeps them on one node)
+    #[arg(long, default_value_t = 1, value_name = "K")]
+    pub(crate) groups: usize,
+
+    /// How placements are found: see the README for what each policy does
+    #[arg(long, value_parser = policy)]
+    pub(crate) policy: Option<Policy>,
+
+    /// Most moves over all layers together (`incremental`)
+    #[arg(long, value_name = "M")]
+    pub(crate) max_moves: Option<usize>,
+
+    /// Balancedness that is enough, 0..1 (`incremental`; 0.95 if --max-moves is not given either)
+    #[arg(long, value_name = "B")]
+    pub(crate) target: Option<f64>,
+
+    /// Seed of `random`
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    pub(crate) seed: u64,
+
+    /// Threads that plan (default: one per core); the plan does not depend on it
+    #[arg(long, value_name = "T")]
+    pub(crate) threads: Option<usize>,
+
+    /// Most replicas of one expert: the columns of the server's log2phy
+    #[arg(long, value_name = "C")]
+    pub(crate) max_replicas: Option<usize>,
+}
+
+impl PlanArgs {
+    /// Options of the planner; `fallback` is the policy if none was named.
+    pub(crate) fn options(&self, fallback: Policy) -> Options {
+        let policy = self.policy.unwrap_or(fallback);
+        let target = match (self.target, self.max_moves) {
+            (None, None) if policy == Policy::Incremental => Some(DEFAULT_TARGET),
+            (target, _) => target,
+        };
+        Options {
+            policy,
+            groups: self.groups,
+            seed: self.seed,
+            max_replicas: self.max_replicas,
+            max_moves: self.max_moves,
+            target,
+            ..Options::default()
+        }
+    }
+
+    /// Threads to plan with.
+    pub(crate) fn threads(&self) -> usize {
+        self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+    }
+
+    /// Ranks on nodes; where slots do not divide, the first ranks own one more.
+    pub(crate) fn topology(&self, ranks: usize, slots: usize) -> Result<Topology, Failure> {
+        Topology::uniform(ranks, slots)
+            .and_then(|topology| topology.with_nodes(self.nodes))
+            .map_err(|error| Failure::input(error.to_string()))
+    }
+}
+
+/// Balancedness that `incremental` aims at when neither a target nor a budget is given.
+const DEFAULT_TARGET: f64 = 0.95;
+
+fn policy(name: &str) -> Result<Policy, String> {
+    name.parse().map_err(|error: eplb_plan::PlanError| error.to_string())
+}
+
+/// Steps `A:B` of a trace: `A..B-1`. Either side may be left out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Steps {
+    first: usize,
+    end: Option<usize>,
+}
+
+impl Steps {
+    /// For clap.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let wrong = || format!("{text:?} is not A:B with two step numbers");
+        let (first, end) = text.split_once(':').ok_or_else(wrong)?;
+        let number = |part: &str| part.parse::<usize>().map_err(|_| wrong());
+        let first = if first.is_empty() { 0 } else { number(first)? };
+        let end = if end.is_empty() { None } else { Some(number(end)?) };
+        if end.is_some_and(|end| end <= first) {
+            return Err(format!("{text:?} has no steps: A:B means A..B-1, so B must be larger than A"));
+        }
+        Ok(Self { first, end })
+    }
+
+    fn range(self, steps: usize) -> Range<usize> {
+        self.first..self.end.unwrap_or(steps)
+    }
+}
+
+/// Opens a trace and takes the steps asked for.
+pub(crate) fn open(path: &std::path::Path, steps: Option<Steps>) -> Result<Trace, Failure> {
+    let trace = Trace::open(path)?;
+    match steps {
+        None => Ok(trace),
+        Some(steps) => Ok(trace.select_steps(steps.range(trace.steps()))?),
+    }
+}

@@ -1,0 +1,40 @@
+//! The `eplb` command.
+#![forbid(unsafe_code)]
+
+mod args;
+mod output;
+mod plan;
+mod rebalance;
+mod trace;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// Expert-parallel load balancing for Mixture-of-Experts inference: plan where experts live, move them, check every byte.
+#[derive(Debug, Parser)]
+#[command(name = "eplb", version, max_term_width = 110, arg_required_else_help = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Plan a placement for measured loads and write it to a file
+    Plan(plan::Args),
+    /// Walk a trace: plan each window and move the experts between ranks of this process while they serve steps
+    Rebalance(rebalance::Args),
+    /// Look at traces, make them up, or convert them
+    #[command(subcommand)]
+    Trace(trace::Command),
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Plan(args) => plan::run(&args),
+        Command::Rebalance(args) => rebalance::run(&args),
+        Command::Trace(command) => trace::run(&command),
+    };
+    result.unwrap_or_else(|error| error.report())
+}

@@ -1,0 +1,161 @@
+//! `eplb plan`.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Instant;
+
+use eplb_engine::plan_file;
+use eplb_plan::{Plan, Planner, Policy, Request};
+use serde_json::{Value, json};
+
+use crate::args::{PlanArgs, Steps, open};
+use crate::output::{Failure, number, optional, print, print_json, progress};
+
+/// Arguments of `eplb plan`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Loads: .npy or .npz with [layers, experts] or [steps, layers, experts], or CSV `layer_id,expert_id,count`
+    #[arg(long, value_name = "FILE")]
+    loads: PathBuf,
+
+    /// Physical slots per layer, over all ranks
+    #[arg(long, value_name = "P")]
+    slots: usize,
+
+    /// Ranks (GPUs) of the expert-parallel group
+    #[arg(long, visible_alias = "ranks", value_name = "G")]
+    gpus: usize,
+
+    #[command(flatten)]
+    plan: PlanArgs,
+
+    /// The placement in force: a plan written before; only its `phy2log` is needed
+    #[arg(long, value_name = "PLAN.npz")]
+    current: Option<PathBuf>,
+
+    /// Plan this many times and report the median time
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    repeat: usize,
+
+    /// Steps A..B-1 of the loads (default: all)
+    #[arg(long, value_name = "A:B", value_parser = Steps::parse)]
+    steps: Option<Steps>,
+
+    /// Where to write the plan: phy2log, log2phy, logcnt, share
+    #[arg(long, value_name = "PLAN.npz")]
+    out: Option<PathBuf>,
+
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    if args.repeat == 0 {
+        return Err(Failure::input("--repeat 0 plans nothing; give 1 or more"));
+    }
+    let trace = open(&args.loads, args.steps)?;
+    let loads = trace.loads(0..trace.steps())?;
+    let topology = args.plan.topology(args.gpus, args.slots)?;
+    let current = args.current.as_deref().map(|path| plan_file::read(path, loads.experts())).transpose()?;
+    let fallback = if current.is_some() { Policy::Incremental } else { Policy::Balanced };
+    let options = args.plan.options(fallback);
+    let planner = Planner::new(args.plan.threads())?;
+    let mut request = Request::new(&loads, &topology, &options);
+    if let Some(current) = &current {
+        request = request.with_current(current);
+    }
+
+    let bar = progress("plans");
+    bar.set_length(args.repeat as u64);
+    let mut times = Vec::with_capacity(args.repeat);
+    for _ in 0..args.repeat {
+        let start = Instant::now();
+        planner.place(&request)?;
+        times.push(start.elapsed().as_secs_f64() * 1e3);
+        bar.inc(1);
+    }
+    bar.finish_and_clear();
+    let plan = planner.plan(&request)?;
+    if let Some(out) = &args.out {
+        plan_file::write(out, &plan.placement, &plan.share)?;
+    }
+    let plan_ms = median(&mut times);
+    if args.json {
+        print_json(&report(args, &plan, loads.experts(), plan_ms, planner.threads()))?;
+    } else {
+        print(&text(args, &plan, loads.experts(), plan_ms, planner.threads()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Middle of the times, or the mean of the two in the middle.
+fn median(times: &mut [f64]) -> f64 {
+    times.sort_by(f64::total_cmp);
+    let middle = times.len() / 2;
+    if times.len().is_multiple_of(2) { (times[middle - 1] + times[middle]) / 2.0 } else { times[middle] }
+}
+
+fn moves_fraction(plan: &Plan) -> Option<f64> {
+    plan.changes.map(|changes| changes.moves as f64 / plan.total_slots() as f64)
+}
+
+fn report(args: &Args, plan: &Plan, experts: usize, plan_ms: f64, threads: usize) -> Value {
+    json!({
+        "policy": plan.policy.name(),
+        "layers": plan.placement.layers(),
+        "experts": experts,
+        "slots": args.slots,
+        "gpus": args.gpus,
+        "nodes": args.plan.nodes,
+        "balancedness": number(plan.after.mean),
+        "balancedness_min": number(plan.after.min),
+        "balancedness_share": number(plan.after_share.mean),
+        "balancedness_steps": number(plan.balancedness_steps),
+        "balancedness_before": optional(plan.before.as_ref().map(|before| before.mean)),
+        "bound": number(plan.bound.mean),
+        "gap": number(plan.bound.mean - plan.after.mean),
+        "moves": plan.changes.map(|changes| changes.moves),
+        "moves_fraction": optional(moves_fraction(plan)),
+        "local_copies": plan.changes.map(|changes| changes.local_copies),
+        "duplicates": plan.duplicates,
+        "shortages": plan.shortages,
+        "target_reached": plan.target_reached,
+        "plan_ms": number(plan_ms),
+        "threads": threads,
+    })
+}
+
+fn text(args: &Args, plan: &Plan, experts: usize, plan_ms: f64, threads: usize) -> String {
+    let mut text = format!(
+        "{}: {} layers x {experts} experts on {} slots of {} ranks, {} nodes\n",
+        plan.policy,
+        plan.placement.layers(),
+        args.slots,
+        args.gpus,
+        args.plan.nodes
+    );
+    let mut line = |name: &str, value: String| text.push_str(&format!("  {name:<22}{value}\n"));
+    if let Some(before) = &plan.before {
+        line("balancedness before", format!("{:.4} (least of a layer {:.4})", before.mean, before.min));
+    }
+    line("balancedness", format!("{:.4} (least of a layer {:.4})", plan.after.mean, plan.after.min));
+    line("  with the split", format!("{:.4}", plan.after_share.mean));
+    line("  mean over steps", format!("{:.4}", plan.balancedness_steps));
+    line("bound", format!("{:.4} (no placement can be better)", plan.bound.mean));
+    if let (Some(changes), Some(fraction)) = (plan.changes, moves_fraction(plan)) {
+        line("moves", format!("{} ({:.2}% of the slots)", changes.moves, fraction * 100.0));
+        line("copies inside ranks", changes.local_copies.to_string());
+    }
+    if plan.target_reached == Some(false) {
+        line("target", "not reached within the budget".into());
+    }
+    if plan.duplicates + plan.shortages > 0 {
+        line("duplicates, empty", format!("{}, {}", plan.duplicates, plan.shortages));
+    }
+    line("planned in", format!("{plan_ms:.2} ms on {threads} threads"));
+    if let Some(out) = &args.out {
+        line("written to", out.display().to_string());
+    }
+    text
+}

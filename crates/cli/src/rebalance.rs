@@ -1,0 +1,169 @@
+//! `eplb rebalance`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::ValueEnum;
+use eplb_engine::cluster::Verify;
+use eplb_engine::rebalance::{Rebalance, Report, Window};
+use eplb_plan::Policy;
+use serde_json::{Value, json};
+
+use crate::args::{PlanArgs, Steps, open};
+use crate::output::{Failure, bytes, number, print, print_json, progress, table};
+
+/// Arguments of `eplb rebalance`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Trace: .npy or .npz with [steps, layers, experts], or CSV
+    #[arg(long, value_name = "FILE")]
+    trace: PathBuf,
+
+    /// Ranks; each is a thread with its own weights
+    #[arg(long, visible_alias = "gpus", value_name = "W")]
+    ranks: usize,
+
+    /// Physical slots per layer, over all ranks
+    #[arg(long, value_name = "P")]
+    slots: usize,
+
+    /// Steps per window; a short last window is used
+    #[arg(long, default_value = "20", value_name = "T")]
+    window: NonZeroUsize,
+
+    #[command(flatten)]
+    plan: PlanArgs,
+
+    /// Bytes of one expert of one layer
+    #[arg(long, default_value_t = 65536, value_name = "B")]
+    expert_bytes: usize,
+
+    /// Staging memory per rank (default: the smaller of 256 MiB and a layer's slots, at least one expert)
+    #[arg(long, value_name = "S")]
+    staging_bytes: Option<usize>,
+
+    /// How the bytes of the slots are checked
+    #[arg(long, value_enum, default_value_t = VerifyArg::Full)]
+    verify: VerifyArg,
+
+    /// Steps A..B-1 of the trace (default: all)
+    #[arg(long, value_name = "A:B", value_parser = Steps::parse)]
+    steps: Option<Steps>,
+
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum VerifyArg {
+    /// Every byte of every slot, after every wave and window
+    Full,
+    /// A few places of every slot
+    Sampled,
+    /// Not at all
+    Off,
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    let trace = open(&args.trace, args.steps)?;
+    let options = args.plan.options(Policy::Incremental);
+    let rebalance = Rebalance {
+        topology: args.plan.topology(args.ranks, args.slots)?,
+        window: args.window,
+        plan: options.clone(),
+        threads: args.plan.threads(),
+        expert_bytes: args.expert_bytes,
+        staging_bytes: args.staging_bytes,
+        verify: match args.verify {
+            VerifyArg::Full => Verify::Full,
+            VerifyArg::Sampled => Verify::Sampled,
+            VerifyArg::Off => Verify::Off,
+        },
+    };
+    let bar = progress("windows");
+    let report = rebalance.run(&trace, &mut |position| {
+        bar.set_length(position.windows as u64);
+        bar.set_position(position.done as u64);
+    });
+    bar.finish_and_clear();
+    let report = report?;
+    if args.json {
+        print_json(&object(args, options.policy, &report))?;
+    } else {
+        print(&text(args, options.policy, &report))?;
+    }
+    if report.bytes_wrong == 0 {
+        return Ok(ExitCode::SUCCESS);
+    }
+    let first = report.first_wrong.as_deref().unwrap_or("a slot's bytes are not those of its expert");
+    Err(Failure::Run(format!("{} bytes are wrong; first: {first}", report.bytes_wrong)))
+}
+
+fn object(args: &Args, policy: Policy, report: &Report) -> Value {
+    let windows: Vec<Value> = report
+        .windows
+        .iter()
+        .map(|w| {
+            json!({
+                "step": w.step,
+                "balancedness_before": number(w.balancedness_before),
+                "balancedness": number(w.balancedness),
+                "bound": number(w.bound),
+                "moves": w.moves,
+                "bytes": w.bytes,
+                "waves": w.waves,
+                "plan_ms": number(w.plan_ms),
+                "move_ms": number(w.move_ms),
+            })
+        })
+        .collect();
+    json!({
+        "policy": policy.name(),
+        "ranks": args.ranks,
+        "slots": args.slots,
+        "window": args.window,
+        "windows": windows,
+        "bytes_wrong": report.bytes_wrong,
+    })
+}
+
+fn text(args: &Args, policy: Policy, report: &Report) -> String {
+    let head = ["step", "before", "after", "bound", "moves", "bytes", "waves", "plan ms", "move ms", "steps served"];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    for w in &report.windows {
+        rows.push(vec![
+            w.step.to_string(),
+            format!("{:.4}", w.balancedness_before),
+            format!("{:.4}", w.balancedness),
+            format!("{:.4}", w.bound),
+            w.moves.to_string(),
+            bytes(w.bytes),
+            w.waves.to_string(),
+            format!("{:.2}", w.plan_ms),
+            format!("{:.1}", w.move_ms),
+            w.steps_served.to_string(),
+        ]);
+    }
+    let count = report.windows.len().max(1) as f64;
+    let mean = |value: fn(&Window) -> f64| report.windows.iter().map(value).sum::<f64>() / count;
+    let moves: usize = report.windows.iter().map(|w| w.moves).sum();
+    let moved: u64 = report.windows.iter().map(|w| w.bytes).sum();
+    let checked = match args.verify {
+        VerifyArg::Full => format!("every byte checked, {} wrong", report.bytes_wrong),
+        VerifyArg::Sampled => format!("bytes checked in samples, {} wrong", report.bytes_wrong),
+        VerifyArg::Off => format!("slots checked by name only, {} bytes wrong", report.bytes_wrong),
+    };
+    format!(
+        "{}\n{policy} on {} ranks, {} slots: balancedness {:.4} -> {:.4} (mean of {} windows, each on its own loads), {moves} \
+         moves, {} moved, {checked}\n",
+        table(&rows),
+        args.ranks,
+        args.slots,
+        mean(|w| w.balancedness_before),
+        mean(|w| w.balancedness),
+        report.windows.len(),
+        bytes(moved),
+    )
+}
