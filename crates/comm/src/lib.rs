@@ -14,6 +14,7 @@ pub mod local;
 pub mod memory;
 pub mod pattern;
 mod random;
+pub mod store;
 pub mod stream;
 
 pub use communicator::{Carried, Communicator, Progress, Ticket};
