@@ -57,20 +57,20 @@ impl Placement {
         let mut replica_offset = Vec::with_capacity(layers * experts + 1);
         let mut cursor = vec![0u32; experts];
         replica_offset.push(0);
-        for layer in 0..layers {
-            let row = phy2log.row(layer);
-            let mut counts = logcnt.row_mut(layer);
+        for (layer, row) in phy2log.rows().into_iter().enumerate() {
+            let (row, counts) = (row.to_slice(), logcnt.row_mut(layer).into_slice());
+            // Both arrays are in C order, so their rows are slices.
+            let (Some(row), Some(counts)) = (row, counts) else { continue };
             for (slot, &entry) in row.iter().enumerate() {
-                if entry < -1 || entry >= experts as i32 {
+                if let Some(count) = counts.get_mut(entry as u32 as usize) {
+                    *count += 1;
+                } else if entry != -1 {
                     return Err(CoreError::ExpertOutOfRange {
                         layer: LayerId::at(layer),
                         slot: SlotId::at(slot),
                         value: i64::from(entry),
                         experts,
                     });
-                }
-                if entry >= 0 {
-                    counts[entry as usize] += 1;
                 }
             }
             let mut next = replica_slots.len() as u32;
@@ -81,8 +81,7 @@ impl Placement {
             }
             replica_slots.resize(next as usize, SlotId(0));
             for (slot, &entry) in row.iter().enumerate() {
-                if entry >= 0 {
-                    let at = &mut cursor[entry as usize];
+                if let Some(at) = cursor.get_mut(entry as u32 as usize) {
                     replica_slots[*at as usize] = SlotId::at(slot);
                     *at += 1;
                 }

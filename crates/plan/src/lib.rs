@@ -22,7 +22,9 @@
 #![forbid(unsafe_code)]
 
 mod error;
+mod layer;
 mod options;
+mod order;
 mod plan;
 mod planner;
 mod policy;

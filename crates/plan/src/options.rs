@@ -13,19 +13,22 @@ pub enum Policy {
     Static,
     /// A valid placement drawn with [`Options::seed`]. Ignores the loads; a baseline.
     Random,
+    /// A fresh plan as good as the loads allow, whatever is in place.
+    Balanced,
     /// DeepSeek EPLB's algorithm, slot for slot: hierarchical where the groups divide over the nodes, else global.
     Deepseek,
 }
 
 impl Policy {
     /// Every policy, in the order of the documentation.
-    pub const ALL: &[Policy] = &[Policy::Deepseek, Policy::Static, Policy::Random];
+    pub const ALL: &[Policy] = &[Policy::Balanced, Policy::Deepseek, Policy::Static, Policy::Random];
 
     /// The name that the command line and reports use.
     pub const fn name(self) -> &'static str {
         match self {
             Policy::Static => "static",
             Policy::Random => "random",
+            Policy::Balanced => "balanced",
             Policy::Deepseek => "deepseek",
         }
     }

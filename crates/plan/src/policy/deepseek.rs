@@ -12,6 +12,7 @@ use eplb_core::{NodeId, Topology};
 
 use super::layer_loads;
 use crate::error::PlanError;
+use crate::order::{Tournament, sort_keys};
 use crate::request::Request;
 use crate::workers::Workers;
 
@@ -24,25 +25,37 @@ pub(super) struct Scratch {
     /// Load of each group, `[groups]`.
     group_weight: Vec<f32>,
     /// Where each group goes, `[groups]`.
-    group_place: Vec<usize>,
+    group_place: Vec<u32>,
     /// Experts in node-major order, `[E]`.
-    node_major: Vec<usize>,
-    /// Load per replica of the node's experts, and how many replicas each has.
-    per_replica: Vec<f32>,
-    count: Vec<u32>,
-    /// Expert (position inside the node) of each of the node's physical experts, and their loads.
-    physical: Vec<usize>,
-    physical_weight: Vec<f32>,
+    node_major: Vec<u32>,
+    replicas: ReplicaScratch,
     /// Where each physical expert goes inside the node.
-    place: Vec<usize>,
+    place: Vec<u32>,
     pack: PackScratch,
+}
+
+/// One node's experts and their replicas.
+#[derive(Debug, Default)]
+struct ReplicaScratch {
+    /// Replicas of each expert, and load of each replica.
+    count: Vec<u32>,
+    load: Vec<f32>,
+    /// Experts that may get one more, largest load per replica first.
+    next: Tournament,
+    /// Expert (position inside the node) of each of the node's physical experts, and their loads.
+    physical: Vec<u32>,
+    physical_load: Vec<f32>,
 }
 
 #[derive(Debug, Default)]
 struct PackScratch {
+    /// Items, largest first.
     order: Vec<u64>,
+    memory: Vec<u64>,
+    /// Packs that are not full, lightest first.
+    open: Tournament,
     load: Vec<f32>,
-    filled: Vec<usize>,
+    filled: Vec<u32>,
 }
 
 /// Numbers that the algorithm divides by.
@@ -113,7 +126,7 @@ fn consecutive_nodes(topology: &Topology) -> bool {
 
 /// Places one layer with loads `row` (`[E]`) into `slots` (`[P]`).
 fn place_layer(row: &[f64], shape: Shape, slots: &mut [i32], scratch: &mut Scratch) {
-    let Scratch { weight, group_weight, group_place, node_major, pack, .. } = scratch;
+    let Scratch { weight, group_weight, group_place, node_major, replicas, place, pack } = scratch;
     let experts = row.len();
     let scale = float32_scale(row);
     weight.clear();
@@ -123,22 +136,19 @@ fn place_layer(row: &[f64], shape: Shape, slots: &mut [i32], scratch: &mut Scrat
     group_weight.clear();
     group_weight.extend(weight.chunks_exact(group_size).map(|g| g.iter().sum::<f32>()));
     pack.pack(group_weight, shape.nodes, group_place);
-    node_major.clear();
     node_major.resize(experts, 0);
     for (group, &at) in group_place.iter().enumerate() {
-        for i in 0..group_size {
-            node_major[at * group_size + i] = group * group_size + i;
-        }
+        let to = at as usize * group_size..(at as usize + 1) * group_size;
+        node_major[to].iter_mut().zip((group * group_size) as u32..).for_each(|(to, expert)| *to = expert);
     }
 
     let (experts_per_node, slots_per_node) = (experts / shape.nodes, shape.slots / shape.nodes);
-    for (node, slots) in slots.chunks_exact_mut(slots_per_node).enumerate() {
-        let own = node * experts_per_node..(node + 1) * experts_per_node;
-        scratch.replicate(own.clone(), slots_per_node, shape.limit);
-        let Scratch { node_major, physical, physical_weight, place, pack, .. } = scratch;
-        pack.pack(physical_weight, shape.ranks / shape.nodes, place);
-        for (&at, &expert) in place.iter().zip(physical.iter()) {
-            slots[at] = node_major[own.start + expert] as i32;
+    for (own, slots) in node_major.chunks_exact(experts_per_node).zip(slots.chunks_exact_mut(slots_per_node))
+    {
+        replicas.choose(weight, own, slots_per_node, shape.limit);
+        pack.pack(&replicas.physical_load, shape.ranks / shape.nodes, place);
+        for (&at, &expert) in place.iter().zip(&replicas.physical) {
+            slots[at as usize] = own[expert as usize] as i32;
         }
     }
 }
@@ -155,68 +165,85 @@ fn float32_scale(row: &[f64]) -> f64 {
     f64::from_bits((exponent.min(2046) as u64) << 52)
 }
 
-impl Scratch {
-    /// Fills `physical` and `physical_weight` with the experts `own` (node-major) and their extra copies: first the
-    /// experts in order, then one more copy of the expert with the largest load per replica until `slots` are full.
-    fn replicate(&mut self, own: std::ops::Range<usize>, slots: usize, limit: usize) {
-        let Self { weight, node_major, per_replica, count, physical, physical_weight, .. } = self;
-        let experts = own.len();
-        let weight_of = |e: usize| weight[node_major[own.start + e]];
+/// A key that sorts by load descending, then id ascending: the bits of floats that are not negative sort as the
+/// floats do.
+#[inline]
+fn largest_first(load: f32, id: usize) -> u64 {
+    (u64::from(!load.to_bits()) << 32) | id as u64
+}
+
+/// A key that sorts by load ascending, then id ascending.
+#[inline]
+fn lightest_first(load: f32, id: usize) -> u64 {
+    (u64::from(load.to_bits()) << 32) | id as u64
+}
+
+#[inline]
+fn key_id(key: u64) -> usize {
+    key as u32 as usize
+}
+
+impl ReplicaScratch {
+    /// Lists a node's physical experts: first its experts `own` in order, then one more copy of the expert with the
+    /// largest load per replica until `slots` are full.
+    fn choose(&mut self, weight: &[f32], own: &[u32], slots: usize, limit: usize) {
+        let Self { count, load, next, physical, physical_load } = self;
         physical.clear();
-        physical.extend(0..experts);
+        physical.extend(0..own.len() as u32);
         count.clear();
-        count.resize(experts, 1);
-        per_replica.clear();
-        per_replica.extend((0..experts).map(weight_of));
-        for _ in experts..slots {
-            let mut best = None::<usize>;
-            for (expert, &load) in per_replica.iter().enumerate() {
-                if (count[expert] as usize) < limit && best.is_none_or(|b| load > per_replica[b]) {
-                    best = Some(expert);
-                }
+        count.resize(own.len(), 1);
+        load.clear();
+        load.extend(own.iter().map(|&e| weight[e as usize]));
+        if slots > own.len() && limit > 1 {
+            next.start(load.iter().enumerate().map(|(e, &w)| largest_first(w, e)));
+            for _ in own.len()..slots {
+                // `Shape::of` made sure that the limit leaves enough replicas to fill the slots.
+                let expert = key_id(next.top());
+                physical.push(expert as u32);
+                count[expert] += 1;
+                load[expert] = weight[own[expert] as usize] / count[expert] as f32;
+                let full = count[expert] as usize >= limit;
+                next.set(expert, if full { u64::MAX } else { largest_first(load[expert], expert) });
             }
-            // The caller made sure that the limit leaves enough replicas to fill the slots.
-            let Some(best) = best else { break };
-            physical.push(best);
-            count[best] += 1;
-            per_replica[best] = weight_of(best) / count[best] as f32;
         }
-        physical_weight.clear();
-        physical_weight.extend(physical.iter().map(|&e| per_replica[e]));
+        physical_load.clear();
+        physical_load.extend(physical.iter().map(|&e| load[e as usize]));
     }
 }
 
 impl PackScratch {
     /// Packs items into `packs` packs of equal size: item `i` goes to position `place[i]`, pack-major.
-    fn pack(&mut self, weight: &[f32], packs: usize, place: &mut Vec<usize>) {
+    fn pack(&mut self, weight: &[f32], packs: usize, place: &mut Vec<u32>) {
+        let Self { order, memory, open, load, filled } = self;
         let size = weight.len() / packs;
         place.clear();
         if size == 1 {
-            place.extend(0..weight.len());
+            place.extend(0..weight.len() as u32);
             return;
         }
         place.resize(weight.len(), 0);
-        self.order.clear();
-        // Bits of a float that is not negative sort as the float does: descending load, then ascending item.
-        self.order.extend(weight.iter().enumerate().map(|(i, w)| (u64::from(!w.to_bits()) << 32) | i as u64));
-        self.order.sort_unstable();
-        self.load.clear();
-        self.load.resize(packs, 0.0);
-        self.filled.clear();
-        self.filled.resize(packs, 0);
-        for &key in &self.order {
-            let item = (key & 0xffff_ffff) as usize;
-            let mut lightest = usize::MAX;
-            for pack in 0..packs {
-                if self.filled[pack] < size
-                    && (lightest == usize::MAX || self.load[pack] < self.load[lightest])
-                {
-                    lightest = pack;
-                }
-            }
-            place[item] = lightest * size + self.filled[lightest];
-            self.filled[lightest] += 1;
-            self.load[lightest] += weight[item];
+        order.clear();
+        order.extend(weight.iter().enumerate().map(|(i, &w)| largest_first(w, i)));
+        sort_keys(order, memory, |key| (key >> 48) as u16);
+        // While packs are empty, each item goes to the next one; but one that weighs nothing leaves its pack lightest.
+        let empty = if weight[key_id(order[packs - 1])] > 0.0 { packs } else { 0 };
+        let (first, rest) = order.split_at(empty);
+        load.clear();
+        load.resize(packs, 0.0);
+        filled.clear();
+        filled.resize(packs, u32::from(empty > 0));
+        for ((pack, load), &key) in load.iter_mut().enumerate().zip(first) {
+            place[key_id(key)] = (pack * size) as u32;
+            *load = weight[key_id(key)];
+        }
+        open.start(load.iter().enumerate().map(|(pack, &load)| lightest_first(load, pack)));
+        for &key in rest {
+            let (item, pack) = (key_id(key), key_id(open.top()));
+            place[item] = (pack * size) as u32 + filled[pack];
+            filled[pack] += 1;
+            load[pack] += weight[item];
+            let full = filled[pack] as usize == size;
+            open.set(pack, if full { u64::MAX } else { lightest_first(load[pack], pack) });
         }
     }
 }

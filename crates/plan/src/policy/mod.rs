@@ -3,6 +3,7 @@
 //! What every policy keeps: slots of dead ranks are -1; every expert has a slot while live slots suffice; no expert
 //! has more replicas than `max_replicas`; but for `deepseek`, no rank holds two copies of one expert.
 
+mod balanced;
 mod deepseek;
 mod random;
 mod static_;
@@ -17,6 +18,7 @@ use crate::workers::Workers;
 /// Memory that a worker thread reuses from layer to layer and from plan to plan.
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
+    balanced: balanced::Scratch,
     deepseek: deepseek::Scratch,
     random: random::Scratch,
     static_: static_::Scratch,
@@ -25,13 +27,16 @@ pub(crate) struct Scratch {
 /// Finds `phy2log` with the request's policy; the request is checked.
 pub(crate) fn place(request: &Request<'_>, workers: &Workers) -> Result<Array2<i32>, PlanError> {
     let shape = (request.loads.layers(), request.topology.slots());
-    let mut phy2log = vec![-1; shape.0 * shape.1];
+    let mut placed = Array2::from_elem(shape, -1);
+    // A fresh array is one slice in C order.
+    let phy2log = placed.as_slice_mut().unwrap_or_default();
     match request.options.policy {
-        Policy::Static => static_::place(request, workers, &mut phy2log),
-        Policy::Random => random::place(request, workers, &mut phy2log),
-        Policy::Deepseek => deepseek::place(request, workers, &mut phy2log)?,
+        Policy::Static => static_::place(request, workers, phy2log),
+        Policy::Random => random::place(request, workers, phy2log),
+        Policy::Balanced => balanced::place(request, workers, phy2log),
+        Policy::Deepseek => deepseek::place(request, workers, phy2log)?,
     }
-    Ok(Array2::from_shape_fn(shape, |(layer, slot)| phy2log[layer * shape.1 + slot]))
+    Ok(placed)
 }
 
 /// Loads of one layer summed over the window, `[E]`.

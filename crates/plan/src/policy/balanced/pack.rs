@@ -1,0 +1,72 @@
+//! Packing replicas on ranks.
+
+use super::fill::{FillScratch, fill};
+use super::state::State;
+use crate::layer::{Ranks, key_id, lightest_first};
+use crate::order::Tournament;
+
+/// Memory of the packing.
+#[derive(Debug, Default)]
+pub(super) struct PackScratch {
+    /// Ranks with room, lightest first.
+    open: Tournament,
+    /// Where the next expert of each rank goes, and where its room ends.
+    next: Vec<(usize, usize)>,
+    /// Ranks that got a copy of the expert at hand, with the keys that they get back.
+    aside: Vec<(usize, u64)>,
+    fill: FillScratch,
+}
+
+/// Places the replicas of the experts in `sequence`, largest first, each on the lightest rank with room that does not
+/// hold the expert yet (ties: lowest rank): Graham's longest-first rule with a limit on the number per rank. Then
+/// fills the places that are left.
+pub(super) fn pack(
+    state: &mut State,
+    ranks: &Ranks,
+    sequence: &[u64],
+    limit: usize,
+    scratch: &mut PackScratch,
+) {
+    let PackScratch { open, next, aside, fill: fill_scratch } = scratch;
+    next.clear();
+    next.extend((0..ranks.len()).map(|rank| (state.places(rank).start, state.places(rank).end)));
+    open.start(next.iter().enumerate().map(
+        |(rank, (start, end))| {
+            if start == end { u64::MAX } else { lightest_first(0.0, rank) }
+        },
+    ));
+    let mut whole = true;
+    for &key in sequence {
+        let expert = key_id(key);
+        let (copies, size) = (state.count[expert], state.size[expert]);
+        aside.clear();
+        for placed in 0..copies {
+            let top = open.top();
+            if top == u64::MAX {
+                // The rest of the copies would be second ones on their ranks.
+                state.set_count(expert as u32, placed);
+                whole = false;
+                break;
+            }
+            let rank = key_id(top);
+            let (place, end) = &mut next[rank];
+            state.expert[*place] = expert as u32;
+            state.load[rank] += size;
+            *place += 1;
+            let back = if place == end { u64::MAX } else { lightest_first(state.cost(rank), rank) };
+            if copies == 1 {
+                open.set(rank, back);
+            } else {
+                open.set(rank, u64::MAX);
+                aside.push((rank, back));
+            }
+        }
+        for &(rank, back) in aside.iter() {
+            open.set(rank, back);
+        }
+    }
+    if !whole || open.top() != u64::MAX {
+        fill(state, limit, fill_scratch);
+    }
+    state.settle();
+}
