@@ -251,7 +251,7 @@ fn get_many(bench: &Bench) -> Result<(), String> {
     let names: Vec<String> = (0..count).map(|i| bench.key(&format!("{i:0>100}"))).collect();
     let size = bench.a.max_value().min(64 << 10) / 3;
     let value = |i: usize| vec![i as u8; if i < 12 { size } else { i % 7 }];
-    let present = |i: usize| i < 24 || i % 97 == 0;
+    let present = |i: usize| i < 24 || i.is_multiple_of(97);
     for (i, name) in names.iter().enumerate().filter(|(i, _)| present(*i)) {
         done("set", bench.a.set(name, &value(i), bench.soon()))?;
     }

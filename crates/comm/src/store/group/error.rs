@@ -11,13 +11,13 @@ use crate::store::identity::Ranks;
 /// Which collective a call is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Collective {
-    /// [`Group::barrier`].
+    /// [`Group::barrier`](super::Group::barrier).
     Barrier,
-    /// [`Group::broadcast`].
+    /// [`Group::broadcast`](super::Group::broadcast).
     Broadcast,
-    /// [`Group::all_gather`].
+    /// [`Group::all_gather`](super::Group::all_gather).
     AllGather,
-    /// [`Group::agree_hash`].
+    /// [`Group::agree_hash`](super::Group::agree_hash).
     AgreeHash,
 }
 

@@ -12,9 +12,9 @@
 //!
 //! # Bounds
 //! The server holds at most [`Limits::max_total`](super::Limits) bytes of entries, `max_buffer` bytes of messages
-//! that are being received, `max_waiters` and `max_waiter_bytes` of blocked waits, `max_connections` clients, and one
-//! message of replies per client that does not read them. Who has not proved itself costs 42 bytes, for `handshake`
-//! seconds.
+//! that are being received, `max_waiters` and `max_waiter_bytes` of blocked waits, `max_connections` clients, and, for
+//! a client that does not read them, one message of replies and those to its waits; values in replies are shared with
+//! the entries. Who has not proved itself costs 42 bytes, for as long as `handshake`.
 //!
 //! # When something dies
 //! A client that dies takes its connection and its waits with it and nothing else; what it wrote stays. A server that
@@ -22,6 +22,13 @@
 //! under way and every later one. **A client never reconnects**: a server that was started again has forgotten
 //! everything, and of an operation that was under way nobody knows whether it took effect. A new [`TcpStore`] is a
 //! new start, under a new epoch.
+//!
+//! A client whose process is *stopped* stays connected, and goes on when it resumes. One whose host vanishes without a
+//! word keeps its place until the kernel gives up sending it signs of life, after some minutes.
+//!
+//! # Memory ordering
+//! An operation that saw the effect of another happens after it, in whichever processes the two were: both passed
+//! through the server's one thread.
 
 mod client;
 mod connection;
