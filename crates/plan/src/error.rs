@@ -19,6 +19,16 @@ pub enum PlanError {
         /// Logical experts per layer.
         experts: usize,
     },
+    /// More experts or slots than planners number.
+    #[error("{found} {what} per layer; at most {most} are supported")]
+    TooMany {
+        /// Experts or slots.
+        what: &'static str,
+        /// How many there are.
+        found: usize,
+        /// How many are supported.
+        most: usize,
+    },
     /// Numbers that a policy needs to divide do not.
     #[error("policy {policy}: {what} ({left}) is not a multiple of {by} ({right}); {advice}")]
     NotDivisible {

@@ -16,12 +16,15 @@ const ID_BITS: u32 = 24;
 /// Most experts, and most slots per layer, that planners number.
 pub(crate) const MAX_IDS: usize = 1 << ID_BITS;
 
-/// The loads `row` (`[E]`) in whole units. Returns whether the layer is idle; then every expert gets one unit.
+/// Units of every expert of a layer without load: enough to be divided by any number of replicas.
+const IDLE_UNITS: f64 = (1u64 << 20) as f64;
+
+/// The loads `row` (`[E]`) in whole units. Returns whether the layer is idle; then every expert gets the same.
 pub(crate) fn whole_units(row: &[f64], units: &mut Vec<f64>) -> bool {
     let total: f64 = row.iter().sum();
     units.clear();
     if total == 0.0 {
-        units.resize(row.len(), 1.0);
+        units.resize(row.len(), IDLE_UNITS);
         return true;
     }
     let scale = LAYER_UNITS / total;

@@ -15,13 +15,16 @@ pub enum Policy {
     Random,
     /// A fresh plan as good as the loads allow, whatever is in place.
     Balanced,
+    /// What is in place stays; only the split of tokens over the replicas is solved again. Needs a current placement.
+    Split,
     /// DeepSeek EPLB's algorithm, slot for slot: hierarchical where the groups divide over the nodes, else global.
     Deepseek,
 }
 
 impl Policy {
     /// Every policy, in the order of the documentation.
-    pub const ALL: &[Policy] = &[Policy::Balanced, Policy::Deepseek, Policy::Static, Policy::Random];
+    pub const ALL: &[Policy] =
+        &[Policy::Balanced, Policy::Split, Policy::Deepseek, Policy::Static, Policy::Random];
 
     /// The name that the command line and reports use.
     pub const fn name(self) -> &'static str {
@@ -29,6 +32,7 @@ impl Policy {
             Policy::Static => "static",
             Policy::Random => "random",
             Policy::Balanced => "balanced",
+            Policy::Split => "split",
             Policy::Deepseek => "deepseek",
         }
     }
@@ -59,6 +63,11 @@ pub struct Options {
     /// Expert groups of the model's router (1 = none): consecutive experts, equally many in each. `deepseek` packs
     /// whole groups on nodes.
     pub groups: usize,
+    /// Wanted balancedness at even split, mean over the layers that are not idle, 0..1; [`Plan::target_reached`]
+    /// tells whether the plan has it. `None` = as good as the policy's other limits allow.
+    ///
+    /// [`Plan::target_reached`]: crate::Plan::target_reached
+    pub target: Option<f64>,
     /// Seed of `random`.
     pub seed: u64,
     /// Most replicas of one expert (columns of the server's `log2phy`); `None` = no limit but the slots.
@@ -67,7 +76,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { policy: Policy::Deepseek, groups: 1, seed: 0, max_replicas: None }
+        Self { policy: Policy::Balanced, target: None, groups: 1, seed: 0, max_replicas: None }
     }
 }
 
@@ -80,6 +89,10 @@ impl Options {
     /// # Errors
     /// [`PlanError::Option`] for a value that means nothing.
     pub(crate) fn check(&self) -> Result<(), PlanError> {
+        if let Some(target) = self.target.filter(|t| !(0.0..=1.0).contains(t)) {
+            let expected = "a balancedness is a number from 0 to 1";
+            return Err(PlanError::Option { option: "target", value: target.to_string(), expected });
+        }
         let positive = |option, value: usize, expected| match value {
             0 => Err(PlanError::Option { option, value: value.to_string(), expected }),
             _ => Ok(()),

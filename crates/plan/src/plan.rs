@@ -9,6 +9,9 @@ use crate::options::Policy;
 use crate::request::Request;
 use crate::workers::Workers;
 
+/// A target counts as reached this far below it: sums of loads are rounded.
+const TARGET_ROUNDING: f64 = 1e-9;
+
 /// A placement, the split over its replicas, and what they are worth on the loads planned for.
 ///
 /// Balancedness is [`eplb_core::metrics`]' one definition: on the summed window unless said, mean and minimum over
@@ -34,11 +37,13 @@ pub struct Plan {
     pub after: Balance,
     /// Balancedness of the plan with [`Plan::share`].
     pub after_share: Balance,
+    /// Whether [`Plan::after`] has the wanted balancedness; `None` if none was asked for.
+    pub target_reached: Option<bool>,
     /// Mean over the steps of the window of the balancedness of each step, even split.
     pub balancedness_steps: f64,
     /// The best balancedness that any placement with any split could reach.
     pub bound: Balance,
-    /// Experts with no slot: live ranks own fewer slots than there are experts.
+    /// Experts with no slot: live ranks own fewer slots than there are experts, or `split` kept a placement without them.
     pub left_out: Vec<(LayerId, ExpertId)>,
     /// Experts that the current placement held on dead ranks alone: their bytes must come from elsewhere. Empty
     /// without a current placement.
@@ -68,13 +73,15 @@ impl Plan {
                 current.survivors(topology)?.missing().collect(),
             ),
         };
+        let after = metrics::balancedness(sum, &placement, None, topology)?;
         Ok(Self {
             policy: request.options.policy,
             changes,
             duplicates: metrics::duplicates(&placement, topology)?,
             shortages,
             before,
-            after: metrics::balancedness(sum, &placement, None, topology)?,
+            target_reached: request.options.target.map(|target| after.mean >= target - TARGET_ROUNDING),
+            after,
             after_share: metrics::balancedness(sum, &placement, Some(&share), topology)?,
             balancedness_steps: metrics::balancedness_steps(loads, &placement, None, topology)?,
             bound: Balance::over_layers(workers.map_layers(loads.layers(), |layer, _| {

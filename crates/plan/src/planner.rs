@@ -1,11 +1,15 @@
 //! The planner: threads, and the way from a request to a plan.
 
+use eplb_core::metrics::check_shapes;
 use eplb_core::{Placement, Share};
+use ndarray::Array2;
 
 use crate::error::PlanError;
+use crate::options::Policy;
 use crate::plan::Plan;
 use crate::policy;
 use crate::request::Request;
+use crate::split::Splitter;
 use crate::workers::Workers;
 
 /// Makes plans on threads of its own. Keep one and reuse it: its scratch memory stays allocated between plans.
@@ -35,7 +39,7 @@ impl Planner {
     /// A request that contradicts itself, or that its policy cannot answer.
     pub fn plan(&self, request: &Request<'_>) -> Result<Plan, PlanError> {
         let placement = self.place(request)?;
-        let share = Share::even(&placement);
+        let share = self.split(request, &placement)?;
         Plan::score(request, placement, share, &self.workers)
     }
 
@@ -47,10 +51,31 @@ impl Planner {
         request.check()?;
         let phy2log = policy::place(request, &self.workers)?;
         let experts = request.loads.experts();
-        Ok(if request.topology.live_slots() < experts {
+        // What `split` keeps may lack the experts that only dead ranks held.
+        let missing = request.options.policy == Policy::Split || request.topology.live_slots() < experts;
+        Ok(if missing {
             Placement::with_missing(experts, phy2log)?
         } else {
             Placement::new(experts, phy2log)?
         })
+    }
+
+    /// The best split of the loads over the replicas of a placement: the last step of every plan.
+    ///
+    /// # Errors
+    /// A placement of another shape than the loads or the topology.
+    pub fn split(&self, request: &Request<'_>, placement: &Placement) -> Result<Share, PlanError> {
+        check_shapes(request.loads.sum().dim(), placement, request.topology)?;
+        let splitter = Splitter::new(request.topology);
+        let phy2log = placement.phy2log();
+        // A placement keeps its map in C order, so it is one slice.
+        let (phy2log, slots) = (phy2log.as_slice().unwrap_or_default(), placement.slots());
+        let mut share = Array2::zeros((placement.layers(), slots));
+        let rows = share.as_slice_mut().unwrap_or_default();
+        self.workers.for_each_layer(rows, slots, |layer, share, scratch| {
+            let phy2log = &phy2log[layer * slots..][..slots];
+            splitter.split_layer(request.layer_loads(layer), phy2log, share, &mut scratch.split);
+        });
+        Ok(Share::new(share, placement)?)
     }
 }

@@ -1,9 +1,10 @@
 //! What a plan is made from.
 
 use eplb_core::metrics::check_shapes;
-use eplb_core::{CoreError, LoadMatrix, Placement, Topology};
+use eplb_core::{CoreError, LayerId, LoadMatrix, Placement, Topology};
 
 use crate::error::PlanError;
+use crate::layer::MAX_IDS;
 use crate::options::Options;
 
 /// Loads, ranks and, if there is one, the placement in force.
@@ -31,6 +32,20 @@ impl<'a> Request<'a> {
         Self { current: Some(current), ..self }
     }
 
+    /// Loads of one layer summed over the window, `[E]`.
+    pub(crate) fn layer_loads(&self, layer: usize) -> &'a [f64] {
+        let experts = self.loads.experts();
+        // Summed loads are in C order.
+        let all = self.loads.sum().as_slice().unwrap_or_default();
+        &all[layer * experts..(layer + 1) * experts]
+    }
+
+    /// What is in each slot of a layer now, `[P]`.
+    pub(crate) fn current_row(&self, layer: usize) -> Option<&'a [i32]> {
+        // Rows of a placement are in C order.
+        self.current?.layer(LayerId::at(layer)).to_slice()
+    }
+
     /// Checks what does not depend on the policy.
     ///
     /// # Errors
@@ -38,6 +53,11 @@ impl<'a> Request<'a> {
     pub(crate) fn check(&self) -> Result<(), PlanError> {
         self.options.check()?;
         let (slots, experts) = (self.topology.slots(), self.loads.experts());
+        for (what, found) in [("experts", experts), ("slots", slots)] {
+            if found > MAX_IDS {
+                return Err(PlanError::TooMany { what, found, most: MAX_IDS });
+            }
+        }
         if slots < experts {
             return Err(PlanError::TooFewSlots { slots, experts });
         }

@@ -45,18 +45,19 @@ impl Workers {
         self.scratch.len()
     }
 
-    /// Runs `work(layer, slots of that layer, scratch)` for every layer of `phy2log`, `[L, slots]` in C order.
-    pub(crate) fn for_each_layer<F>(&self, phy2log: &mut [i32], slots: usize, work: F)
+    /// Runs `work(layer, row of that layer, scratch)` for every layer of `rows`, `[L, slots]` in C order.
+    pub(crate) fn for_each_layer<T, F>(&self, rows: &mut [T], slots: usize, work: F)
     where
-        F: Fn(usize, &mut [i32], &mut Scratch) + Sync,
+        T: Send,
+        F: Fn(usize, &mut [T], &mut Scratch) + Sync,
     {
         match &self.pool {
             None => {
                 let scratch = &mut *self.scratch_of(0);
-                phy2log.chunks_exact_mut(slots).enumerate().for_each(|(l, row)| work(l, row, scratch));
+                rows.chunks_exact_mut(slots).enumerate().for_each(|(l, row)| work(l, row, scratch));
             }
             Some(pool) => pool.install(|| {
-                phy2log.par_chunks_exact_mut(slots).enumerate().for_each(|(layer, row)| {
+                rows.par_chunks_exact_mut(slots).enumerate().for_each(|(layer, row)| {
                     work(layer, row, &mut self.own_scratch());
                 });
             }),

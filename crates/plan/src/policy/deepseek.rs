@@ -10,7 +10,6 @@
 
 use eplb_core::{NodeId, Topology};
 
-use super::layer_loads;
 use crate::error::PlanError;
 use crate::order::{Tournament, sort_keys};
 use crate::request::Request;
@@ -72,7 +71,7 @@ struct Shape {
 pub(super) fn place(request: &Request<'_>, workers: &Workers, phy2log: &mut [i32]) -> Result<(), PlanError> {
     let shape = Shape::of(request)?;
     workers.for_each_layer(phy2log, shape.slots, |layer, slots, scratch| {
-        place_layer(layer_loads(request, layer), shape, slots, &mut scratch.deepseek);
+        place_layer(request.layer_loads(layer), shape, slots, &mut scratch.deepseek);
     });
     Ok(())
 }

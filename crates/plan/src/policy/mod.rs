@@ -1,11 +1,13 @@
 //! The policies: each finds `phy2log [L, P]` for a request.
 //!
 //! What every policy keeps: slots of dead ranks are -1; every expert has a slot while live slots suffice; no expert
-//! has more replicas than `max_replicas`; but for `deepseek`, no rank holds two copies of one expert.
+//! has more replicas than `max_replicas`; but for `deepseek`, no rank holds two copies of one expert. `split` keeps
+//! what is in place on live ranks, whatever that is.
 
 mod balanced;
 mod deepseek;
 mod random;
+mod split;
 mod static_;
 
 use ndarray::Array2;
@@ -13,6 +15,7 @@ use ndarray::Array2;
 use crate::error::PlanError;
 use crate::options::Policy;
 use crate::request::Request;
+use crate::split::SplitScratch;
 use crate::workers::Workers;
 
 /// Memory that a worker thread reuses from layer to layer and from plan to plan.
@@ -21,6 +24,7 @@ pub(crate) struct Scratch {
     balanced: balanced::Scratch,
     deepseek: deepseek::Scratch,
     random: random::Scratch,
+    pub(crate) split: SplitScratch,
     static_: static_::Scratch,
 }
 
@@ -35,13 +39,7 @@ pub(crate) fn place(request: &Request<'_>, workers: &Workers) -> Result<Array2<i
         Policy::Random => random::place(request, workers, phy2log),
         Policy::Balanced => balanced::place(request, workers, phy2log),
         Policy::Deepseek => deepseek::place(request, workers, phy2log)?,
+        Policy::Split => split::place(request, phy2log)?,
     }
     Ok(placed)
-}
-
-/// Loads of one layer summed over the window, `[E]`.
-pub(crate) fn layer_loads<'a>(request: &Request<'a>, layer: usize) -> &'a [f64] {
-    let experts = request.loads.experts();
-    let all = request.loads.sum().as_slice().unwrap_or(&[]);
-    &all[layer * experts..(layer + 1) * experts]
 }

@@ -17,6 +17,13 @@ pub(super) struct PackScratch {
     fill: FillScratch,
 }
 
+impl PackScratch {
+    /// The memory of filling alone.
+    pub(super) fn fill(&mut self) -> &mut FillScratch {
+        &mut self.fill
+    }
+}
+
 /// Places the replicas of the experts in `sequence`, largest first, each on the lightest rank with room that does not
 /// hold the expert yet (ties: lowest rank): Graham's longest-first rule with a limit on the number per rank. Then
 /// fills the places that are left.
