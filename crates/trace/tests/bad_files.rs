@@ -159,6 +159,18 @@ fn damage_inside_a_zip_file_is_found() {
 }
 
 #[test]
+fn two_arrays_of_one_name_are_refused() {
+    let mut file = zip(&[("counts.npy", ones(&[2, 3])), ("countz.npy", ones(&[3, 2]))], false);
+    assert!(open(file.clone()).is_ok());
+    let places: Vec<usize> = (0..file.len()).filter(|&i| file[i..].starts_with(b"countz.npy")).collect();
+    assert_eq!(places.len(), 2, "the name stands before the data and in the directory");
+    for place in places {
+        file[place + 5] = b's';
+    }
+    assert!(refused(file).contains("two members have the same name"));
+}
+
+#[test]
 fn other_kinds_of_files_are_named() {
     assert!(refused(zip(&[("archive/data.pkl", vec![1])], false)).contains("torch.save"));
     assert!(refused(b"\x80\x04\x95\x00".to_vec()).contains("torch.save"));

@@ -113,6 +113,7 @@ fn nothing_panics_and_nothing_is_large() {
     let start = prop::sample::select(vec![
         &b""[..],
         b"\x93NUMPY",
+        b"\x93NUMPY\x02\x00",
         b"\x93NUMPY\x01\x00\x10\x00{",
         b"\x93NUMPY\x02\x00\xff\xff\x00\x00",
         b"PK\x03\x04",
