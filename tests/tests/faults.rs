@@ -5,9 +5,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use eplb_comm::fault::{FaultLog, Faults, FaultyCommunicator, FaultyStream, Planted, Strike, StreamFault};
-use eplb_comm::host::{HostMemory, HostStream};
 use eplb_comm::Communicator;
+use eplb_comm::fault::{FaultLog, Faults, FaultyCommunicator, FaultyStream, Planted, StreamFault, Strike};
+use eplb_comm::host::{HostMemory, HostStream};
 use eplb_core::{LoadMatrix, Placement, RankId, Topology};
 use eplb_engine::EngineError;
 use eplb_engine::board::{Board, Reader};
@@ -140,7 +140,9 @@ fn failed_and_stalled_transfers_end_in_a_named_error_and_a_true_placement() {
         let (mut cluster, result) = run(Shared(around.clone()), 0..3);
         match result {
             Ok(moved) => assert_eq!((moved.bytes_wrong, moved.first_wrong, around.struck()), (0, None, 0)),
-            Err(EngineError::Aborted { cause: Cause::Transfer { .. } | Cause::PeerFailed { .. }, .. }) => {
+            Err(EngineError::Aborted {
+                cause: Cause::Transfer { .. } | Cause::PeerFailed { .. }, ..
+            }) => {
                 assert!(around.struck() > 0);
                 stopped += 1;
             }
@@ -188,8 +190,7 @@ fn a_tensor_not_moved_is_caught() {
 
 #[test]
 fn a_fence_removed_behind_the_transfers_is_caught() {
-    let around =
-        Around::planted(|_| Planted::DoneEarly { late: Duration::from_millis(5) }, Strike::Always);
+    let around = Around::planted(|_| Planted::DoneEarly { late: Duration::from_millis(5) }, Strike::Always);
     assert!(caught(run(Shared(around.clone()), 0..4).1) && around.struck() > 0);
 }
 

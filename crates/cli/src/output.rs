@@ -84,7 +84,8 @@ pub(crate) fn progress(unit: &'static str) -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new(0);
-    if let Ok(style) = ProgressStyle::with_template("{bar:40.cyan} {pos}/{len} {msg} {elapsed} (left {eta})") {
+    if let Ok(style) = ProgressStyle::with_template("{bar:40.cyan} {pos}/{len} {msg} {elapsed} (left {eta})")
+    {
         bar.set_style(style);
     }
     bar.set_message(unit);

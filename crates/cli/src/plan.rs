@@ -1,11 +1,14 @@
 //! `eplb plan`.
 
+use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
-use eplb_engine::plan_file;
+use eplb_engine::{EngineError, plan_file};
 use eplb_plan::{Plan, Planner, Policy, Request};
+use eplb_report::PlacementPicture;
+use eplb_trace::output::AtomicFile;
 use serde_json::{Value, json};
 
 use crate::args::{PlanArgs, Steps, open};
@@ -45,6 +48,14 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PLAN.npz")]
     out: Option<PathBuf>,
 
+    /// Draw the load of each rank in each layer, before (with --current) and after
+    #[arg(long, value_name = "OUT.svg")]
+    svg: Option<PathBuf>,
+
+    /// Write the loads into the cells of --svg
+    #[arg(long, requires = "svg")]
+    numbers: bool,
+
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -79,6 +90,17 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let plan = planner.plan(&request)?;
     if let Some(out) = &args.out {
         plan_file::write(out, &plan.placement, &plan.share)?;
+    }
+    if let Some(svg) = &args.svg {
+        let picture = PlacementPicture {
+            loads: loads.sum().view(),
+            topology: &topology,
+            before: current.as_ref(),
+            after: &plan.placement,
+            numbers: args.numbers,
+        };
+        let drawn = picture.svg().map_err(EngineError::from)?;
+        AtomicFile::write_with(svg, |out| out.write_all(drawn.as_bytes()))?;
     }
     let plan_ms = median(&mut times);
     if args.json {

@@ -130,7 +130,8 @@ fn object(args: &Args, policy: Policy, report: &Report) -> Value {
 }
 
 fn text(args: &Args, policy: Policy, report: &Report) -> String {
-    let head = ["step", "before", "after", "bound", "moves", "bytes", "waves", "plan ms", "move ms", "steps served"];
+    let head =
+        ["step", "before", "after", "bound", "moves", "bytes", "waves", "plan ms", "move ms", "steps served"];
     let mut rows = vec![head.map(String::from).to_vec()];
     for w in &report.windows {
         rows.push(vec![

@@ -187,7 +187,10 @@ fn info(args: &InfoArgs) -> Result<ExitCode, Failure> {
     line("Gini coefficient", number(info.gini, 3));
     line(&format!("drift between windows of {}", drift.window), number(drift.mean, 3));
     line("largest drift", number(drift.largest, 3));
-    line("idle layers", if info.idle_layers.is_empty() { "none".into() } else { format!("{:?}", info.idle_layers) });
+    line(
+        "idle layers",
+        if info.idle_layers.is_empty() { "none".into() } else { format!("{:?}", info.idle_layers) },
+    );
     line("idle experts in other layers", info.idle_experts.to_string());
     line("streams", info.streams.len().to_string());
     let loads = trace.loads(0..trace.steps())?;
@@ -234,7 +237,9 @@ fn skew(args: &GenerateArgs, base: Skew) -> Result<Skew, Failure> {
         (None, Some(_), None) => SkewArg::Zipf,
         (None, None, Some(_)) => SkewArg::Lognormal,
         (None, None, None) => return Ok(base),
-        (None, Some(_), Some(_)) => return Err(Failure::input("--zipf and --sigma are two kinds of skew; give one")),
+        (None, Some(_), Some(_)) => {
+            return Err(Failure::input("--zipf and --sigma are two kinds of skew; give one"));
+        }
     };
     match kind {
         SkewArg::Zipf if args.sigma.is_some() => Err(Failure::input("--sigma goes with --skew lognormal")),
