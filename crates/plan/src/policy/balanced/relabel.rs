@@ -20,6 +20,7 @@ pub(super) struct Relabel {
     holders: Vec<u32>,
     /// Experts that a set has in common with each rank.
     common: Vec<u32>,
+
     /// `(common experts, set, rank)` where there are any, most first.
     pairs: Vec<(u32, u32, u32)>,
     /// Common experts of every set and rank, `[ranks * ranks]`; for exchanges.
@@ -29,7 +30,7 @@ pub(super) struct Relabel {
 impl Relabel {
     /// For the set of each rank of the state, the rank that takes it. Sets change places only among ranks with as many
     /// slots (`own`) and the same speed, where it costs no balance. Greedy, the largest overlap first, then
-    /// exchanges of two while they keep more.
+    /// exchanges of two while they keep more; never less than with every set on its own rank.
     pub(super) fn choose(&mut self, state: &State, own: &[Range<usize>], current: &[i32]) -> &[u32] {
         let ranks = own.len();
         let alike =
@@ -58,7 +59,21 @@ impl Relabel {
         if ranks <= MOST_EXCHANGED {
             self.exchange(ranks, alike);
         }
+        self.compare_with_own();
         &self.target
+    }
+
+    /// Leaves every set where it is if that keeps more than what was found.
+    fn compare_with_own(&mut self) {
+        let Self { target, pairs, .. } = self;
+        let (mut kept, mut kept_own) = (0, 0);
+        for &(count, i, j) in pairs.iter() {
+            kept += if target[i as usize] == j { count } else { 0 };
+            kept_own += if i == j { count } else { 0 };
+        }
+        if kept_own > kept {
+            target.iter_mut().zip(0..).for_each(|(to, rank)| *to = rank);
+        }
     }
 
     fn find_holders(&mut self, experts: usize, own: &[Range<usize>], current: &[i32]) {
