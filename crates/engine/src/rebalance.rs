@@ -46,6 +46,9 @@ pub struct Window {
     pub bytes: u64,
     /// Waves that they took.
     pub waves: usize,
+    /// Least balancedness of a layer on the way, on the planned loads: with slots drained or between two waves. `None`
+    /// if nothing moved.
+    pub worst: Option<f64>,
     /// Milliseconds of planning the placement.
     pub plan_ms: f64,
     /// Milliseconds from the first rank's plan of waves to the last rank's last commit, checks included.
@@ -167,6 +170,12 @@ impl Rebalance {
             moves: metrics::changes(&current, cluster.placement(), &self.topology)?.moves,
             bytes: moved.totals.link_bytes,
             waves: moved.waves,
+            worst: [moved.totals.worst_drained, moved.totals.worst_between]
+                .into_iter()
+                .flatten()
+                .map(|worst| worst.balancedness)
+                .filter(|_| moved.waves > 0)
+                .reduce(f64::min),
             plan_ms,
             move_ms: moved.time.as_secs_f64() * 1e3,
             steps_served: moved.steps,

@@ -86,11 +86,11 @@ impl PlacementPicture<'_> {
         };
         push(format!(
             "<text class=\"ink\" x=\"{left}\" y=\"24\" font-size=\"15\" font-weight=\"600\">{name}: balancedness \
-             {:.3}</text>",
+             {:.4}</text>",
             balance.mean
         ));
         push(format!(
-            "<text class=\"dim\" x=\"{left}\" y=\"42\">least of a layer {:.3}; columns are ranks, rows are layers</text>",
+            "<text class=\"dim\" x=\"{left}\" y=\"42\">least of a layer {:.4}; columns are ranks, rows are layers</text>",
             balance.min
         ));
         let logcnt = placement.logcnt();
@@ -138,7 +138,7 @@ impl PlacementPicture<'_> {
                     ));
                 } else if replicated > 0 {
                     let most = held.len().max(1) as f64;
-                    let radius = 0.42 * cells.width.min(cells.height) * (replicated as f64 / most).sqrt();
+                    let radius = 0.34 * cells.width.min(cells.height) * (replicated as f64 / most).sqrt();
                     push(format!(
                         "<circle cx=\"{:.2}\" cy=\"{:.2}\" r=\"{radius:.2}\" fill=\"{ink}\" fill-opacity=\"0.45\"/>",
                         x + cells.width / 2.0,
@@ -218,8 +218,8 @@ mod tests {
             numbers: false,
         };
         let svg = picture.svg().unwrap();
-        assert!(svg.contains("before: balancedness 0.800"), "{svg}");
-        assert!(svg.contains("after: balancedness 0.800"));
+        assert!(svg.contains("before: balancedness 0.8000"), "{svg}");
+        assert!(svg.contains("after: balancedness 0.8000"));
         assert!(svg.contains("layer 0, rank 0: 1.250 of the mean; experts 0 (1 of 2) 1"));
         assert_eq!(svg.matches("<g>").count(), 2 * 2 * 2);
         assert_eq!(svg.matches("<g>").count(), svg.matches("</g>").count());

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use eplb_core::{ExpertId, Fill, Landing, LayerId, ModelLayout, RankId, SlotCommit, SlotId, Topology};
 
-use super::service::Service;
+use super::service::{Change, Service};
 use super::{Draft, Need};
 use crate::plan::Limits;
 
@@ -35,7 +35,32 @@ struct Taken<'a> {
     arriving: HashSet<(RankId, i32)>,
     /// Whether this wave drains a slot of the layer.
     drains: bool,
-    service: Option<Service<'a>>,
+    /// The layer while the wave's transfers run; `None` without loads.
+    during: Option<Service<'a>>,
+    /// The layer after the wave.
+    then: Option<Service<'a>>,
+    /// Whether only what keeps the layer above the floor after the wave may be taken.
+    strict: bool,
+}
+
+impl Taken<'_> {
+    /// Takes changes that belong together, unless they leave the layer below the floor after the wave and that matters.
+    fn accept(&mut self, changes: &[Change]) -> bool {
+        let Some(then) = &mut self.then else { return true };
+        then.apply(changes);
+        let accepted = !self.strict || then.holds();
+        if !accepted {
+            then.revert(changes);
+        }
+        accepted
+    }
+
+    /// Takes back what [`Taken::accept`] took.
+    fn reject(&mut self, changes: &[Change]) {
+        if let Some(then) = &mut self.then {
+            then.revert(changes);
+        }
+    }
 }
 
 impl LayerState {
@@ -94,46 +119,70 @@ impl LayerState {
         }
     }
 
-    /// Adds to the wave what this layer can do in it.
+    /// Adds to the wave what this layer can do in it. Changes that leave the layer above the floor come first; where there are
+    /// none, a layer with `first` takes others, so that one layer after the other passes through its worst states.
     pub(crate) fn draft(
         &mut self,
         draft: &mut Draft,
         topology: &Topology,
         layout: &ModelLayout,
         limits: &Limits,
+        first: bool,
     ) {
         if !self.has_pending() {
             return;
         }
-        // The loads are lent to the service while the targets may still be swapped inside ranks.
+        let before = draft.wave.commits.len();
+        self.draft_with(draft, topology, layout, limits, true);
+        if first && draft.wave.commits.len() == before {
+            self.draft_with(draft, topology, layout, limits, false);
+        }
+        draft.wave.commits[before..].sort_by_key(|c| c.slot);
+    }
+
+    fn draft_with(
+        &mut self,
+        draft: &mut Draft,
+        topology: &Topology,
+        layout: &ModelLayout,
+        limits: &Limits,
+        strict: bool,
+    ) {
+        // The loads are lent to the services while targets may still be swapped inside ranks.
         let row = self.row.take();
-        let counts: Vec<u32> = self.holders.iter().map(|h| h.len() as u32).collect();
+        let service = || {
+            let (row, floor) = (row.as_deref()?, self.floor?);
+            Some(Service::new(row, floor, &self.holders, topology))
+        };
         let mut taken = Taken {
             slots: vec![false; self.current.len()],
             serving: self.holders.clone(),
             after: self.holders.iter().map(Vec::len).collect(),
             arriving: HashSet::new(),
             drains: false,
-            service: row
-                .as_deref()
-                .zip(self.floor)
-                .map(|(row, floor)| Service::new(row, floor, &self.current, &counts, topology)),
+            during: service(),
+            then: service(),
+            strict,
         };
         let bytes = layout.layer(self.layer).staged_bytes();
-        let first_commit = draft.wave.commits.len();
         let pending: Vec<usize> =
             (0..self.current.len()).filter(|&s| self.current[s] != self.target[s]).collect();
-
         for &slot in &pending {
             self.take_in_place(slot, &mut taken, draft, topology, limits, bytes);
         }
         self.take_cycles(&pending, &mut taken, draft, topology, bytes);
+        if !strict {
+            self.take_followers(&pending, &mut taken, draft, topology, limits, bytes);
+        }
         for &slot in &pending {
             self.take_empty(slot, &mut taken, draft);
         }
         drop(taken);
         self.row = row;
-        draft.wave.commits[first_commit..].sort_by_key(|c| c.slot);
+    }
+
+    fn change(&self, slot: usize) -> Change {
+        Change { slot: SlotId::at(slot), before: self.current[slot], after: self.target[slot] }
     }
 
     /// Whether the content of a slot may go without the wave bringing it elsewhere.
@@ -177,28 +226,14 @@ impl LayerState {
             return;
         }
 
-        let landing = match usize::try_from(before) {
-            Err(_) => Landing::InPlace,
-            Ok(held) => {
-                let Some(at) = taken.serving[held].iter().position(|s| s.index() == slot) else { return };
-                let drained = match &mut taken.service {
-                    None => true,
-                    Some(service) => service.drain(held, &taken.serving[held], at),
-                };
-                if drained {
-                    taken.serving[held].remove(at);
-                    taken.drains = true;
-                    draft.wave.drains.push((self.layer, SlotId::at(slot)));
-                    Landing::InPlace
-                } else {
-                    // Forbidden only together with what this wave drains already: its turn comes in a later wave.
-                    let alone = !taken.drains || taken.service.as_ref().is_some_and(|s| !s.is_above());
-                    if !alone || !draft.has_room(rank, bytes) {
-                        return;
-                    }
-                    Landing::Staged { offset: draft.stage(rank, bytes) }
-                }
-            }
+        let mut changes = vec![self.change(slot)];
+        changes.extend(emptied.map(|slot| Change { slot, before: wanted, after: -1 }));
+        if !taken.accept(&changes) {
+            return;
+        }
+        let Some(landing) = self.land(slot, taken, draft, rank, bytes) else {
+            taken.reject(&changes);
+            return;
         };
         if let Ok(held) = usize::try_from(before) {
             taken.after[held] -= 1;
@@ -212,6 +247,39 @@ impl LayerState {
             taken.slots[emptied.index()] = true;
             draft.wave.commits.push(SlotCommit { layer: self.layer, slot: emptied, fill: Fill::Empty });
         }
+    }
+
+    /// Where the bytes for a slot land whose content can be spared; `None` if they cannot in this wave.
+    fn land(
+        &self,
+        slot: usize,
+        taken: &mut Taken<'_>,
+        draft: &mut Draft,
+        rank: RankId,
+        bytes: usize,
+    ) -> Option<Landing> {
+        let Ok(held) = usize::try_from(self.current[slot]) else { return Some(Landing::InPlace) };
+        let drain = [Change { slot: SlotId::at(slot), before: self.current[slot], after: -1 }];
+        // Draining is for layers that are above the floor with nothing drained, and only as far as they stay there.
+        let above = taken.drains || taken.during.as_ref().is_none_or(Service::holds);
+        let drained = above
+            && taken.during.as_mut().is_none_or(|during| {
+                during.apply(&drain);
+                let holds = during.holds();
+                if !holds {
+                    during.revert(&drain);
+                }
+                holds
+            });
+        if drained {
+            taken.serving[held].retain(|s| s.index() != slot);
+            taken.drains = true;
+            draft.wave.drains.push((self.layer, SlotId::at(slot)));
+            return Some(Landing::InPlace);
+        }
+        // What is forbidden only together with the drains of this wave has its turn in a later one.
+        let alone = !taken.drains;
+        (alone && draft.has_room(rank, bytes)).then(|| Landing::Staged { offset: draft.stage(rank, bytes) })
     }
 
     fn push(&self, draft: &mut Draft, slot: usize, expert: usize, landing: Landing) {
@@ -270,7 +338,8 @@ impl LayerState {
             while !taken.slots[start] && self.current[start] != self.target[start] {
                 let cycle = self.close_cycle(start, &mut waits_for, topology);
                 let room = cycle.iter().all(|&s| draft.has_room(topology.rank_of(SlotId::at(s)), bytes));
-                if !room {
+                let changes: Vec<Change> = cycle.iter().map(|&slot| self.change(slot)).collect();
+                if !room || !taken.accept(&changes) {
                     break;
                 }
                 for slot in cycle {
@@ -307,12 +376,54 @@ impl LayerState {
         }
     }
 
+    /// Slots whose only copy is brought elsewhere by this very wave: through staging they can follow in the same commit
+    /// instead of a later wave. For a layer in a bad state, which is to get through it fast.
+    fn take_followers(
+        &mut self,
+        pending: &[usize],
+        taken: &mut Taken<'_>,
+        draft: &mut Draft,
+        topology: &Topology,
+        limits: &Limits,
+        bytes: usize,
+    ) {
+        let mut progress = true;
+        while std::mem::take(&mut progress) {
+            for &slot in pending {
+                let (before, wanted) = (self.current[slot], self.target[slot]);
+                let rank = topology.rank_of(SlotId::at(slot));
+                let (Ok(held), Ok(expert)) = (usize::try_from(before), usize::try_from(wanted)) else {
+                    continue;
+                };
+                if taken.slots[slot]
+                    || taken.arriving.contains(&(rank, wanted))
+                    || !self.is_spare(before, |e| taken.after[e])
+                    || limits.max_replicas.is_some_and(|max| taken.after[expert] >= max)
+                    || !draft.has_room(rank, bytes)
+                    || !taken.accept(&[self.change(slot)])
+                {
+                    continue;
+                }
+                let landing = Landing::Staged { offset: draft.stage(rank, bytes) };
+                taken.after[held] -= 1;
+                taken.after[expert] += 1;
+                taken.slots[slot] = true;
+                taken.arriving.insert((rank, wanted));
+                self.push(draft, slot, expert, landing);
+                progress = true;
+            }
+        }
+    }
+
     /// A slot with nothing to come, whose expert has another slot after the wave.
     fn take_empty(&self, slot: usize, taken: &mut Taken<'_>, draft: &mut Draft) {
         if taken.slots[slot]
             || self.target[slot] >= 0
             || !self.is_spare(self.current[slot], |e| taken.after[e])
         {
+            return;
+        }
+        if !taken.accept(&[self.change(slot)]) {
             return;
         }
         if let Ok(expert) = usize::try_from(self.current[slot]) {

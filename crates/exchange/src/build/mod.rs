@@ -10,6 +10,9 @@
 //! 3. *Staged alone*: a slot that could be spared, were it not for the floor.
 //! 4. *Emptied*: slots with nothing to come.
 //!
+//! What leaves a layer below the floor between two waves is taken by one layer at a time, the first that is not done: so no
+//! more than one passes through such states at once, and as fast as staging allows.
+//!
 //! Invariants, per layer: in service during a wave, and again after it, every expert has a slot; no slot is both drained and
 //! read in one wave; no expert has more than `max_replicas` slots. A source always exists, because an expert keeps an
 //! undrained slot throughout the wave. Progress: a change that is not on a cycle can in the end be made in place (the
@@ -102,8 +105,10 @@ pub(crate) fn build(
     let mut totals = Totals::default();
     while layers.iter().any(LayerState::has_pending) {
         let mut draft = Draft::new(topology.ranks(), limits.staging_part(layout, waves.len()));
-        for state in &mut layers {
-            state.draft(&mut draft, topology, layout, limits);
+        let mut first = true;
+        for state in layers.iter_mut().filter(|state| state.has_pending()) {
+            state.draft(&mut draft, topology, layout, limits, first);
+            first = false;
         }
         if draft.wave.commits.is_empty() {
             return Err(stuck(&layers, topology, layout, limits));
