@@ -1,7 +1,10 @@
-//! Pictures of placements, as self-contained SVG: no scripts, no fonts, nothing fetched.
+//! Pictures of placements and reports of replays: self-contained SVG and HTML with no scripts and nothing fetched.
 #![forbid(unsafe_code)]
 
+mod chart;
 pub mod colour;
 pub mod placement;
+pub mod replay;
 
 pub use placement::PlacementPicture;
+pub use replay::ReplayReport;

@@ -1,0 +1,255 @@
+//! The report of a replay: one HTML file that explains itself, with nothing fetched.
+
+mod page;
+
+use eplb_core::{CoreError, Placement, Topology};
+use ndarray::ArrayView2;
+
+use crate::chart::{self, Line, Point, escape};
+use crate::placement::PlacementPicture;
+
+/// One policy in a report.
+#[derive(Debug, Clone)]
+pub struct Policy<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Balancedness of each scored step.
+    pub balancedness: &'a [f64],
+    /// Mean over the scored steps.
+    pub mean: f64,
+    /// What all but the worst hundredth of the steps reach.
+    pub p01: f64,
+    /// Part of the time that ranks wait for the slowest, 0..1.
+    pub waiting: f64,
+    /// Moves of all plans but the first.
+    pub moves: usize,
+    /// Part of all slots that moved, mean per step, 0..1.
+    pub moves_fraction: f64,
+    /// Bytes that the moves carry over links.
+    pub bytes: u64,
+    /// Seconds of link time.
+    pub link_seconds: f64,
+    /// Median time of a plan, milliseconds.
+    pub plan_ms: f64,
+    /// Steps at which a plan came into force.
+    pub rebalances: Vec<usize>,
+    /// The placement at the end.
+    pub last: &'a Placement,
+}
+
+/// Balance against moves of one policy under other targets.
+#[derive(Debug, Clone, PartialEq)]
+pub struct FrontierPoint {
+    /// What was asked for, such as `0.95`.
+    pub name: String,
+    /// Part of all slots that moved, mean per step, 0..1.
+    pub moves_fraction: f64,
+    /// Mean balancedness.
+    pub mean: f64,
+}
+
+/// Everything that a report shows.
+#[derive(Debug, Clone)]
+pub struct ReplayReport<'a> {
+    /// Name of the trace.
+    pub trace: &'a str,
+    /// Steps, layers and experts of the trace.
+    pub shape: (usize, usize, usize),
+    /// Ranks and slots.
+    pub topology: &'a Topology,
+    /// Most steps that a plan looked back on.
+    pub window: usize,
+    /// Steps from one plan to the next.
+    pub interval: usize,
+    /// Bytes of one expert.
+    pub expert_bytes: u64,
+    /// Speed of a link, 10^9 bytes per second.
+    pub link_gbps: f64,
+    /// First scored step.
+    pub first_step: usize,
+    /// The policies, in the order of the table.
+    pub policies: Vec<Policy<'a>>,
+    /// Bound of each scored step, if asked for.
+    pub oracle: Option<&'a [f64]>,
+    /// `incremental` under other targets.
+    pub frontier: Vec<FrontierPoint>,
+    /// The placement that a server starts with, for the first heat map.
+    pub start: &'a Placement,
+    /// Loads of the last window, `[L, E]`: what the heat maps show.
+    pub last_loads: ArrayView2<'a, f64>,
+}
+
+impl ReplayReport<'_> {
+    /// The report as an HTML page.
+    ///
+    /// # Errors
+    /// Placements, loads and topology of different shapes.
+    pub fn html(&self) -> Result<String, CoreError> {
+        let mut body = String::new();
+        body.push_str(&self.head());
+        body.push_str(&self.table());
+        body.push_str(&self.over_time());
+        body.push_str(&self.moves());
+        body.push_str(&self.heat_maps()?);
+        body.push_str(&self.replicas());
+        body.push_str(page::WORDS);
+        Ok(page::page(&format!("Replay of {}", self.trace), &body))
+    }
+
+    fn head(&self) -> String {
+        let (steps, layers, experts) = self.shape;
+        let best = self.policies.iter().max_by(|a, b| a.mean.total_cmp(&b.mean));
+        let headline = best.map_or_else(String::new, |best| {
+            format!(
+                "<p class=\"lead\"><strong>{}</strong> keeps the ranks busiest: mean balancedness {:.3} over {} steps, \
+                 moving {:.2}% of the slots per step.</p>",
+                escape(best.name),
+                best.mean,
+                best.balancedness.len(),
+                best.moves_fraction * 100.0
+            )
+        });
+        format!(
+            "<h1>Replay of {}</h1>\n{headline}<p class=\"facts\">{steps} steps, {layers} layers, {experts} experts per \
+             layer; {} slots on {} ranks, {} nodes. A plan every {} steps, from at most {} past steps; steps are scored \
+             from step {} on, by plans that have not seen them.</p>\n",
+            escape(self.trace),
+            self.topology.slots(),
+            self.topology.ranks(),
+            self.topology.nodes(),
+            self.interval,
+            self.window,
+            self.first_step
+        )
+    }
+
+    fn table(&self) -> String {
+        let mut html = String::from(
+            "<section><h2>Policies side by side</h2><div class=\"scroll\"><table><thead><tr><th>policy</th><th>balancedness, mean\
+             </th><th>worst 1% of steps</th><th>time waiting</th><th>moves</th><th>slots moved per step</th><th>bytes moved\
+             </th><th>link time</th><th>plan, median</th></tr></thead><tbody>\n",
+        );
+        for (index, p) in self.policies.iter().enumerate() {
+            html.push_str(&format!(
+                "<tr><th><span class=\"chip\" style=\"background:{}\"></span>{}</th><td>{:.4}</td><td>{:.4}</td>\
+                 <td>{:.1}%</td><td>{}</td><td>{:.3}%</td><td>{:.2} GB</td><td>{:.2} s</td><td>{:.2} ms</td></tr>\n",
+                chart::colour(index),
+                escape(p.name),
+                p.mean,
+                p.p01,
+                p.waiting * 100.0,
+                p.moves,
+                p.moves_fraction * 100.0,
+                p.bytes as f64 / 1e9,
+                p.link_seconds,
+                p.plan_ms
+            ));
+        }
+        if let Some(oracle) = self.oracle {
+            let mean = oracle.iter().sum::<f64>() / oracle.len().max(1) as f64;
+            html.push_str(&format!(
+                "<tr class=\"bound\"><th>bound</th><td>{mean:.4}</td><td colspan=\"7\">no placement and no split could be \
+                 better, step by step</td></tr>\n"
+            ));
+        }
+        html.push_str(&format!(
+            "</tbody></table></div><p class=\"note\">Moves of the first plan are not counted. Bytes are moves times {} \
+             bytes per expert; link time is what the rank that receives most needs at {} GB/s.</p></section>\n",
+            self.expert_bytes, self.link_gbps
+        ));
+        html
+    }
+
+    fn over_time(&self) -> String {
+        let mut lines: Vec<Line<'_>> = self
+            .policies
+            .iter()
+            .map(|p| Line { name: p.name, values: p.balancedness, reference: false })
+            .collect();
+        if let Some(oracle) = self.oracle {
+            lines.push(Line { name: "bound", values: oracle, reference: true });
+        }
+        let marks = self.policies.first().map(|p| p.rebalances.as_slice()).unwrap_or_default();
+        format!(
+            "<section><h2>Balance over time</h2>{}{}<p class=\"note\">Balancedness of each step: in each layer the mean load \
+             of the ranks over the largest, then the mean over layers. The axis need not start at 0. Marks below the axis are \
+             plans.</p></section>\n",
+            chart::key(&lines),
+            chart::lines("Balancedness of each step", "balancedness", self.first_step, &lines, marks)
+        )
+    }
+
+    fn moves(&self) -> String {
+        let mut points: Vec<Point> = self
+            .policies
+            .iter()
+            .enumerate()
+            .map(|(series, p)| Point { name: p.name.into(), x: p.moves_fraction * 100.0, y: p.mean, series })
+            .collect();
+        let series =
+            self.policies.iter().position(|p| p.name == "incremental").unwrap_or(self.policies.len());
+        points.extend(self.frontier.iter().map(|f| Point {
+            name: format!("to {}", f.name),
+            x: f.moves_fraction * 100.0,
+            y: f.mean,
+            series,
+        }));
+        format!(
+            "<section><h2>Balance against moves</h2>{}<p class=\"note\">Up is better balance, left is fewer experts moved. \
+             {}</p></section>\n",
+            chart::scatter("Balance against moves", "slots moved per step, %", "mean balancedness", &points),
+            if self.frontier.is_empty() {
+                ""
+            } else {
+                "The joined points are <em>incremental</em> with other wanted balances."
+            }
+        )
+    }
+
+    fn heat_maps(&self) -> Result<String, CoreError> {
+        let mut html = String::from("<section><h2>Ranks by layers, on the loads of the last window</h2>\n");
+        for policy in self.policies.iter().filter(|p| p.name != "static") {
+            let picture = PlacementPicture {
+                loads: self.last_loads,
+                topology: self.topology,
+                before: Some(self.start),
+                after: policy.last,
+                numbers: false,
+            };
+            html.push_str(&format!(
+                "<details{}><summary>{}: the placement that a server starts with, and the one at the end</summary>\n\
+                 <div class=\"scroll\">{}</div></details>\n",
+                if policy.name == self.first_shown() { " open" } else { "" },
+                escape(policy.name),
+                picture.svg()?
+            ));
+        }
+        html.push_str("<p class=\"note\">Point at a cell for its numbers.</p></section>\n");
+        Ok(html)
+    }
+
+    /// The policy whose heat maps are open at first: the best one that is not `static`.
+    fn first_shown(&self) -> &str {
+        let others = self.policies.iter().filter(|p| p.name != "static");
+        others.max_by(|a, b| a.mean.total_cmp(&b.mean)).map_or("", |p| p.name)
+    }
+
+    fn replicas(&self) -> String {
+        let bars: Vec<(String, Vec<usize>)> = self
+            .policies
+            .iter()
+            .map(|p| {
+                let mut counts = vec![0; 4];
+                for &count in p.last.logcnt().iter().filter(|&&count| count > 0) {
+                    counts[(count as usize).min(4) - 1] += 1;
+                }
+                (p.name.to_owned(), counts)
+            })
+            .collect();
+        format!(
+            "<section><h2>Replicas at the end</h2>{}<p class=\"note\">Experts of all layers, by how many slots hold \
+             them.</p></section>\n",
+            chart::stacked("Replicas of experts", &["1 slot", "2 slots", "3 slots", "4 or more"], &bars)
+        )
+    }
+}

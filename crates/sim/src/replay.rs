@@ -1,0 +1,312 @@
+//! Plans at intervals on what is past, and scores every following step with the placement then in force.
+//!
+//! The first plan of a policy is made from the first `window` steps; it starts from nothing, so its moves are not counted, and
+//! steps are scored from it on. A plan made before step `t` sees steps before `t` only, at most `window` of them, and none from
+//! before the last change of stream.
+
+use std::num::NonZeroUsize;
+use std::ops::Range;
+use std::time::Instant;
+
+use eplb_core::metrics::{self, layer_balancedness, rank_loads};
+use eplb_core::{CoreError, LayerId, Placement, RankId, SlotId, Topology};
+use eplb_plan::{Options, PlanError, Planner, Policy, Request};
+use eplb_trace::{Trace, TraceError};
+use ndarray::ArrayView2;
+
+/// Why a replay stopped.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReplayError {
+    /// The trace has no step to score.
+    #[error(
+        "{file} has {steps} steps, and the first plan takes {window}: give a smaller window or a longer trace"
+    )]
+    TooShort {
+        /// The trace.
+        file: String,
+        /// Its steps.
+        steps: usize,
+        /// Steps of a window.
+        window: usize,
+    },
+    /// The trace cannot be read.
+    #[error(transparent)]
+    Trace(#[from] TraceError),
+    /// A plan cannot be made.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Shapes that do not fit.
+    #[error(transparent)]
+    Core(#[from] CoreError),
+}
+
+/// What to replay.
+#[derive(Debug, Clone)]
+pub struct Replay {
+    /// Ranks and slots.
+    pub topology: Topology,
+    /// Most steps that a plan looks back on.
+    pub window: NonZeroUsize,
+    /// Steps from one plan to the next.
+    pub interval: NonZeroUsize,
+    /// Bytes of one expert, for the cost of moves.
+    pub expert_bytes: u64,
+    /// Speed of a rank's link, in 10^9 bytes per second each way.
+    pub link_gbps: f64,
+}
+
+/// One plan of a run.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Rebalance {
+    /// First step that it is in force for.
+    pub step: usize,
+    /// Slots whose expert came from another rank; 0 for the first plan.
+    pub moves: usize,
+    /// Milliseconds of planning.
+    pub plan_ms: f64,
+}
+
+/// A trace under one policy.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PolicyRun {
+    /// The policy.
+    pub policy: Policy,
+    /// First step that is scored.
+    pub first_step: usize,
+    /// Balancedness of each scored step: mean over its layers that are not idle, even split.
+    pub balancedness: Vec<f64>,
+    /// The plans, the first included.
+    pub rebalances: Vec<Rebalance>,
+    /// Part of the time of the mixture layers that ranks wait for the slowest, 0..1: with a layer's time taken as the load
+    /// of its busiest rank, the sum of (largest - mean) over the sum of largest.
+    pub waiting: f64,
+    /// Seconds of link time: per plan, the bytes into the rank that gets most, at the link's speed.
+    pub link_seconds: f64,
+    /// The placement after the first plan.
+    pub first_placement: Placement,
+    /// The placement at the end.
+    pub last_placement: Placement,
+}
+
+impl PolicyRun {
+    /// Mean balancedness over the scored steps.
+    pub fn mean(&self) -> f64 {
+        self.balancedness.iter().sum::<f64>() / self.balancedness.len() as f64
+    }
+
+    /// Balancedness that all but the worst hundredth of the steps reach (nearest rank).
+    pub fn p01(&self) -> f64 {
+        let mut sorted = self.balancedness.clone();
+        sorted.sort_by(f64::total_cmp);
+        sorted[(sorted.len() as f64 * 0.01).ceil().max(1.0) as usize - 1]
+    }
+
+    /// Moves of all plans but the first.
+    pub fn moves(&self) -> usize {
+        self.rebalances.iter().map(|r| r.moves).sum()
+    }
+
+    /// Mean over the scored steps of the part of all slots that moved.
+    pub fn moves_fraction(&self) -> f64 {
+        let slots = self.last_placement.layers() * self.last_placement.slots();
+        self.moves() as f64 / slots as f64 / self.balancedness.len() as f64
+    }
+
+    /// Median of the time of a plan, in milliseconds.
+    pub fn plan_ms_median(&self) -> f64 {
+        let mut times: Vec<f64> = self.rebalances.iter().map(|r| r.plan_ms).collect();
+        times.sort_by(f64::total_cmp);
+        let middle = times.len() / 2;
+        if times.len().is_multiple_of(2) { (times[middle - 1] + times[middle]) / 2.0 } else { times[middle] }
+    }
+}
+
+/// A trace under several policies.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// One entry per policy, in the order asked for.
+    pub policies: Vec<PolicyRun>,
+    /// Bound of each scored step (mean over layers that are not idle), if asked for: no placement and no split could
+    /// have been better in that step.
+    pub oracle: Option<Vec<f64>>,
+}
+
+impl Replay {
+    /// Steps that are scored.
+    ///
+    /// # Errors
+    /// [`ReplayError::TooShort`].
+    pub fn scored(&self, trace: &Trace) -> Result<Range<usize>, ReplayError> {
+        let (steps, window) = (trace.steps(), self.window.get());
+        if steps <= window {
+            return Err(ReplayError::TooShort { file: trace.source().to_owned(), steps, window });
+        }
+        Ok(window..steps)
+    }
+
+    /// Replays the trace under each of the policies; `progress` is called with every scored step of every policy.
+    ///
+    /// # Errors
+    /// A trace that is too short, or a plan that cannot be made.
+    pub fn run(
+        &self,
+        trace: &Trace,
+        policies: &[Options],
+        planner: &Planner,
+        oracle: bool,
+        progress: &mut dyn FnMut(),
+    ) -> Result<Run, ReplayError> {
+        let policies = policies
+            .iter()
+            .map(|options| self.policy(trace, options, planner, progress))
+            .collect::<Result<_, _>>()?;
+        let oracle = if oracle {
+            let mut bounds = Vec::new();
+            for step in self.scored(trace)? {
+                bounds.push(eplb_core::bound::bound(trace.step(step)?.view(), &self.topology).mean);
+            }
+            Some(bounds)
+        } else {
+            None
+        };
+        Ok(Run { policies, oracle })
+    }
+
+    /// The steps that a plan in force from `step` on may look at; `None` if there are none.
+    fn past(&self, trace: &Trace, step: usize) -> Option<Range<usize>> {
+        let segment = trace.segments().iter().find(|segment| segment.contains(&step))?;
+        let first = step.saturating_sub(self.window.get()).max(segment.start);
+        // Before the first step of a stream there is only the stream before.
+        (first < step).then_some(first..step)
+    }
+
+    fn policy(
+        &self,
+        trace: &Trace,
+        options: &Options,
+        planner: &Planner,
+        progress: &mut dyn FnMut(),
+    ) -> Result<PolicyRun, ReplayError> {
+        let scored = self.scored(trace)?;
+        let first_step = scored.start;
+        let mut placement: Option<Placement> = None;
+        let mut first_placement = None;
+        let (mut balancedness, mut rebalances) = (Vec::with_capacity(scored.len()), Vec::new());
+        let (mut waited, mut worked, mut link_seconds) = (0.0, 0.0, 0.0);
+        for step in scored {
+            let due = (step - first_step).is_multiple_of(self.interval.get());
+            let window = if placement.is_none() {
+                Some(self.past(trace, step).unwrap_or(step - 1..step))
+            } else if due {
+                self.past(trace, step)
+            } else {
+                None
+            };
+            if let Some(window) = window {
+                let (planned, rebalance, seconds) =
+                    self.plan(trace, step, window, options, planner, placement.as_ref())?;
+                link_seconds += seconds;
+                rebalances.push(rebalance);
+                first_placement.get_or_insert_with(|| planned.clone());
+                placement = Some(planned);
+            }
+            let Some(in_force) = &placement else { continue };
+            let loads = trace.step(step)?;
+            let score = self.score(loads.view(), in_force, &mut waited, &mut worked);
+            balancedness.push(score);
+            progress();
+        }
+        let Some((first_placement, last_placement)) = first_placement.zip(placement) else {
+            let (steps, window) = (trace.steps(), self.window.get());
+            return Err(ReplayError::TooShort { file: trace.source().to_owned(), steps, window });
+        };
+        Ok(PolicyRun {
+            policy: options.policy,
+            first_step,
+            balancedness,
+            rebalances,
+            waiting: if worked > 0.0 { waited / worked } else { 0.0 },
+            link_seconds,
+            first_placement,
+            last_placement,
+        })
+    }
+
+    fn plan(
+        &self,
+        trace: &Trace,
+        step: usize,
+        window: Range<usize>,
+        options: &Options,
+        planner: &Planner,
+        current: Option<&Placement>,
+    ) -> Result<(Placement, Rebalance, f64), ReplayError> {
+        let loads = trace.loads(window)?;
+        // With nothing in place, policies that start from a placement start from a fresh one.
+        let fresh = Options { policy: Policy::Balanced, ..options.clone() };
+        let needs_current = matches!(options.policy, Policy::Incremental | Policy::Split);
+        let options = if current.is_none() && needs_current { &fresh } else { options };
+        let mut request = Request::new(&loads, &self.topology, options);
+        if let Some(current) = current {
+            request = request.with_current(current);
+        }
+        let start = Instant::now();
+        let planned = planner.place(&request)?;
+        let plan_ms = start.elapsed().as_secs_f64() * 1e3;
+        let (mut moves, mut seconds) = (0, 0.0);
+        if let Some(current) = current {
+            moves = metrics::changes(current, &planned, &self.topology)?.moves;
+            let most = self.most_received(current, &planned);
+            seconds = most as f64 * self.expert_bytes as f64 / (self.link_gbps * 1e9);
+        }
+        Ok((planned, Rebalance { step, moves, plan_ms }, seconds))
+    }
+
+    /// Experts that the rank which gets most of them gets from others.
+    fn most_received(&self, old: &Placement, new: &Placement) -> usize {
+        let received = |rank: RankId| {
+            let slots = self.topology.slots_of(rank);
+            (0..new.layers())
+                .map(LayerId::at)
+                .map(|layer| {
+                    let held = |expert| {
+                        let mut had = slots.clone().map(|s| old.expert_at(layer, SlotId::at(s)));
+                        had.any(|had| had == Some(expert))
+                    };
+                    let mut fresh: Vec<_> = slots
+                        .clone()
+                        .filter_map(|s| new.expert_at(layer, SlotId::at(s)))
+                        .filter(|&e| !held(e))
+                        .collect();
+                    fresh.sort_unstable();
+                    fresh.dedup();
+                    fresh.len()
+                })
+                .sum()
+        };
+        self.topology.all_ranks().map(received).max().unwrap_or(0)
+    }
+
+    /// Balancedness of one step, and its layers' waiting and working time in tokens.
+    fn score(
+        &self,
+        loads: ArrayView2<'_, f64>,
+        placement: &Placement,
+        waited: &mut f64,
+        worked: &mut f64,
+    ) -> f64 {
+        let (mut sum, mut layers) = (0.0, 0usize);
+        for layer in 0..placement.layers() {
+            let ranks = rank_loads(loads.row(layer), placement, LayerId::at(layer), None, &self.topology);
+            if let Some(value) = layer_balancedness(&ranks, &self.topology) {
+                let most = ranks.iter().copied().fold(0.0, f64::max);
+                *waited += most * (1.0 - value);
+                *worked += most;
+                sum += value;
+                layers += 1;
+            }
+        }
+        if layers == 0 { 1.0 } else { sum / layers as f64 }
+    }
+}
