@@ -205,6 +205,8 @@ pub(crate) struct Point {
     pub(crate) y: f64,
     /// Points of one series are joined; the series number also gives colour and shape.
     pub(crate) series: usize,
+    /// Whether the name stands above the point instead of at its right.
+    pub(crate) above: bool,
 }
 
 /// Points of `y` against `x`.
@@ -261,14 +263,15 @@ pub(crate) fn scatter(title: &str, horizontal: &str, vertical: &str, points: &[P
                 ),
                 _ => format!("<path d=\"M{px:.1} {:.1} l5.5 9.5 h-11 z\" fill=\"{fill}\"/>", py - 6.0),
             };
+            let (dx, dy, anchor) = if point.above { (0.0, -11.0, "middle") } else { (9.0, 4.0, "start") };
             let _ = writeln!(
                 svg,
-                "<g><title>{0}: {1:.4} at {2:.4}</title>{shape}<text class=\"tick\" x=\"{3:.1}\" y=\"{4:.1}\">{0}</text></g>",
+                "<g><title>{0}: {1:.4} at {2:.4}</title>{shape}<text class=\"tick\" x=\"{3:.1}\" y=\"{4:.1}\" text-anchor=\"{anchor}\">{0}</text></g>",
                 escape(&point.name),
                 point.y,
                 point.x,
-                px + 9.0,
-                py + 4.0
+                px + dx,
+                py + dy
             );
         }
     }

@@ -184,15 +184,22 @@ impl ReplayReport<'_> {
             .policies
             .iter()
             .enumerate()
-            .map(|(series, p)| Point { name: p.name.into(), x: p.moves_fraction * 100.0, y: p.mean, series })
+            .map(|(series, p)| Point {
+                name: p.name.into(),
+                x: p.moves_fraction * 100.0,
+                y: p.mean,
+                series,
+                above: false,
+            })
             .collect();
         let series =
             self.policies.iter().position(|p| p.name == "incremental").unwrap_or(self.policies.len());
         points.extend(self.frontier.iter().map(|f| Point {
-            name: format!("to {}", f.name),
+            name: f.name.clone(),
             x: f.moves_fraction * 100.0,
             y: f.mean,
             series,
+            above: true,
         }));
         format!(
             "<section><h2>Balance against moves</h2>{}<p class=\"note\">Up is better balance, left is fewer experts moved. \
@@ -251,5 +258,87 @@ impl ReplayReport<'_> {
              them.</p></section>\n",
             chart::stacked("Replicas of experts", &["1 slot", "2 slots", "3 slots", "4 or more"], &bars)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::array;
+
+    fn html(name: &str) -> String {
+        let topology = Topology::uniform(2, 4).unwrap();
+        let start = Placement::new(3, array![[0, 1, 2, 0]]).unwrap();
+        let last = Placement::new(3, array![[0, 2, 1, 0]]).unwrap();
+        let loads = array![[8.0, 6.0, 2.0]];
+        let policy = |name, mean, last| Policy {
+            name,
+            balancedness: &[0.7, 0.8, 0.75],
+            mean,
+            p01: 0.7,
+            waiting: 0.25,
+            moves: 2,
+            moves_fraction: 0.1,
+            bytes: 4_000_000_000,
+            link_seconds: 0.5,
+            plan_ms: 0.25,
+            rebalances: vec![20],
+            last,
+        };
+        ReplayReport {
+            trace: name,
+            shape: (23, 1, 3),
+            topology: &topology,
+            window: 20,
+            interval: 10,
+            expert_bytes: 1000,
+            link_gbps: 50.0,
+            first_step: 20,
+            policies: vec![policy("incremental", 0.75, &last), policy("static", 0.6, &start)],
+            oracle: Some(&[0.9, 1.0, 0.95]),
+            frontier: vec![FrontierPoint { name: "0.9".into(), moves_fraction: 0.05, mean: 0.7 }],
+            start: &start,
+            last_loads: loads.view(),
+        }
+        .html()
+        .unwrap()
+    }
+
+    #[test]
+    fn everything_is_on_the_page_and_nothing_is_fetched() {
+        let page = html("day.npz");
+        for part in [
+            "Policies side by side",
+            "0.7500",
+            "4.00 GB",
+            "0.9500",
+            "Replicas at the end",
+            "How to read this",
+        ] {
+            assert!(page.contains(part), "{part}");
+        }
+        // No address but the name space of SVG.
+        assert_eq!(page.matches("http").count(), page.matches("http://www.w3.org/2000/svg").count());
+        assert!(!page.contains("<script") && !page.contains("url("));
+    }
+
+    #[test]
+    fn every_element_that_is_opened_is_closed() {
+        let page = html("<b>&\".npz");
+        assert!(page.contains("&lt;b&gt;&amp;&quot;.npz"));
+        let mut open = Vec::new();
+        for tag in page.split('<').skip(1) {
+            let tag = &tag[..tag.find('>').unwrap()];
+            let name = tag.split([' ', '/']).find(|part| !part.is_empty()).unwrap();
+            if tag.starts_with('!') || tag.ends_with('/') || name == "meta" {
+                continue;
+            }
+            if tag.starts_with('/') {
+                assert_eq!(open.pop(), Some(name), "{tag}");
+            } else {
+                open.push(name);
+            }
+        }
+        assert_eq!(open, Vec::<&str>::new());
     }
 }

@@ -32,7 +32,7 @@ thead th { color: var(--dim); font-weight: 500; white-space: normal; vertical-al
 tbody th, thead th:first-child { text-align: left } .bound th, .bound td { color: var(--dim); font-style: italic }\n\
 .bound td:last-child { text-align: left }\n\
 .chip { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 8px }\n\
-.chart { width: 100%; height: auto; display: block } .chart text { font-family: inherit; font-size: 12px }\n\
+details svg { max-width: 100%; height: auto } .chart { width: 100%; height: auto; display: block } .chart text { font-family: inherit; font-size: 12px }\n\
 .grid { stroke: var(--line) } .tick { fill: var(--dim) } .axis { fill: var(--ink) } .mark { stroke: var(--dim) }\n\
 .reference { stroke: var(--dim); stroke-width: 1; stroke-dasharray: 1 3 }\n\
 .key { display: flex; flex-wrap: wrap; gap: 6px 22px; margin: 0 0 8px; font-size: 14px }\n\

@@ -1,0 +1,110 @@
+//! Replays of small traces: what is scored, what is counted, and that nobody looks ahead.
+
+use std::num::NonZeroUsize;
+
+use eplb_core::Topology;
+use eplb_plan::{Options, Planner, Policy};
+use eplb_sim::{Replay, ReplayError, Run};
+use eplb_trace::Trace;
+use ndarray::Array3;
+
+/// Loads whose hot expert moves on every ten steps, `[T, L, E]`.
+fn moving(steps: usize) -> Array3<f64> {
+    Array3::from_shape_fn((steps, 2, 8), |(t, l, e)| {
+        let hot = (t / 10 + l) % 8;
+        if e == hot { 90.0 } else { 10.0 + ((t + e * 3) % 5) as f64 }
+    })
+}
+
+fn replay(trace: &Trace, policies: &[Policy], interval: usize) -> Run {
+    let replay = Replay {
+        topology: Topology::uniform(4, 12).unwrap(),
+        window: NonZeroUsize::new(10).unwrap(),
+        interval: NonZeroUsize::new(interval).unwrap(),
+        expert_bytes: 1_000_000,
+        link_gbps: 1.0,
+    };
+    let options: Vec<Options> =
+        policies.iter().map(|&policy| Options { policy, target: Some(0.95), ..Options::default() }).collect();
+    let mut calls = 0;
+    let run = replay.run(trace, &options, &Planner::new(1).unwrap(), true, &mut || calls += 1).unwrap();
+    assert_eq!(calls, (trace.steps() - 10) * policies.len());
+    run
+}
+
+#[test]
+fn steps_after_the_first_window_are_scored_and_moves_after_the_first_plan_counted() {
+    let trace = Trace::new("moving", &moving(40), None).unwrap();
+    let run = replay(&trace, &[Policy::Balanced, Policy::Static, Policy::Deepseek], 10);
+    let [balanced, fixed, deepseek] = &run.policies[..] else { panic!() };
+    for policy in [balanced, fixed, deepseek] {
+        assert_eq!((policy.first_step, policy.balancedness.len(), policy.rebalances.len()), (10, 30, 3));
+        assert_eq!(policy.rebalances[0].moves, 0);
+        assert!(policy.p01() <= policy.mean() && (0.0..1.0).contains(&policy.waiting));
+    }
+    assert_eq!((fixed.moves(), fixed.link_seconds), (0, 0.0));
+    assert!(balanced.moves() > 0 && deepseek.moves() > 0);
+    // Bytes into the rank that gets most: at least a rank's even part of all moves, at most all of them.
+    let seconds = balanced.moves() as f64 * 1e-3;
+    assert!(balanced.link_seconds >= seconds / 4.0 - 1e-12 && balanced.link_seconds <= seconds + 1e-12);
+    let bound = run.oracle.unwrap();
+    for policy in [balanced, fixed, deepseek] {
+        assert!(policy.balancedness.iter().zip(&bound).all(|(value, bound)| *value <= bound + 1e-9));
+    }
+}
+
+#[test]
+fn the_future_changes_nothing_in_the_past() {
+    let past = 25;
+    let (mut one, mut two) = (moving(40), moving(40));
+    for step in past..40 {
+        for expert in 0..8 {
+            one[(step, 0, expert)] = (expert * 100) as f64;
+            two[(step, 1, expert)] = 1000.0 - (expert * 100) as f64;
+        }
+    }
+    let run = |loads: &Array3<f64>| replay(&Trace::new("t", loads, None).unwrap(), &[Policy::Balanced], 5);
+    let (one, two) = (run(&one), run(&two));
+    let (one, two) = (&one.policies[0], &two.policies[0]);
+    // Steps 10..25 are scored by plans made before them, so they agree to the last bit; later ones do not.
+    assert_eq!(one.balancedness[..past - 10], two.balancedness[..past - 10]);
+    assert_ne!(one.balancedness[past - 10..], two.balancedness[past - 10..]);
+    let moves = |run: &eplb_sim::PolicyRun| -> Vec<usize> {
+        run.rebalances.iter().filter(|r| r.step <= past).map(|r| r.moves).collect()
+    };
+    assert_eq!(moves(one), moves(two));
+}
+
+#[test]
+fn windows_do_not_cross_a_change_of_stream() {
+    // Two streams with different hot experts; at step 20 the second begins, and the plan at 22 sees two steps of it alone.
+    let mut loads = moving(30);
+    for step in 20..30 {
+        for expert in 0..8 {
+            loads[(step, 0, expert)] = if expert == 5 { 500.0 } else { 1.0 };
+        }
+    }
+    let stream: Vec<i64> = (0..30).map(|t| i64::from(t >= 20)).collect();
+    let trace = Trace::new("t", &loads, Some(stream)).unwrap();
+    let with = replay(&trace, &[Policy::Balanced], 2);
+    let without = replay(&Trace::new("t", &loads, None).unwrap(), &[Policy::Balanced], 2);
+    // Without streams the plan at step 20 is made from the last ten steps; with them there is nothing to plan from.
+    let steps = |run: &Run| -> Vec<usize> { run.policies[0].rebalances.iter().map(|r| r.step).collect() };
+    assert!(steps(&without).contains(&20) && !steps(&with).contains(&20) && steps(&with).contains(&22));
+    let at = 24 - 10;
+    assert!(with.policies[0].balancedness[at] > without.policies[0].balancedness[at]);
+}
+
+#[test]
+fn a_trace_that_is_too_short_is_refused() {
+    let trace = Trace::new("short", &moving(10), None).unwrap();
+    let replay = Replay {
+        topology: Topology::uniform(4, 12).unwrap(),
+        window: NonZeroUsize::new(10).unwrap(),
+        interval: NonZeroUsize::MIN,
+        expert_bytes: 1,
+        link_gbps: 1.0,
+    };
+    let error = replay.run(&trace, &[Options::default()], &Planner::new(1).unwrap(), false, &mut || ());
+    assert!(matches!(error, Err(ReplayError::TooShort { steps: 10, window: 10, .. })));
+}
