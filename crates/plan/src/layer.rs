@@ -36,6 +36,13 @@ pub(crate) fn whole_units(row: &[f64], units: &mut Vec<f64>) -> bool {
     false
 }
 
+/// A number of units as an integer: what is left of its digits when they are pushed to the end of the mantissa.
+/// Cheaper than a conversion, which has to think of NaN and overflow.
+#[inline]
+fn to_bits(units: f64) -> u64 {
+    (units + WHOLE).to_bits() & (WHOLE as u64 - 1)
+}
+
 /// Load of one of `count` replicas of an expert, in whole units.
 #[inline]
 pub(crate) fn replica_units(units: f64, count: u32) -> f64 {
@@ -45,7 +52,7 @@ pub(crate) fn replica_units(units: f64, count: u32) -> f64 {
 /// A key that sorts by units descending, then by id ascending.
 #[inline]
 pub(crate) fn heaviest_first(units: f64, id: usize) -> u64 {
-    (((1u64 << (64 - ID_BITS)) - 1 - units as u64) << ID_BITS) | id as u64
+    (((1u64 << (64 - ID_BITS)) - 1 - to_bits(units)) << ID_BITS) | id as u64
 }
 
 /// Exponent and first bits of the units in a [`heaviest_first`] key, descending: what a first sort goes by.
@@ -55,10 +62,10 @@ pub(crate) fn coarse_heaviest(key: u64) -> u16 {
     !((units.to_bits() >> 16) as u16)
 }
 
-/// A key that sorts by units ascending, then by id ascending.
+/// A key that sorts by units ascending, then by id ascending. Parts of units are rounded.
 #[inline]
 pub(crate) fn lightest_first(units: f64, id: usize) -> u64 {
-    ((units as u64) << ID_BITS) | id as u64
+    (to_bits(units) << ID_BITS) | id as u64
 }
 
 /// The id in a key.

@@ -92,14 +92,12 @@ impl Tournament {
     /// Changes the key of an entrant.
     #[inline]
     pub(crate) fn set(&mut self, entrant: usize, key: u64) {
+        let nodes = self.nodes.as_mut_slice();
         let (mut node, mut side, mut least) = (self.leaves + entrant / 2, entrant % 2, key);
-        loop {
-            let pair = &mut self.nodes[node];
+        while node > 0 {
+            let pair = &mut nodes[node];
             pair[side] = least;
             least = pair[0].min(pair[1]);
-            if node <= 1 {
-                return;
-            }
             side = node % 2;
             node /= 2;
         }

@@ -17,46 +17,69 @@ pub(super) enum Kind {
 /// Memory of the search: sums of pairs of both ranks.
 #[derive(Debug, Default)]
 pub(super) struct ExchangeScratch {
-    a: Vec<f32>,
-    b: Vec<f32>,
-    pairs: Pairs,
+    a: Pairs,
+    b: Pairs,
 }
 
-/// Pairs of places inside a rank.
-#[derive(Debug, Default)]
+/// Sums of pairs of places of a rank: neighbours in order of load first, then those farther apart.
+#[derive(Debug)]
 struct Pairs {
+    /// Infinite beyond the last.
+    sum: [f32; MOST_PAIRS],
+    count: usize,
     room: usize,
-    places: Vec<(u32, u32)>,
+}
+
+impl Default for Pairs {
+    fn default() -> Self {
+        Self { sum: [f32::INFINITY; MOST_PAIRS], count: 0, room: 0 }
+    }
 }
 
 impl Pairs {
-    /// Neighbours in order of load first, then those farther apart, up to [`MOST_PAIRS`]. The pairs of a smaller room
-    /// are not a prefix of those of a larger one, so they are made again when the room changes.
-    fn of(&mut self, room: usize) -> &[(u32, u32)] {
-        if self.room != room {
-            self.room = room;
-            let all = (1..room as u32).flat_map(|gap| (0..room as u32 - gap).map(move |i| (i, i + gap)));
-            self.places.clear();
-            self.places.extend(all.take(MOST_PAIRS));
+    fn of(&mut self, loads: &[f32], room: usize) {
+        let loads = &loads[..room];
+        let mut rest = self.sum.as_mut_slice();
+        for gap in 1..room {
+            let count = (room - gap).min(rest.len());
+            let (sums, more) = rest.split_at_mut(count);
+            for (sum, (x, y)) in sums.iter_mut().zip(loads.iter().zip(&loads[gap..])) {
+                *sum = x + y;
+            }
+            rest = more;
         }
-        &self.places
+        rest.fill(f32::INFINITY);
+        self.count = MOST_PAIRS - rest.len();
+        self.room = room;
     }
 
-    /// Sums over the pairs, infinite beyond the last up to a whole block.
-    fn sums(&mut self, loads: &[f32], room: usize, sums: &mut Vec<f32>) {
-        let pairs = self.of(room);
-        sums.clear();
-        sums.extend(pairs.iter().map(|&(i, j)| loads[i as usize] + loads[j as usize]));
-        sums.resize(sums.len().next_multiple_of(LANES), f32::INFINITY);
+    fn sums(&self) -> &[f32] {
+        &self.sum[..self.count]
+    }
+
+    fn lanes(&self) -> &[[f32; LANES]] {
+        self.sum[..self.count.next_multiple_of(LANES)].as_chunks().0
+    }
+
+    /// The places of a pair, counted from the rank's first.
+    fn places(&self, mut pair: usize) -> (usize, usize) {
+        let mut gap = 1;
+        while pair >= self.room - gap {
+            pair -= self.room - gap;
+            gap += 1;
+        }
+        (pair, pair + gap)
     }
 }
 
-/// Places that are exchanged one for one, and the higher cost of the two ranks afterwards.
+/// Experts that two ranks exchange, and the higher cost of the two ranks afterwards.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Exchange {
     cost: f64,
-    /// `(place of a, place of b)`.
-    places: [(usize, usize); 2],
+    /// The lighter rank.
+    b: usize,
+    /// `(expert of a, expert of b)`.
+    experts: [(u32, u32); 2],
     count: usize,
 }
 
@@ -80,26 +103,18 @@ impl Meeting {
 impl Exchange {
     /// Nothing found yet that costs less than `cost`.
     pub(super) fn none(cost: f64) -> Self {
-        Self { cost, places: [(0, 0); 2], count: 0 }
+        Self { cost, b: 0, experts: [(0, 0); 2], count: 0 }
     }
 
     pub(super) fn is_some(&self) -> bool {
         self.count > 0
     }
 
-    /// Carries the exchange out; false if there is none.
-    pub(super) fn apply(&self, state: &mut State) -> bool {
-        let at = |state: &State, place: usize, expert: u32| {
-            // An exchange sorts the places again, but a rank never holds an expert twice.
-            let places = state.places(state.rank_of(place));
-            places.clone().find(|&p| state.expert[p] == expert).unwrap_or(places.start)
-        };
-        let experts = self.places.map(|(p, q)| (state.expert[p], state.expert[q]));
-        for (&(p, q), (i, j)) in self.places.iter().zip(experts).take(self.count) {
-            let (p, q) = (at(state, p, i), at(state, q, j));
-            state.exchange(p, q);
+    /// Carries the exchange between rank `a` and the other out, if there is one.
+    pub(super) fn apply(&self, state: &mut State, a: usize) {
+        if self.is_some() {
+            state.exchange(a, self.b, &self.experts[..self.count]);
         }
-        self.is_some()
     }
 
     /// Looks for a better exchange between rank `a` and the ranks at `range` of the order by cost. Returns true as
@@ -113,9 +128,12 @@ impl Exchange {
         goal: f64,
         scratch: &mut ExchangeScratch,
     ) -> bool {
-        let room_a = state.places(a).len();
         if kind == Kind::Two {
-            scratch.pairs.sums(state.lanes(a), room_a, &mut scratch.a);
+            // Two of three for two of three is one for one with the ranks turned round.
+            if state.places(a).len() <= 3 {
+                return false;
+            }
+            scratch.a.of(state.lanes(a), state.places(a).len());
         }
         for at in range {
             let b = state.ranked(at);
@@ -137,20 +155,22 @@ impl Exchange {
 
     fn one(&mut self, state: &State, a: usize, b: usize, meeting: Meeting, goal: f64) {
         let give = meeting.give as f32;
-        let (lanes_a, lanes_b) = (state.lanes(a), state.lanes(b));
+        let (lanes_a, lanes_b) = (state.lanes(a), state.lanes(b).as_chunks().0);
+        let mut within = meeting.distance(self.cost);
         for (p, &x) in state.places(a).zip(lanes_a) {
-            if !self.promises(least_distance(x - give, lanes_b), meeting) {
+            if !any_within(x - give, lanes_b, within) {
                 continue;
             }
             for q in state.places(b) {
                 let cost = meeting.cost(state.place_load[p] - state.place_load[q]);
                 if cost < self.cost && state.may_exchange(a, p, b, q) {
-                    (self.cost, self.places[0], self.count) = (cost, (p, q), 1);
+                    self.accept(cost, b, &[(state.expert[p], state.expert[q])]);
                 }
             }
             if self.cost <= goal {
                 return;
             }
+            within = meeting.distance(self.cost);
         }
     }
 
@@ -163,37 +183,40 @@ impl Exchange {
         goal: f64,
         scratch: &mut ExchangeScratch,
     ) {
-        let ExchangeScratch { a: sums_a, b: sums_b, pairs } = scratch;
-        let (room_a, room_b) = (state.places(a).len(), state.places(b).len());
-        pairs.sums(state.lanes(b), room_b, sums_b);
-        let give = meeting.give as f32;
-        for (row, &x) in sums_a.iter().enumerate() {
-            if !self.promises(least_distance(x - give, sums_b), meeting) {
+        let (start_a, start_b) = (state.places(a).start, state.places(b).start);
+        let ExchangeScratch { a: pairs_a, b: pairs_b } = scratch;
+        pairs_b.of(state.lanes(b), state.places(b).len());
+        let (lanes_b, give) = (pairs_b.lanes(), meeting.give as f32);
+        let mut within = meeting.distance(self.cost);
+        for (pair_a, &x) in pairs_a.sums().iter().enumerate() {
+            if !any_within(x - give, lanes_b, within) {
                 continue;
             }
-            let (start_a, start_b) = (state.places(a).start, state.places(b).start);
-            let (p0, p1) = pairs.of(room_a)[row];
-            let (p0, p1) = (start_a + p0 as usize, start_a + p1 as usize);
-            let load = state.place_load[p0] + state.place_load[p1];
-            for &(q0, q1) in pairs.of(room_b) {
-                let (q0, q1) = (start_b + q0 as usize, start_b + q1 as usize);
-                let cost = meeting.cost(load - state.place_load[q0] - state.place_load[q1]);
-                if cost < self.cost
-                    && [p0, p1].iter().all(|&p| [q0, q1].iter().all(|&q| state.may_exchange(a, p, b, q)))
-                {
-                    (self.cost, self.places, self.count) = (cost, [(p0, q0), (p1, q1)], 2);
+            let (p0, p1) = pairs_a.places(pair_a);
+            let p = [start_a + p0, start_a + p1];
+            let load = state.place_load[p[0]] + state.place_load[p[1]];
+            for (pair_b, &y) in pairs_b.sums().iter().enumerate() {
+                if (x - give - y).abs() >= within {
+                    continue;
+                }
+                let (q0, q1) = pairs_b.places(pair_b);
+                let q = [start_b + q0, start_b + q1];
+                let cost = meeting.cost(load - state.place_load[q[0]] - state.place_load[q[1]]);
+                if cost < self.cost && p.iter().all(|&p| q.iter().all(|&q| state.may_exchange(a, p, b, q))) {
+                    let pair = |i: usize| (state.expert[p[i]], state.expert[q[i]]);
+                    self.accept(cost, b, &[pair(0), pair(1)]);
                 }
             }
             if self.cost <= goal {
                 return;
             }
+            within = meeting.distance(self.cost);
         }
     }
 
-    /// Whether a distance found in float32 may be better than what is known.
-    #[inline]
-    fn promises(&self, distance: f32, meeting: Meeting) -> bool {
-        meeting.level + f64::from(distance) * meeting.slowness < self.cost
+    fn accept(&mut self, cost: f64, b: usize, experts: &[(u32, u32)]) {
+        (self.cost, self.b, self.count) = (cost, b, experts.len());
+        self.experts[..experts.len()].copy_from_slice(experts);
     }
 }
 
@@ -205,21 +228,29 @@ impl Meeting {
     }
 }
 
+impl Meeting {
+    /// How far from [`Meeting::give`] what is given may be for less than `cost`, rounded up to what float32 tells apart.
+    #[inline]
+    fn distance(&self, cost: f64) -> f32 {
+        ((cost - self.level) / self.slowness) as f32 * (1.0 + f32::EPSILON)
+    }
+}
+
 /// The cost at which ranks `a` and `b` meet.
 pub(super) fn level(state: &State, a: usize, b: usize) -> f64 {
     Meeting::of(state, a, b).level
 }
 
-/// Least `|wanted - y|`. Written in lanes, for which the compiler has vector instructions.
+/// Whether `|wanted - y|` is below `within` for any `y`. Written in lanes, for which the compiler has vector
+/// instructions; this is where refinement spends its time.
 #[inline]
-fn least_distance(wanted: f32, ys: &[f32]) -> f32 {
+fn any_within(wanted: f32, ys: &[[f32; LANES]], within: f32) -> bool {
     let mut least = [f32::INFINITY; LANES];
-    for block in ys.chunks_exact(LANES) {
+    for block in ys {
         for (least, y) in least.iter_mut().zip(block) {
             let distance = (wanted - y).abs();
             *least = if distance < *least { distance } else { *least };
         }
     }
-    let lower = |x: f32, y: f32| if x < y { x } else { y };
-    lower(lower(least[0], least[1]), lower(least[2], least[3]))
+    least.iter().fold(false, |any, &distance| any | (distance < within))
 }

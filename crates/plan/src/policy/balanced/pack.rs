@@ -46,27 +46,34 @@ pub(super) fn pack(
     for &key in sequence {
         let expert = key_id(key);
         let (copies, size) = (state.count[expert], state.size[expert]);
-        aside.clear();
-        for placed in 0..copies {
-            let top = open.top();
-            if top == u64::MAX {
-                // The rest of the copies would be second ones on their ranks.
-                state.set_count(expert as u32, placed);
-                whole = false;
-                break;
-            }
-            let rank = key_id(top);
+        let mut place = |rank: usize| {
             let (place, end) = &mut next[rank];
             state.expert[*place] = expert as u32;
             state.load[rank] += size;
             *place += 1;
-            let back = if place == end { u64::MAX } else { lightest_first(state.cost(rank), rank) };
-            if copies == 1 {
-                open.set(rank, back);
+            if place == end {
+                u64::MAX
             } else {
-                open.set(rank, u64::MAX);
-                aside.push((rank, back));
+                lightest_first(state.load[rank] * state.slowness[rank], rank)
             }
+        };
+        if copies == 1 && open.top() != u64::MAX {
+            let rank = key_id(open.top());
+            open.set(rank, place(rank));
+            continue;
+        }
+        aside.clear();
+        let mut placed = 0;
+        while placed < copies && open.top() != u64::MAX {
+            let rank = key_id(open.top());
+            open.set(rank, u64::MAX);
+            aside.push((rank, place(rank)));
+            placed += 1;
+        }
+        if placed < copies {
+            // The rest of the copies would be second ones on their ranks.
+            state.set_count(expert as u32, placed);
+            whole = false;
         }
         for &(rank, back) in aside.iter() {
             open.set(rank, back);

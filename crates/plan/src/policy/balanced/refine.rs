@@ -1,27 +1,33 @@
 //! Refinement: lowers the cost of the worst rank, one small change after another.
 //!
-//! The worst rank `a` gives load to a lighter rank `b`; a change is the better, the closer it brings the two to the same
-//! cost. Neighbourhoods, from cheap to dear: exchange of one replica for one, of two for two, replacing a replica of
-//! one expert by a replica of another. At first only the lightest ranks are asked, they have the most to take; all
-//! are asked before a layer is given up.
+//! The worst rank gives load to a lighter one; a change is the better, the closer it brings the two to the same cost.
+//! Neighbourhoods: exchange of one replica for one, of two for two, and replacing a replica of one expert by a replica
+//! of another. At first only the lightest ranks are asked for an exchange: they have the most to take, and mostly one
+//! of them is enough. Where they are not, all ranks are asked, so often and no more, so that the work per layer grows
+//! as its slots do.
 
-use super::exchange::{Exchange, ExchangeScratch, Kind};
+use super::exchange::{Exchange, ExchangeScratch, Kind, level};
 use super::replace::{ReplaceScratch, replace};
 use super::state::State;
 use crate::layer::Ranks;
 
 /// A layer is done when its worst rank is this close to the mean.
-const TOLERANCE: f64 = 1.6e-4;
+const TOLERANCE: f64 = 1.8e-4;
 
 /// A change must lower the worst rank by this part of the mean...
 const LEAST_GAIN: f64 = 1e-6;
 /// ...and by this part of what it is above the mean.
-const LEAST_PART: f64 = 1.0 / 512.0;
+const LEAST_PART: f64 = 1.0 / 256.0;
 
-const SHORT: f64 = 1.0 / 8.0;
+/// How far above the level where the worst rank meets the lightest an exchange is good enough to end the search, as a
+/// part of the way up to the worst rank.
+const GOOD_ENOUGH: f64 = 1.0 / 4.0;
 
-/// How many of the lightest ranks are asked at first, for exchanges of one and of two replicas.
-const NEAR: [usize; 2] = [8, 4];
+/// How many of the lightest ranks are asked at first.
+const NEAR: usize = 4;
+
+/// How often all ranks are asked.
+const MOST_WIDE: usize = 64;
 
 /// Memory of the refinement.
 #[derive(Debug, Default)]
@@ -32,31 +38,64 @@ pub(super) struct RefineScratch {
 
 /// Changes the placement until its worst rank is next to the mean or no change helps.
 pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &mut RefineScratch) {
+    let RefineScratch { exchange, replace: memory } = scratch;
     let mean = state.load.iter().sum::<f64>() / ranks.speed;
     let target = mean * (1.0 + TOLERANCE);
     let all = state.ranks();
+    let (near, mut wide) = (NEAR.min(all), 0);
+    let mut pause = Pause::default();
+    // Every step lowers a rank by a part of the mean, so that this ends; in practice far below the limit.
     for _ in 0..4 * all + 64 {
         let worst = state.worst();
         let cost = state.cost(worst);
         if cost <= target {
-            break;
+            return;
         }
-        let gain = (mean * LEAST_GAIN).max((cost - mean) * LEAST_PART);
-        let search = &mut scratch.exchange;
-        let goal =
-            target.max(super::exchange::level(state, worst, state.ranked(0)) * (1.0 - SHORT) + cost * SHORT);
-        let mut best = Exchange::none(cost - gain);
-        let found = best.search(state, worst, 0..NEAR[0].min(all), Kind::One, goal, search)
-            || best.search(state, worst, 0..NEAR[1].min(all), Kind::Two, goal, search);
-        if !(found || best.is_some()) {
-            if replace(state, worst, limit, cost - gain, &mut scratch.replace) {
-                continue;
+        let highest = cost - (mean * LEAST_GAIN).max((cost - mean) * LEAST_PART);
+        let lowest = level(state, worst, state.ranked(0));
+        let goal = target.max(lowest + (cost - lowest) * GOOD_ENOUGH);
+        let mut best = Exchange::none(highest);
+        let found = best.search(state, worst, 0..near, Kind::One, goal, exchange)
+            || best.search(state, worst, 0..near, Kind::Two, goal, exchange);
+        if !found && !best.is_some() {
+            wide += 1;
+            if wide > MOST_WIDE {
+                return;
             }
-            let _ = best.search(state, worst, NEAR[0].min(all)..all, Kind::One, goal, search)
-                || best.search(state, worst, NEAR[1].min(all)..all, Kind::Two, goal, search);
+            let due = pause.is_over();
+            if due {
+                let replaced = replace(state, worst, limit, highest, memory);
+                pause.after(replaced);
+                if replaced {
+                    continue;
+                }
+            }
+            let _ = best.search(state, worst, near..all, Kind::One, goal, exchange)
+                || best.search(state, worst, near..all, Kind::Two, goal, exchange);
+            if !best.is_some() && (due || !replace(state, worst, limit, highest, memory)) {
+                return;
+            }
         }
-        if !best.apply(state) {
-            break;
-        }
+        best.apply(state, worst);
+    }
+}
+
+/// How long a search that keeps failing is left out: twice as long each time.
+#[derive(Debug, Default)]
+struct Pause {
+    left: u32,
+    length: u32,
+}
+
+impl Pause {
+    /// Whether it is time to search again; counts.
+    fn is_over(&mut self) -> bool {
+        self.left = self.left.saturating_sub(1);
+        self.left == 0
+    }
+
+    fn after(&mut self, success: bool) {
+        self.length = if success { 0 } else { (2 * self.length).max(1) };
+        self.left = self.length + 1;
     }
 }

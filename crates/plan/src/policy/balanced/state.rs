@@ -107,49 +107,39 @@ impl State {
         self.size[e] = replica_units(self.units[e], count);
     }
 
-    #[inline]
-    fn write(&mut self, place: usize, expert: u32, load: f64) {
-        self.expert[place] = expert;
-        self.place_load[place] = load;
-        self.lane[place] = load as f32;
+    /// Exchanges `expert_a` on rank `a` for `expert_b` on rank `b`, for each of the pairs.
+    pub(super) fn exchange(&mut self, a: usize, b: usize, pairs: &[(u32, u32)]) {
+        for (rank, forward) in [(a, true), (b, false)] {
+            let old = self.key(rank);
+            for &(expert_a, expert_b) in pairs {
+                let (gone, new) = if forward { (expert_a, expert_b) } else { (expert_b, expert_a) };
+                self.put(rank, gone, new);
+            }
+            self.resort(rank, old);
+        }
     }
 
-    #[inline]
-    fn shift(&mut self, to: usize, from: usize) {
-        self.expert[to] = self.expert[from];
-        self.place_load[to] = self.place_load[from];
-        self.lane[to] = self.lane[from];
-    }
-
-    /// Puts `expert` (or [`NONE`]) in a place, keeping the rank's places sorted, its load and `order` right.
-    pub(super) fn put(&mut self, place: usize, expert: u32) {
-        let rank = self.rank_of(place);
-        let old = self.key(rank);
-        let load = if expert == NONE { 0.0 } else { self.size[expert as usize] };
-        self.load[rank] += load - self.place_load[place];
+    /// Puts an expert in the place of another (or of an empty place), keeping the rank's places sorted and its load
+    /// right. The caller brings `order` up to date.
+    fn put(&mut self, rank: usize, gone: u32, new: u32) {
         let Range { start, end } = self.places(rank);
+        let load = if new == NONE { 0.0 } else { self.size[new as usize] };
+        let experts = &mut self.expert[start..end];
+        let loads = &mut self.place_load[start..end];
+        let lanes = &mut self.lane[start..end];
+        let Some(mut at) = experts.iter().position(|&e| e == gone) else { return };
+        self.load[rank] += load - loads[at];
         // NONE is the largest number, so empty places sort behind replicas without load.
-        let before = |this: &Self, i: usize| {
-            this.place_load[i] > load || (this.place_load[i] == load && this.expert[i] < expert)
-        };
-        let mut at = place;
-        while at > start && !before(self, at - 1) {
-            self.shift(at, at - 1);
+        let before = |l: f64, e: u32| l > load || (l == load && e < new);
+        while at > 0 && !before(loads[at - 1], experts[at - 1]) {
+            (experts[at], loads[at], lanes[at]) = (experts[at - 1], loads[at - 1], lanes[at - 1]);
             at -= 1;
         }
-        while at + 1 < end && before(self, at + 1) {
-            self.shift(at, at + 1);
+        while at + 1 < experts.len() && before(loads[at + 1], experts[at + 1]) {
+            (experts[at], loads[at], lanes[at]) = (experts[at + 1], loads[at + 1], lanes[at + 1]);
             at += 1;
         }
-        self.write(at, expert, load);
-        self.resort(rank, old);
-    }
-
-    /// Exchanges the experts in two places of different ranks.
-    pub(super) fn exchange(&mut self, place_a: usize, place_b: usize) {
-        let (expert_a, expert_b) = (self.expert[place_a], self.expert[place_b]);
-        self.put(place_a, expert_b);
-        self.put(place_b, expert_a);
+        (experts[at], loads[at], lanes[at]) = (new, load, load as f32);
     }
 
     /// Whether the experts in two places of ranks `a` and `b` may be exchanged without a second copy on a rank.
@@ -177,21 +167,21 @@ impl State {
 
     /// Insertion sort of one rank's places (they are few, and mostly sorted), and its load.
     fn sort_places(&mut self, rank: usize) {
-        let places = self.places(rank);
+        let Range { start, end } = self.places(rank);
+        let experts = &mut self.expert[start..end];
+        let loads = &mut self.place_load[start..end];
+        let lanes = &mut self.lane[start..end];
         let mut sum = 0.0;
-        for place in places.clone() {
-            let expert = self.expert[place];
+        for place in 0..experts.len() {
+            let expert = experts[place];
             let load = if expert == NONE { 0.0 } else { self.size[expert as usize] };
             sum += load;
             let mut at = place;
-            while at > places.start
-                && (self.place_load[at - 1] < load
-                    || (self.place_load[at - 1] == load && self.expert[at - 1] > expert))
-            {
-                self.shift(at, at - 1);
+            while at > 0 && (loads[at - 1] < load || (loads[at - 1] == load && experts[at - 1] > expert)) {
+                (experts[at], loads[at], lanes[at]) = (experts[at - 1], loads[at - 1], lanes[at - 1]);
                 at -= 1;
             }
-            self.write(at, expert, load);
+            (experts[at], loads[at], lanes[at]) = (expert, load, load as f32);
         }
         self.load[rank] = sum;
     }
