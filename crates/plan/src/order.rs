@@ -89,18 +89,21 @@ impl Tournament {
         self.nodes[1][0].min(self.nodes[1][1])
     }
 
-    /// Changes the key of an entrant.
+    /// Changes the key of an entrant; returns the least key.
     #[inline]
-    pub(crate) fn set(&mut self, entrant: usize, key: u64) {
+    pub(crate) fn set(&mut self, entrant: usize, key: u64) -> u64 {
         let nodes = self.nodes.as_mut_slice();
         let (mut node, mut side, mut least) = (self.leaves + entrant / 2, entrant % 2, key);
         while node > 0 {
+            // What is compared with does not depend on what was just written: it can be loaded long before.
             let pair = &mut nodes[node];
+            let other = pair[1 - side];
             pair[side] = least;
-            least = pair[0].min(pair[1]);
+            least = least.min(other);
             side = node % 2;
             node /= 2;
         }
+        least
     }
 }
 
@@ -138,7 +141,7 @@ mod tests {
                 assert_eq!(tournament.top(), *keys.iter().min().unwrap());
                 let entrant = (step * 5) % n;
                 keys[entrant] = (step as u64 * 13) % 17;
-                tournament.set(entrant, keys[entrant]);
+                assert_eq!(tournament.set(entrant, keys[entrant]), *keys.iter().min().unwrap());
             }
         }
     }

@@ -195,14 +195,15 @@ impl ReplicaScratch {
         load.extend(own.iter().map(|&e| weight[e as usize]));
         if slots > own.len() && limit > 1 {
             next.start(load.iter().enumerate().map(|(e, &w)| largest_first(w, e)));
+            let mut largest = next.top();
             for _ in own.len()..slots {
                 // `Shape::of` made sure that the limit leaves enough replicas to fill the slots.
-                let expert = key_id(next.top());
+                let expert = key_id(largest);
                 physical.push(expert as u32);
                 count[expert] += 1;
                 load[expert] = weight[own[expert] as usize] / count[expert] as f32;
                 let full = count[expert] as usize >= limit;
-                next.set(expert, if full { u64::MAX } else { largest_first(load[expert], expert) });
+                largest = next.set(expert, if full { u64::MAX } else { largest_first(load[expert], expert) });
             }
         }
         physical_load.clear();
@@ -236,13 +237,14 @@ impl PackScratch {
             *load = weight[key_id(key)];
         }
         open.start(load.iter().enumerate().map(|(pack, &load)| lightest_first(load, pack)));
+        let mut lightest = open.top();
         for &key in rest {
-            let (item, pack) = (key_id(key), key_id(open.top()));
+            let (item, pack) = (key_id(key), key_id(lightest));
             place[item] = (pack * size) as u32 + filled[pack];
             filled[pack] += 1;
             load[pack] += weight[item];
             let full = filled[pack] as usize == size;
-            open.set(pack, if full { u64::MAX } else { lightest_first(load[pack], pack) });
+            lightest = open.set(pack, if full { u64::MAX } else { lightest_first(load[pack], pack) });
         }
     }
 }

@@ -42,7 +42,7 @@ pub(super) fn pack(
             if start == end { u64::MAX } else { lightest_first(0.0, rank) }
         },
     ));
-    let mut whole = true;
+    let (mut whole, mut top) = (true, open.top());
     for &key in sequence {
         let expert = key_id(key);
         let (copies, size) = (state.count[expert], state.size[expert]);
@@ -57,16 +57,16 @@ pub(super) fn pack(
                 lightest_first(state.load[rank] * state.slowness[rank], rank)
             }
         };
-        if copies == 1 && open.top() != u64::MAX {
-            let rank = key_id(open.top());
-            open.set(rank, place(rank));
+        if copies == 1 && top != u64::MAX {
+            let rank = key_id(top);
+            top = open.set(rank, place(rank));
             continue;
         }
         aside.clear();
         let mut placed = 0;
-        while placed < copies && open.top() != u64::MAX {
-            let rank = key_id(open.top());
-            open.set(rank, u64::MAX);
+        while placed < copies && top != u64::MAX {
+            let rank = key_id(top);
+            top = open.set(rank, u64::MAX);
             aside.push((rank, place(rank)));
             placed += 1;
         }
@@ -76,10 +76,10 @@ pub(super) fn pack(
             whole = false;
         }
         for &(rank, back) in aside.iter() {
-            open.set(rank, back);
+            top = open.set(rank, back);
         }
     }
-    if !whole || open.top() != u64::MAX {
+    if !whole || top != u64::MAX {
         fill(state, limit, fill_scratch);
     }
     state.settle();
