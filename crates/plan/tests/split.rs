@@ -5,7 +5,7 @@ use eplb_core::metrics::{self, rank_loads};
 use eplb_core::{LayerId, LoadMatrix, Placement, RankId, Share, Topology};
 use eplb_plan::split::{SplitScratch, Splitter, cut_bound, split};
 use microlp::{ComparisonOp, OptimizationDirection, Problem};
-use ndarray::{Array1, Array2, ArrayView1};
+use ndarray::{Array2, ArrayView1};
 use proptest::prelude::*;
 
 /// One layer: loads, placement and ranks.
@@ -34,9 +34,9 @@ impl Case {
         Self { row: self.row.iter().map(|w| w * factor).collect(), ..self.clone() }
     }
 
-    /// The optimum according to the linear program, tokens per unit of speed. Loads far below the largest are left
-    /// out: they are lost in its tolerance, and make its matrices singular.
-    fn linear_program(&self) -> f64 {
+    /// The optimum according to the linear program, tokens per unit of speed; `None` if its solver loses its way in
+    /// rounding. Loads far below the largest are left out: they are lost in its tolerance, and make that more likely.
+    fn linear_program(&self) -> Option<f64> {
         let unit = self.row.iter().copied().fold(f64::MIN_POSITIVE, f64::max);
         let mut problem = Problem::new(OptimizationDirection::Minimize);
         let busiest = problem.add_var(1.0, (0.0, f64::INFINITY));
@@ -58,7 +58,11 @@ impl Case {
             terms.push((busiest, -self.topology.speed(rank)));
             problem.add_constraint(&terms, ComparisonOp::Le, 0.0);
         }
-        problem.solve().expect("every case has a split").objective() * unit
+        match problem.solve() {
+            Ok(solution) => Some(solution.objective() * unit),
+            Err(microlp::Error::InternalError(_)) => None,
+            Err(error) => panic!("every case has a split: {error}"),
+        }
     }
 
     /// Checks a split against everything but the linear program.
@@ -153,8 +157,10 @@ proptest! {
     fn splits_are_optimal_valid_and_proved(case in cases()) {
         let (share, busiest, tight) = case.split(&mut SplitScratch::default());
         case.check(&share, busiest, &tight);
-        let optimum = case.linear_program();
         let largest = case.row.iter().copied().fold(0.0, f64::max);
+        let optimum = case.linear_program();
+        prop_assume!(optimum.is_some());
+        let optimum = optimum.unwrap();
         prop_assert!((busiest - optimum).abs() <= 1e-7 * largest, "{busiest} but the linear program says {optimum}");
     }
 
@@ -213,7 +219,7 @@ fn layers_of_real_size_match_the_linear_program() {
             let case = realistic(experts, ranks, slots, drift);
             let (share, busiest, tight) = case.split(&mut SplitScratch::default());
             case.check(&share, busiest, &tight);
-            let optimum = case.linear_program();
+            let optimum = case.linear_program().expect("no tiny loads here");
             assert!((busiest - optimum).abs() <= 1e-9 * optimum, "{busiest} {optimum}");
         }
     }
@@ -225,9 +231,11 @@ fn one_expert_with_all_the_load_is_spread_by_speed() {
     let placement = Placement::new(4, ndarray::array![[0, 1, 0, 2, 0, 3]]).unwrap();
     let case = Case { row: vec![16.0, 0.0, 0.0, 0.0], placement, topology };
     let (share, busiest, tight) = case.split(&mut SplitScratch::default());
-    assert_eq!(busiest, 2.0);
+    assert!((busiest - 2.0).abs() < 1e-12);
     assert_eq!(tight, [RankId(0), RankId(1), RankId(2)]);
-    assert_eq!(Array1::from(share), ndarray::array![0.125, 1.0, 0.25, 1.0, 0.625, 1.0]);
+    for (slot, (share, expected)) in share.iter().zip([0.125, 1.0, 0.25, 1.0, 0.625, 1.0]).enumerate() {
+        assert!((share - expected).abs() < 1e-12, "slot {slot}: {share}, not {expected}");
+    }
 }
 
 #[test]

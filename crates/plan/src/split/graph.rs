@@ -64,8 +64,9 @@ pub(super) struct Graph {
     /// Slots to be solved: the first `open` entries.
     open_slots: Vec<OpenSlot>,
     open: usize,
-    /// Live slots of each expert, and its node.
+    /// Live slots of each expert; its tokens if that is one, else 0; its node.
     count: Vec<u32>,
+    fixed: Vec<f64>,
     node_of: Vec<u32>,
 }
 
@@ -80,7 +81,7 @@ impl Graph {
         share.fill(1.0);
         self.find_open_slots(row, phy2log, ranks, share);
         self.lay_edges(row, phy2log, ranks.len(), share);
-        if ranks.alive.contains(&false) {
+        if !ranks.all_alive {
             self.share_dead(phy2log, ranks, share);
         }
         self.total = self.load.iter().sum::<f64>() + self.nodes.iter().map(|n| n.load).sum::<f64>();
@@ -95,38 +96,47 @@ impl Graph {
         self.count.clear();
         self.count.resize(experts, 0);
         let count = self.count.as_mut_slice();
-        for rank in (0..ranks.len()).filter(|&rank| ranks.alive[rank]) {
-            for &entry in &phy2log[ranks.slots(rank)] {
+        let mut add = |entries: &[i32]| {
+            for &entry in entries {
                 if let Some(count) = count.get_mut(entry as usize) {
                     *count += 1;
                 }
             }
+        };
+        if ranks.all_alive {
+            return add(phy2log);
+        }
+        for rank in (0..ranks.len()).filter(|&rank| ranks.alive[rank]) {
+            add(&phy2log[ranks.slots(rank)]);
         }
     }
 
     /// Lists the slots of replicated experts, and adds up what the others bring to each rank.
     #[inline(never)]
     fn find_open_slots(&mut self, row: &[f64], phy2log: &[i32], ranks: &Ranks, share: &mut [f64]) {
-        // Every slot is written behind the open ones found so far and kept if it is open: a branch would be hard
-        // to foresee. So there is room for one more than all.
+        // Which slots are open is hard to foresee, so there is no branch on it: every slot adds its expert's fixed
+        // tokens, which may be 0, and every slot is written behind the open ones found so far, but kept only if it
+        // is open. Hence the room for one more than all.
+        self.fixed.clear();
+        self.fixed
+            .extend(row.iter().zip(&self.count).map(|(&load, &count)| if count == 1 { load } else { 0.0 }));
         if self.open_slots.len() <= phy2log.len() {
             self.open_slots.resize(phy2log.len() + 1, OpenSlot { slot: 0, at: 0 });
         }
         self.load.clear();
-        let (open_slots, count) = (self.open_slots.as_mut_slice(), &self.count[..row.len()]);
+        let (count, fixed) = (&self.count[..row.len()], &self.fixed[..row.len()]);
+        let open_slots = self.open_slots.as_mut_slice();
         let mut open = 0;
         for rank in 0..ranks.len() {
-            let mut fixed = 0.0;
+            let mut load = 0.0;
             if ranks.alive[rank] {
                 let slots = ranks.slots(rank);
                 let mut place = OpenSlot { slot: slots.start as u32, at: rank as u32 };
                 for &entry in &phy2log[slots] {
                     if let Some(&count) = count.get(entry as usize) {
-                        let replicated = u64::from(count != 1);
-                        // Adds 0 for a replicated expert: all bits of its load are masked out.
-                        fixed += f64::from_bits(row[entry as usize].to_bits() & replicated.wrapping_sub(1));
+                        load += fixed[entry as usize];
                         open_slots[open] = place;
-                        open += replicated as usize;
+                        open += usize::from(count != 1);
                     } else {
                         // Not an expert: the slot is empty.
                         share[place.slot as usize] = 0.0;
@@ -134,7 +144,7 @@ impl Graph {
                     place.slot += 1;
                 }
             }
-            self.load.push(fixed);
+            self.load.push(load);
         }
         self.open = open;
     }
@@ -214,13 +224,17 @@ impl Graph {
 
     /// Writes the shares of the open slots.
     #[inline(never)]
-    pub(super) fn write(&self, share: &mut [f64]) {
+    pub(super) fn write(&mut self, share: &mut [f64]) {
+        for node in &mut self.nodes {
+            // Against what its edges have in sum, for shares that sum to 1 whatever rounding has done to small loads.
+            node.load = self.edges[node.edges()].iter().map(|edge| edge.flow).sum();
+        }
         for open in &self.open_slots[..self.open] {
             let Some(edge) = self.edges.get(open.at as usize) else { continue };
             let node = &self.nodes[edge.node as usize];
             let part =
                 if node.load < LEAST_LOAD { 1.0 / node.edges().len() as f64 } else { edge.flow / node.load };
-            share[open.slot as usize] = (part / f64::from(edge.slots)).min(1.0);
+            share[open.slot as usize] = part / f64::from(edge.slots);
         }
     }
 }

@@ -10,7 +10,7 @@
 //!
 //! It is a flow problem from replicated experts to ranks, and far from a general linear program:
 //! 1. `graph`: one edge per replicated expert and rank; experts with one copy are fixed loads.
-//! 2. `fill`: from the even split, a few sweeps of water filling come near the optimum.
+//! 2. `fill`: from the even split, a few over-relaxed sweeps of water filling come near the optimum.
 //! 3. `levels`: ranks that share tokens form groups. A group is brought to its common level along a tree, exactly, in
 //!    one pass; where an edge runs dry, by maximum flow (`balance`), which levels the group or cuts it in two.
 //!    Then the optimality condition above is checked over all experts; groups that break it are merged and
@@ -39,10 +39,6 @@ use self::graph::Graph;
 use self::levels::Levels;
 pub use self::proof::cut_bound;
 use self::ranks::Ranks;
-
-/// Water-filling sweeps before groups are formed. More bring the groups nearer to the final ones, and cost as
-/// much as they save.
-const SWEEPS: usize = 2;
 
 /// Solves splits for the ranks of one topology. Cheap to make; threads may use one together, each with its own
 /// [`SplitScratch`].
@@ -104,9 +100,7 @@ impl Splitter {
             return 0.0;
         }
         graph.even();
-        for _ in 0..SWEEPS {
-            graph.sweep(&self.ranks);
-        }
+        graph.fill(&self.ranks);
         levels.solve(graph, &self.ranks);
         graph.write(share);
         let busiest = levels.highest() * graph.total / self.ranks.fastest;

@@ -9,6 +9,8 @@ pub(super) struct Ranks {
     slot_offset: Vec<u32>,
     /// Whether a rank is alive.
     pub(super) alive: Vec<bool>,
+    /// Whether all are.
+    pub(super) all_alive: bool,
     /// Speed of each rank as a part of the fastest live rank's.
     pub(super) speed: Vec<f64>,
     /// Speed of the fastest live rank.
@@ -21,6 +23,7 @@ impl Ranks {
         Self {
             slot_offset: topology.slot_offsets().to_vec(),
             alive: topology.all_ranks().map(|r| topology.is_alive(r)).collect(),
+            all_alive: topology.all_alive(),
             speed: topology.all_ranks().map(|r| topology.speed(r) / fastest).collect(),
             fastest,
         }
