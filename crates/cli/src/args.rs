@@ -20,10 +20,6 @@ pub(crate) struct PlanArgs {
     #[arg(long, default_value_t = 1, value_name = "K")]
     pub(crate) groups: usize,
 
-    /// How placements are found: see the README for what each policy does
-    #[arg(long, value_parser = policy)]
-    pub(crate) policy: Option<Policy>,
-
     /// Most moves over all layers together (`incremental`)
     #[arg(long, value_name = "M")]
     pub(crate) max_moves: Option<usize>,
@@ -46,9 +42,8 @@ pub(crate) struct PlanArgs {
 }
 
 impl PlanArgs {
-    /// Options of the planner; `fallback` is the policy if none was named.
-    pub(crate) fn options(&self, fallback: Policy) -> Options {
-        let policy = self.policy.unwrap_or(fallback);
+    /// Options of the planner for a policy.
+    pub(crate) fn options(&self, policy: Policy) -> Options {
         let target = match (self.target, self.max_moves) {
             (None, None) if policy == Policy::Incremental => Some(DEFAULT_TARGET),
             (target, _) => target,
@@ -60,7 +55,6 @@ impl PlanArgs {
             max_replicas: self.max_replicas,
             max_moves: self.max_moves,
             target,
-            ..Options::default()
         }
     }
 
@@ -80,7 +74,8 @@ impl PlanArgs {
 /// Balancedness that `incremental` aims at when neither a target nor a budget is given.
 const DEFAULT_TARGET: f64 = 0.95;
 
-fn policy(name: &str) -> Result<Policy, String> {
+/// For clap.
+pub(crate) fn policy(name: &str) -> Result<Policy, String> {
     name.parse().map_err(|error: eplb_plan::PlanError| error.to_string())
 }
 

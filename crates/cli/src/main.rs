@@ -5,6 +5,7 @@ mod args;
 mod output;
 mod plan;
 mod rebalance;
+mod replay;
 mod trace;
 
 use std::process::ExitCode;
@@ -25,6 +26,8 @@ enum Command {
     Plan(plan::Args),
     /// Walk a trace: plan each window and move the experts between ranks of this process while they serve steps
     Rebalance(rebalance::Args),
+    /// Replay a trace under several policies: what each would have done, step by step, without looking ahead
+    Replay(replay::Args),
     /// Look at traces, make them up, or convert them
     #[command(subcommand)]
     Trace(trace::Command),
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Plan(args) => plan::run(&args),
         Command::Rebalance(args) => rebalance::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Trace(command) => trace::run(&command),
     };
     result.unwrap_or_else(|error| error.report())

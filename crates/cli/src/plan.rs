@@ -1,6 +1,5 @@
 //! `eplb plan`.
 
-use std::io::Write as _;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
@@ -11,7 +10,7 @@ use eplb_report::PlacementPicture;
 use eplb_trace::output::AtomicFile;
 use serde_json::{Value, json};
 
-use crate::args::{PlanArgs, Steps, open};
+use crate::args::{PlanArgs, Steps, open, policy};
 use crate::output::{Failure, number, optional, print, print_json, progress};
 
 /// Arguments of `eplb plan`.
@@ -28,6 +27,10 @@ pub(crate) struct Args {
     /// Ranks (GPUs) of the expert-parallel group
     #[arg(long, visible_alias = "ranks", value_name = "G")]
     gpus: usize,
+
+    /// How placements are found: the README says what each policy does
+    #[arg(long, value_parser = policy)]
+    policy: Option<Policy>,
 
     #[command(flatten)]
     plan: PlanArgs,
@@ -70,7 +73,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let topology = args.plan.topology(args.gpus, args.slots)?;
     let current = args.current.as_deref().map(|path| plan_file::read(path, loads.experts())).transpose()?;
     let fallback = if current.is_some() { Policy::Incremental } else { Policy::Balanced };
-    let options = args.plan.options(fallback);
+    let options = args.plan.options(args.policy.unwrap_or(fallback));
     let planner = Planner::new(args.plan.threads())?;
     let mut request = Request::new(&loads, &topology, &options);
     if let Some(current) = &current {

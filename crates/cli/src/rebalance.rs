@@ -10,7 +10,7 @@ use eplb_engine::rebalance::{Rebalance, Report, Window};
 use eplb_plan::Policy;
 use serde_json::{Value, json};
 
-use crate::args::{PlanArgs, Steps, open};
+use crate::args::{PlanArgs, Steps, open, policy};
 use crate::output::{Failure, bytes, number, print, print_json, progress, table};
 
 /// Arguments of `eplb rebalance`.
@@ -31,6 +31,10 @@ pub(crate) struct Args {
     /// Steps per window; a short last window is used
     #[arg(long, default_value = "20", value_name = "T")]
     window: NonZeroUsize,
+
+    /// How placements are found: the README says what each policy does
+    #[arg(long, value_parser = policy)]
+    policy: Option<Policy>,
 
     #[command(flatten)]
     plan: PlanArgs,
@@ -68,7 +72,7 @@ enum VerifyArg {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let trace = open(&args.trace, args.steps)?;
-    let options = args.plan.options(Policy::Incremental);
+    let options = args.plan.options(args.policy.unwrap_or(Policy::Incremental));
     let rebalance = Rebalance {
         topology: args.plan.topology(args.ranks, args.slots)?,
         window: args.window,
@@ -130,8 +134,19 @@ fn object(args: &Args, policy: Policy, report: &Report) -> Value {
 }
 
 fn text(args: &Args, policy: Policy, report: &Report) -> String {
-    let head =
-        ["step", "before", "after", "bound", "moves", "bytes", "waves", "plan ms", "move ms", "steps served"];
+    let head = [
+        "step",
+        "before",
+        "after",
+        "bound",
+        "moves",
+        "bytes",
+        "waves",
+        "worst",
+        "plan ms",
+        "move ms",
+        "steps served",
+    ];
     let mut rows = vec![head.map(String::from).to_vec()];
     for w in &report.windows {
         rows.push(vec![
@@ -142,6 +157,7 @@ fn text(args: &Args, policy: Policy, report: &Report) -> String {
             w.moves.to_string(),
             bytes(w.bytes),
             w.waves.to_string(),
+            w.worst.map_or_else(|| "-".into(), |worst| format!("{worst:.4}")),
             format!("{:.2}", w.plan_ms),
             format!("{:.1}", w.move_ms),
             w.steps_served.to_string(),
@@ -157,7 +173,7 @@ fn text(args: &Args, policy: Policy, report: &Report) -> String {
         VerifyArg::Off => format!("slots checked by name only, {} bytes wrong", report.bytes_wrong),
     };
     format!(
-        "{}\n{policy} on {} ranks, {} slots: balancedness {:.4} -> {:.4} (mean of {} windows, each on its own loads), {moves} \
+        "{}worst: least balancedness of any layer on the way\n\n{policy} on {} ranks, {} slots: balancedness {:.4} -> {:.4} (mean of {} windows, each on its own loads), {moves} \
          moves, {} moved, {checked}\n",
         table(&rows),
         args.ranks,

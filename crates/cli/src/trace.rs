@@ -186,7 +186,10 @@ fn info(args: &InfoArgs) -> Result<ExitCode, Failure> {
     line("hottest expert / mean, per step", number(info.max_over_mean_per_step, 2));
     line("Gini coefficient", number(info.gini, 3));
     line(&format!("drift between windows of {}", drift.window), number(drift.mean, 3));
-    line("largest drift", number(drift.largest, 3));
+    line(
+        "largest drift",
+        drift.largest.map_or_else(unknown, |(value, step)| format!("{value:.3} (before step {step})")),
+    );
     line(
         "idle layers",
         if info.idle_layers.is_empty() { "none".into() } else { format!("{:?}", info.idle_layers) },

@@ -15,6 +15,9 @@ pub enum Policy {
     Random,
     /// A fresh plan as good as the loads allow, whatever is in place.
     Balanced,
+    /// From the placement in force, the changes that buy most balance per move, until [`Options::target`] is reached or
+    /// [`Options::max_moves`] are spent. Needs a current placement.
+    Incremental,
     /// What is in place stays; only the split of tokens over the replicas is solved again. Needs a current placement.
     Split,
     /// DeepSeek EPLB's algorithm, slot for slot: hierarchical where the groups divide over the nodes, else global.
@@ -23,8 +26,14 @@ pub enum Policy {
 
 impl Policy {
     /// Every policy, in the order of the documentation.
-    pub const ALL: &[Policy] =
-        &[Policy::Balanced, Policy::Split, Policy::Deepseek, Policy::Static, Policy::Random];
+    pub const ALL: &[Policy] = &[
+        Policy::Balanced,
+        Policy::Incremental,
+        Policy::Split,
+        Policy::Deepseek,
+        Policy::Static,
+        Policy::Random,
+    ];
 
     /// The name that the command line and reports use.
     pub const fn name(self) -> &'static str {
@@ -32,6 +41,7 @@ impl Policy {
             Policy::Static => "static",
             Policy::Random => "random",
             Policy::Balanced => "balanced",
+            Policy::Incremental => "incremental",
             Policy::Split => "split",
             Policy::Deepseek => "deepseek",
         }
@@ -68,6 +78,8 @@ pub struct Options {
     ///
     /// [`Plan::target_reached`]: crate::Plan::target_reached
     pub target: Option<f64>,
+    /// Most moves of `incremental`, over all layers together; `None` = no limit.
+    pub max_moves: Option<usize>,
     /// Seed of `random`.
     pub seed: u64,
     /// Most replicas of one expert (columns of the server's `log2phy`); `None` = no limit but the slots.
@@ -76,7 +88,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { policy: Policy::Balanced, target: None, groups: 1, seed: 0, max_replicas: None }
+        Self {
+            policy: Policy::Balanced,
+            target: None,
+            max_moves: None,
+            groups: 1,
+            seed: 0,
+            max_replicas: None,
+        }
     }
 }
 

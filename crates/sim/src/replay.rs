@@ -245,7 +245,7 @@ impl Replay {
         let loads = trace.loads(window)?;
         // With nothing in place, policies that start from a placement start from a fresh one.
         let fresh = Options { policy: Policy::Balanced, ..options.clone() };
-        let needs_current = matches!(options.policy, Policy::Split);
+        let needs_current = matches!(options.policy, Policy::Incremental | Policy::Split);
         let options = if current.is_none() && needs_current { &fresh } else { options };
         let mut request = Request::new(&loads, &self.topology, options);
         if let Some(current) = current {

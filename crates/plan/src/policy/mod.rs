@@ -5,6 +5,7 @@
 //! what is in place on live ranks, whatever that is.
 
 mod balanced;
+mod climb;
 mod deepseek;
 mod random;
 mod split;
@@ -39,6 +40,7 @@ pub(crate) fn place(request: &Request<'_>, workers: &Workers) -> Result<Array2<i
         Policy::Random => random::place(request, workers, phy2log),
         Policy::Balanced => balanced::place(request, workers, phy2log),
         Policy::Deepseek => deepseek::place(request, workers, phy2log)?,
+        Policy::Incremental => climb::place(request, workers, phy2log)?,
         Policy::Split => split::place(request, phy2log)?,
     }
     Ok(placed)

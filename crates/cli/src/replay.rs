@@ -1,0 +1,286 @@
+//! `eplb replay`.
+
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use eplb_core::Placement;
+use eplb_engine::EngineError;
+use eplb_plan::{Options, Planner, Policy};
+use eplb_report::ReplayReport;
+use eplb_report::replay::{FrontierPoint, Policy as Shown};
+use eplb_sim::replay::{PolicyRun, Replay, ReplayError, Run};
+use eplb_trace::Trace;
+use eplb_trace::output::AtomicFile;
+use serde_json::{Value, json};
+
+use crate::args::{PlanArgs, Steps, open};
+use crate::output::{Failure, bytes, number, print, print_json, progress, table};
+
+/// Balances that the report tries `incremental` with, for its frontier.
+const FRONTIER: [f64; 5] = [0.80, 0.85, 0.90, 0.95, 0.98];
+
+/// Arguments of `eplb replay`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Trace: .npy or .npz with [steps, layers, experts]
+    #[arg(long, value_name = "FILE")]
+    trace: PathBuf,
+
+    /// Physical slots per layer, over all ranks
+    #[arg(long, value_name = "P")]
+    slots: usize,
+
+    /// Ranks (GPUs) of the expert-parallel group
+    #[arg(long, visible_alias = "ranks", value_name = "G")]
+    gpus: usize,
+
+    /// Policies to compare, separated by commas
+    #[arg(long, value_delimiter = ',', value_name = "A[,B..]", default_value = "incremental,static")]
+    policy: Vec<String>,
+
+    #[command(flatten)]
+    plan: PlanArgs,
+
+    /// Steps that a plan looks back on; the first plan is made from the first so many
+    #[arg(long, default_value = "20", value_name = "W")]
+    window: NonZeroUsize,
+
+    /// Steps from one plan to the next
+    #[arg(long, default_value = "20", value_name = "I")]
+    interval: NonZeroUsize,
+
+    /// Bytes of one expert of one layer
+    #[arg(long, default_value_t = 44_040_192, value_name = "B")]
+    expert_bytes: u64,
+
+    /// Speed of a rank's link each way, in 10^9 bytes per second
+    #[arg(long, default_value_t = 50.0, value_name = "X")]
+    link_gbps: f64,
+
+    /// Steps A..B-1 of the trace (default: all)
+    #[arg(long, value_name = "A:B", value_parser = Steps::parse)]
+    steps: Option<Steps>,
+
+    /// Add the bound: how well any placement could do in each step
+    #[arg(long)]
+    oracle: bool,
+
+    /// Write a report: one HTML file with everything in it
+    #[arg(long, value_name = "OUT.html")]
+    report: Option<PathBuf>,
+
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+impl From<ReplayError> for Failure {
+    fn from(error: ReplayError) -> Self {
+        match error {
+            ReplayError::Trace(error) => error.into(),
+            ReplayError::Plan(error) => error.into(),
+            other => Self::Input(other.to_string()),
+        }
+    }
+}
+
+pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
+    if !(args.link_gbps.is_finite() && args.link_gbps > 0.0) {
+        return Err(Failure::input(format!("--link-gbps is {}; give a number above 0", args.link_gbps)));
+    }
+    let trace = open(&args.trace, args.steps)?;
+    let policies = policies(args)?;
+    let replay = Replay {
+        topology: args.plan.topology(args.gpus, args.slots)?,
+        window: args.window,
+        interval: args.interval,
+        expert_bytes: args.expert_bytes,
+        link_gbps: args.link_gbps,
+    };
+    let planner = Planner::new(args.plan.threads())?;
+    let scored = replay.scored(&trace)?.len();
+    let wants_frontier = args.report.is_some() && policies.iter().any(|p| p.policy == Policy::Incremental);
+    let runs = policies.len() + if wants_frontier { FRONTIER.len() } else { 0 };
+    let bar = progress("steps");
+    bar.set_length((scored * runs) as u64);
+    let run = replay.run(&trace, &policies, &planner, args.oracle, &mut || bar.inc(1));
+    let frontier = match &run {
+        Ok(_) if wants_frontier => frontier(args, &replay, &trace, &planner, &mut || bar.inc(1))?,
+        _ => Vec::new(),
+    };
+    bar.finish_and_clear();
+    let run = run?;
+    if let Some(out) = &args.report {
+        let html = report(args, &replay, &trace, &run, frontier)?;
+        AtomicFile::write_with(out, |file| file.write_all(html.as_bytes()))?;
+    }
+    if args.json {
+        print_json(&object(args, &run))?;
+    } else {
+        print(&text(args, &run))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn policies(args: &Args) -> Result<Vec<Options>, Failure> {
+    if args.policy.is_empty() {
+        return Err(Failure::input("--policy takes names separated by commas"));
+    }
+    args.policy
+        .iter()
+        .map(|name| {
+            let policy = name.trim().parse::<Policy>()?;
+            Ok(args.plan.options(policy))
+        })
+        .collect()
+}
+
+fn frontier(
+    args: &Args,
+    replay: &Replay,
+    trace: &Trace,
+    planner: &Planner,
+    progress: &mut dyn FnMut(),
+) -> Result<Vec<FrontierPoint>, Failure> {
+    let base = args.plan.options(Policy::Incremental);
+    let options: Vec<Options> =
+        FRONTIER.iter().map(|&target| Options { target: Some(target), ..base.clone() }).collect();
+    let run = replay.run(trace, &options, planner, false, progress)?;
+    Ok(run
+        .policies
+        .iter()
+        .zip(FRONTIER)
+        .map(|(run, target)| FrontierPoint {
+            name: format!("{target}"),
+            moves_fraction: run.moves_fraction(),
+            mean: run.mean(),
+        })
+        .collect())
+}
+
+fn moved_bytes(args: &Args, run: &PolicyRun) -> u64 {
+    (run.moves() as u64).saturating_mul(args.expert_bytes)
+}
+
+fn object(args: &Args, run: &Run) -> Value {
+    let policies: Vec<Value> = run
+        .policies
+        .iter()
+        .map(|p| {
+            json!({
+                "policy": p.policy.name(),
+                "steps": p.balancedness.len(),
+                "rebalances": p.rebalances.len(),
+                "balancedness_mean": number(p.mean()),
+                "balancedness_p01": number(p.p01()),
+                "waiting": number(p.waiting),
+                "moves_total": p.moves(),
+                "moves_fraction_mean": number(p.moves_fraction()),
+                "bytes_total": moved_bytes(args, p),
+                "link_seconds": number(p.link_seconds),
+                "plan_ms_median": number(p.plan_ms_median()),
+            })
+        })
+        .collect();
+    let oracle = run.oracle.as_ref().map(|bounds| {
+        let mean = bounds.iter().sum::<f64>() / bounds.len().max(1) as f64;
+        json!({ "balancedness_mean": number(mean) })
+    });
+    json!({
+        "trace": args.trace.display().to_string(),
+        "slots": args.slots,
+        "gpus": args.gpus,
+        "policies": policies,
+        "oracle": oracle,
+    })
+}
+
+fn text(args: &Args, run: &Run) -> String {
+    let head = [
+        "policy",
+        "balance",
+        "worst 1%",
+        "waiting",
+        "plans",
+        "moves",
+        "slots/step",
+        "bytes",
+        "link s",
+        "plan ms",
+    ];
+    let mut rows = vec![head.map(String::from).to_vec()];
+    for p in &run.policies {
+        rows.push(vec![
+            p.policy.name().into(),
+            format!("{:.4}", p.mean()),
+            format!("{:.4}", p.p01()),
+            format!("{:.1}%", p.waiting * 100.0),
+            p.rebalances.len().to_string(),
+            p.moves().to_string(),
+            format!("{:.3}%", p.moves_fraction() * 100.0),
+            bytes(moved_bytes(args, p)),
+            format!("{:.3}", p.link_seconds),
+            format!("{:.2}", p.plan_ms_median()),
+        ]);
+    }
+    let mut text = table(&rows);
+    if let Some(bounds) = &run.oracle {
+        let mean = bounds.iter().sum::<f64>() / bounds.len().max(1) as f64;
+        text.push_str(&format!("bound, step by step: {mean:.4}\n"));
+    }
+    if let Some(report) = &args.report {
+        text.push_str(&format!("report: {}\n", report.display()));
+    }
+    text
+}
+
+fn report(
+    args: &Args,
+    replay: &Replay,
+    trace: &Trace,
+    run: &Run,
+    frontier: Vec<FrontierPoint>,
+) -> Result<String, Failure> {
+    let core = |error: eplb_core::CoreError| Failure::from(EngineError::from(error));
+    let steps = trace.steps();
+    let last = steps.saturating_sub(args.window.get())..steps;
+    let loads = trace.loads(last)?;
+    let start = Placement::round_robin(trace.layers(), trace.experts(), args.slots).map_err(core)?;
+    let policies = run
+        .policies
+        .iter()
+        .map(|p| Shown {
+            name: p.policy.name(),
+            balancedness: &p.balancedness,
+            mean: p.mean(),
+            p01: p.p01(),
+            waiting: p.waiting,
+            moves: p.moves(),
+            moves_fraction: p.moves_fraction(),
+            bytes: moved_bytes(args, p),
+            link_seconds: p.link_seconds,
+            plan_ms: p.plan_ms_median(),
+            rebalances: p.rebalances.iter().map(|r| r.step).collect(),
+            last: &p.last_placement,
+        })
+        .collect();
+    let name = args.trace.file_name().unwrap_or(args.trace.as_os_str()).to_string_lossy().into_owned();
+    ReplayReport {
+        trace: &name,
+        shape: (steps, trace.layers(), trace.experts()),
+        topology: &replay.topology,
+        window: args.window.get(),
+        interval: args.interval.get(),
+        expert_bytes: args.expert_bytes,
+        link_gbps: args.link_gbps,
+        first_step: replay.scored(trace)?.start,
+        policies,
+        oracle: run.oracle.as_deref(),
+        frontier,
+        start: &start,
+        last_loads: loads.sum().view(),
+    }
+    .html()
+    .map_err(core)
+}
