@@ -99,7 +99,12 @@ impl<C: Communicator + ?Sized> Communicator for Box<C> {
         (**self).world_size()
     }
 
-    fn submit(&mut self, transfers: &Arc<[Transfer]>, after: Fence, deadline: Instant) -> Result<Ticket, CommError> {
+    fn submit(
+        &mut self,
+        transfers: &Arc<[Transfer]>,
+        after: Fence,
+        deadline: Instant,
+    ) -> Result<Ticket, CommError> {
         (**self).submit(transfers, after, deadline)
     }
 

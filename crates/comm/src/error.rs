@@ -43,7 +43,9 @@ pub enum CommError {
         found: String,
     },
     /// A place does not hold the expert that was to be read from it.
-    #[error("{rank}: {place} holds {found}, not {expected}: it was overwritten or never written before it was read")]
+    #[error(
+        "{rank}: {place} holds {found}, not {expected}: it was overwritten or never written before it was read"
+    )]
     WrongContent {
         /// Owner of the place.
         rank: RankId,

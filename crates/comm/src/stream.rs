@@ -30,3 +30,17 @@ pub trait Stream: Debug + Send {
     /// The queue is gone.
     fn wait(&mut self, fence: &Fence) -> Result<(), CommError>;
 }
+
+impl<S: Stream + ?Sized> Stream for Box<S> {
+    fn commit(&mut self, commits: &[SlotCommit]) -> Result<Fence, CommError> {
+        (**self).commit(commits)
+    }
+
+    fn record(&mut self) -> Result<Fence, CommError> {
+        (**self).record()
+    }
+
+    fn wait(&mut self, fence: &Fence) -> Result<(), CommError> {
+        (**self).wait(fence)
+    }
+}

@@ -1,11 +1,9 @@
 //! `eplb plan`, as a user calls it.
 
-mod support;
-
+use super::support::{Folder, eplb, json, names, phy2log, refused, skewed};
 use eplb_trace::npz::Npz;
 use ndarray::{Array2, Array3, Axis, array};
 use serde_json::Value;
-use support::{Folder, eplb, json, names, phy2log, refused, skewed};
 
 fn text(path: &std::path::Path) -> &str {
     path.to_str().unwrap()

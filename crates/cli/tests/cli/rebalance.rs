@@ -1,10 +1,8 @@
 //! `eplb rebalance` and `eplb trace`, as a user calls them.
 
-mod support;
-
+use super::support::{Folder, eplb, json, names, refused, shipped, skewed};
 use eplb_trace::Trace;
 use ndarray::Array3;
-use support::{Folder, eplb, json, names, refused, shipped, skewed};
 
 fn text(path: &std::path::Path) -> &str {
     path.to_str().unwrap()

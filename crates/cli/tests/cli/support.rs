@@ -9,19 +9,19 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// A folder of its own for each test, gone at its end.
-pub struct Folder(TempDir);
+pub(crate) struct Folder(TempDir);
 
 impl Folder {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self(tempfile::tempdir().unwrap())
     }
 
-    pub fn path(&self, name: &str) -> PathBuf {
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.0.path().join(name)
     }
 
     /// Writes an npz with one array.
-    pub fn npz<S, D>(&self, name: &str, array: &str, values: &ArrayBase<S, D>) -> PathBuf
+    pub(crate) fn npz<S, D>(&self, name: &str, array: &str, values: &ArrayBase<S, D>) -> PathBuf
     where
         S: Data,
         S::Elem: eplb_trace::npy::Element,
@@ -34,7 +34,7 @@ impl Folder {
         path
     }
 
-    pub fn text(&self, name: &str, text: &str) -> PathBuf {
+    pub(crate) fn text(&self, name: &str, text: &str) -> PathBuf {
         let path = self.path(name);
         std::fs::write(&path, text).unwrap();
         path
@@ -42,24 +42,24 @@ impl Folder {
 }
 
 /// The trace that is shipped with the repository.
-pub fn shipped() -> PathBuf {
+pub(crate) fn shipped() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/day_26x64.npz")
 }
 
 /// Loads with no two experts alike, `[T, L, E]`.
-pub fn skewed(steps: usize, layers: usize, experts: usize) -> Array3<f64> {
+pub(crate) fn skewed(steps: usize, layers: usize, experts: usize) -> Array3<f64> {
     Array3::from_shape_fn((steps, layers, experts), |(t, l, e)| {
         let rank = (e * 7 + l * 3 + t) % experts;
         (1000.0 / (1.0 + rank as f64)).round() + ((t * 5 + e) % 3) as f64
     })
 }
 
-pub fn eplb(args: &[&str]) -> Output {
+pub(crate) fn eplb(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_eplb")).args(args).output().unwrap()
 }
 
 /// Runs with success; stdout must be exactly one JSON object.
-pub fn json(args: &[&str]) -> Value {
+pub(crate) fn json(args: &[&str]) -> Value {
     let output = eplb(args);
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(output.status.success(), "{args:?}: {stderr}");
@@ -69,7 +69,7 @@ pub fn json(args: &[&str]) -> Value {
 }
 
 /// Runs into bad input: exit code 2, nothing on stdout; returns what stderr says.
-pub fn refused(args: &[&str]) -> String {
+pub(crate) fn refused(args: &[&str]) -> String {
     let output = eplb(args);
     let stderr = String::from_utf8(output.stderr).unwrap();
     assert_eq!(output.status.code(), Some(2), "{args:?}: {stderr}");
@@ -79,12 +79,12 @@ pub fn refused(args: &[&str]) -> String {
 }
 
 /// Asserts that a message names all the things.
-pub fn names(message: &str, things: &[&str]) {
+pub(crate) fn names(message: &str, things: &[&str]) {
     for thing in things {
         assert!(message.contains(thing), "{message:?} does not name {thing:?}");
     }
 }
 
-pub fn phy2log(path: &Path) -> Array2<i64> {
+pub(crate) fn phy2log(path: &Path) -> Array2<i64> {
     Npz::open(path).unwrap().integers("phy2log").unwrap()
 }

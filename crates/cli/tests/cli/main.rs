@@ -1,0 +1,6 @@
+//! The built command, as a user calls it.
+
+mod plan;
+mod rebalance;
+mod replay;
+mod support;

@@ -1,0 +1,94 @@
+//! `eplb replay` and pictures, as a user calls them.
+
+use super::support::{Folder, eplb, json, names, refused, shipped};
+
+#[test]
+fn policies_are_replayed_side_by_side_and_reported() {
+    let folder = Folder::new();
+    let (trace, html) = (shipped(), folder.path("report.html"));
+    let report = json(&[
+        "replay",
+        "--trace",
+        trace.to_str().unwrap(),
+        "--slots",
+        "80",
+        "--gpus",
+        "16",
+        "--policy",
+        "incremental,balanced,static",
+        "--window",
+        "20",
+        "--interval",
+        "10",
+        "--steps",
+        "20:90",
+        "--oracle",
+        "--report",
+        html.to_str().unwrap(),
+        "--json",
+    ]);
+    for key in ["trace", "slots", "gpus", "policies", "oracle"] {
+        assert!(report.get(key).is_some(), "{key}");
+    }
+    let policies = report["policies"].as_array().unwrap();
+    assert_eq!(policies.len(), 3);
+    let bound = report["oracle"]["balancedness_mean"].as_f64().unwrap();
+    for policy in policies {
+        for key in [
+            "policy",
+            "steps",
+            "rebalances",
+            "balancedness_mean",
+            "balancedness_p01",
+            "moves_total",
+            "moves_fraction_mean",
+            "bytes_total",
+            "plan_ms_median",
+        ] {
+            assert!(policy.get(key).is_some(), "{key}");
+        }
+        assert_eq!((policy["steps"].as_u64(), policy["rebalances"].as_u64()), (Some(50), Some(5)));
+        assert!(policy["balancedness_mean"].as_f64().unwrap() <= bound + 1e-9);
+    }
+    let mean = |at: usize| policies[at]["balancedness_mean"].as_f64().unwrap();
+    let moves = |at: usize| policies[at]["moves_total"].as_u64().unwrap();
+    assert!(mean(0) > mean(2) && mean(1) > mean(2), "planning beats standing still");
+    assert!(moves(0) < moves(1) && moves(2) == 0, "incremental moves less than a fresh plan");
+    let page = std::fs::read_to_string(&html).unwrap();
+    names(&page, &["incremental", "Balance over time", "day_26x64.npz"]);
+}
+
+#[test]
+fn bad_replays_are_refused() {
+    let trace = shipped();
+    let run = |rest: &[&str]| {
+        let mut args =
+            vec!["replay", "--trace", trace.to_str().unwrap(), "--slots", "80", "--gpus", "16", "--json"];
+        args.extend(rest);
+        refused(&args)
+    };
+    names(&run(&["--policy", "static,best"]), &["best", "balanced"]);
+    names(&run(&["--window", "160"]), &["160 steps", "window"]);
+    names(&run(&["--interval", "0"]), &["interval"]);
+    names(&run(&["--link-gbps", "0"]), &["link-gbps"]);
+    names(&run(&["--report", "/no/such/folder/report.html"]), &["report.html"]);
+}
+
+#[test]
+fn a_plan_is_drawn() {
+    let folder = Folder::new();
+    let (trace, svg, plan) = (shipped(), folder.path("plan.svg"), folder.path("plan.npz"));
+    let base = ["plan", "--loads", trace.to_str().unwrap(), "--slots", "80", "--gpus", "16"];
+    assert!(
+        eplb(&[&base[..], &["--policy", "static", "--out", plan.to_str().unwrap()]].concat())
+            .status
+            .success()
+    );
+    let drawn =
+        [&base[..], &["--current", plan.to_str().unwrap(), "--svg", svg.to_str().unwrap(), "--numbers"]];
+    assert!(eplb(&drawn.concat()).status.success());
+    names(
+        &std::fs::read_to_string(&svg).unwrap(),
+        &["<svg", "before: balancedness", "after: balancedness", "</svg>"],
+    );
+}
