@@ -11,7 +11,8 @@
 //! Atomic rename, and `flock` that excludes between all hosts that share the folder: any local disk or tmpfs; NFS 4,
 //! or NFS 3 with its lock service (not mounted with `nolock` or `local_lock`); Lustre mounted with `flock`. On NFS
 //! mount it with `lookupcache=positive`, or keys that are new may be seen up to a minute late: a client remembers
-//! which names did not exist. Waiting polls, from 2 to 50 ms.
+//! which names did not exist. Waiting polls, from 2 to 50 ms. Every mutation waits for the disk to sync: ranks of one
+//! host are best served by a folder on tmpfs.
 //!
 //! The folder holds `format` (which store this is), `keys/`, `locks/` and `temporary/`, the latter of bounded size.
 //! Removing it ends the store: [`StoreError::Lost`].

@@ -39,6 +39,12 @@ impl TcpStore {
         self.link.server()
     }
 
+    /// Requests that are not sent, and requests that wait for a reply.
+    #[cfg(test)]
+    pub(crate) fn under_way(&self) -> (usize, usize) {
+        self.link.under_way()
+    }
+
     fn limits(&self) -> Limits {
         Limits { max_value: self.link.max_value(), max_total: usize::MAX }
     }

@@ -455,6 +455,7 @@ impl EventLoop {
         show(&self.stats.bytes, self.service.table().bytes());
         show(&self.stats.waiters, self.service.waiters().len());
         show(&self.stats.buffer, self.buffer);
+        show(&self.stats.starved, self.starved.len());
         show(&self.stats.outgoing, self.outgoing);
     }
 }

@@ -141,6 +141,13 @@ impl Link {
         self.reply_grace
     }
 
+    /// Requests that are not sent, and requests that wait for a reply.
+    #[cfg(test)]
+    pub(super) fn under_way(&self) -> (usize, usize) {
+        let state = self.shared.lock();
+        (state.queue.len(), state.pending.len())
+    }
+
     /// Sends a request and waits for its reply.
     pub(super) fn call(&self, request: &Request<'_>, deadline: Instant) -> Result<Reply, StoreError> {
         request.keys().iter().try_for_each(|key| check_key(key))?;

@@ -68,6 +68,8 @@ pub struct ServerStats {
     pub buffer: u64,
     /// Most of the latter at any time.
     pub peak_buffer: u64,
+    /// Clients now whose message waits for room in the buffer.
+    pub starved: u64,
     /// Bytes of replies now that wait to be sent.
     pub outgoing: u64,
     /// Connections closed because their first bytes were no hello, or came too late or not at all.
@@ -93,7 +95,20 @@ macro_rules! cells {
     };
 }
 
-cells!(clients, handshaking, keys, bytes, waiters, buffer, peak_buffer, outgoing, junk, wrong_token, broken);
+cells!(
+    clients,
+    handshaking,
+    keys,
+    bytes,
+    waiters,
+    buffer,
+    peak_buffer,
+    starved,
+    outgoing,
+    junk,
+    wrong_token,
+    broken
+);
 
 /// Serves a store from a thread of this process until it is dropped. See the [module](super).
 ///

@@ -186,10 +186,30 @@ fn leaders_that_disagree_on_who_lives_end_in_the_epoch_of_the_lower() {
     let store = InProcessStore::new();
     let old: Vec<Formation> = (0..3).map(|rank| start(rank, 3)).collect();
     let last = agreed(form_all(&store, &old, soon()), &old).epoch;
-    // Rank 1 holds rank 0 for dead and leads; it is not.
+    // Rank 1 holds rank 0 for dead and leads. It is not, and proposes after rank 1 did and before that one forms.
     let starts = [(0, &[0, 1, 2][..]), (1, &[1, 2]), (2, &[0, 1, 2])]
         .map(|(i, expected)| again(&old[i], last, expected));
-    agreed(form_all(&store, &starts, soon()), &starts);
+    let (proposed, swaps) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let higher = Tapped::new(&store, |_, what| {
+        if what == "compare-and-set" && swaps.fetch_add(1, Ordering::SeqCst) == 1 {
+            proposed.store(1, Ordering::SeqCst);
+            until("the proposal of the lower", || leads(&store, 0));
+        }
+        Ok(())
+    });
+    thread::scope(|scope| {
+        let one = scope.spawn(|| starts[1].form(&higher, soon()));
+        let two = scope.spawn(|| starts[2].form(&store, soon()));
+        until("the higher being about to form", || proposed.load(Ordering::SeqCst) == 1);
+        assert!(leads(&store, 1));
+        let zero = starts[0].form(&store, soon());
+        agreed(vec![zero, one.join().unwrap(), two.join().unwrap()], &starts);
+    });
+}
+
+/// Whether the record in the store is of an epoch whose lowest member is this rank.
+fn leads(store: &InProcessStore, rank: u32) -> bool {
+    store.get(EPOCH_KEY, soon()).unwrap().unwrap()[14..18] == rank.to_le_bytes()
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::store::tcp::{
     CLIENT_HELLO_BYTES, MAGIC, Reply, Request, SERVER_HELLO_BYTES, StoreServer, VERSION, WELCOME_BYTES,
@@ -34,7 +34,9 @@ pub(super) fn client(server: &StoreServer) -> TcpStream {
 
 /// The next reply that is no sign of life; `None` at the end of the connection.
 pub(super) fn reply(stream: &mut TcpStream) -> Option<(u64, Reply)> {
+    let deadline = super::soon();
     loop {
+        assert!(Instant::now() < deadline, "the server only shows life");
         let mut length = [0; 4];
         stream.read_exact(&mut length).ok()?;
         let mut message = vec![0; u32::from_le_bytes(length) as usize];
@@ -48,18 +50,23 @@ pub(super) fn reply(stream: &mut TcpStream) -> Option<(u64, Reply)> {
 
 /// Whether the server has closed the connection, once what it said before is read.
 pub(super) fn is_closed(stream: &mut TcpStream) -> bool {
-    loop {
+    let deadline = super::soon();
+    while Instant::now() < deadline {
         match stream.read(&mut [0; 1024]) {
             Ok(0) => return true,
             Ok(_) => {}
             Err(error) => return error.kind() == std::io::ErrorKind::ConnectionReset,
         }
     }
+    false
 }
 
 pub(super) fn set(key: &str, value: &[u8]) -> Vec<u8> {
     Request::Set { key, value }.encode(1)
 }
+
+/// Largest value that servers by hand take.
+const MAX_VALUE: u64 = 1 << 20;
 
 /// A server by hand: accepts one connection, lets it in without a token, and runs `then` on it.
 pub(super) fn server_that(then: impl FnOnce(TcpStream) + Send + 'static) -> SocketAddr {
@@ -81,7 +88,7 @@ pub(super) fn server_hello(verdict: u8) -> Vec<u8> {
 
 /// A welcome with a proof of zeros.
 pub(super) fn welcome(verdict: u8, keepalive_ms: u32) -> Vec<u8> {
-    let welcome = [&[verdict], &[0; 32][..], &1000u64.to_le_bytes(), &keepalive_ms.to_le_bytes()].concat();
+    let welcome = [&[verdict], &[0; 32][..], &MAX_VALUE.to_le_bytes(), &keepalive_ms.to_le_bytes()].concat();
     assert_eq!(welcome.len(), WELCOME_BYTES);
     welcome
 }

@@ -67,19 +67,26 @@ fn wrong_or_missing_token_is_refused_on_both_sides() {
 
 #[test]
 fn server_that_cannot_prove_the_token_is_refused() {
-    // It accepts any proof and welcomes the client, with a proof of its own that is none.
-    let listener = TcpListener::bind(loopback()).unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        let (mut stream, _) = listener.accept().unwrap();
-        stream.read_exact(&mut [0; 42]).unwrap();
-        stream.write_all(&raw::server_hello(1)).unwrap();
-        stream.read_exact(&mut [0; 32]).unwrap();
-        stream.write_all(&raw::welcome(0, 10)).unwrap();
-        raw::show_life(stream);
-    });
-    let reason = refusal(try_connect(address, Some(&token(SECRET))));
-    assert!(reason.contains("could not prove"), "{reason}");
+    // It accepts any proof and welcomes the client: with a proof of zeros, or with the one that it was just given.
+    for reflect in [false, true] {
+        let listener = TcpListener::bind(loopback()).unwrap();
+        let address = listener.local_addr().unwrap();
+        thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.read_exact(&mut [0; 42]).unwrap();
+            stream.write_all(&raw::server_hello(1)).unwrap();
+            let mut proof = [0; 32];
+            stream.read_exact(&mut proof).unwrap();
+            let mut welcome = raw::welcome(0, 10);
+            if reflect {
+                welcome[1..33].copy_from_slice(&proof);
+            }
+            stream.write_all(&welcome).unwrap();
+            raw::show_life(stream);
+        });
+        let reason = refusal(try_connect(address, Some(&token(SECRET))));
+        assert!(reason.contains("could not prove"), "{reason}");
+    }
 }
 
 /// A man in the middle that keeps what the client says.
@@ -224,7 +231,11 @@ fn server_that_lives_and_does_not_answer_makes_calls_time_out() {
         Err(StoreError::Timeout { op: StoreOp::Wait, keys, .. }) => assert_eq!(keys, ["a", "b"]),
         other => panic!("{other:?}"),
     }
-    assert!(store.set("k", b"v", shortly()).unwrap_err().is_timeout());
+    // It does not read either: at some point a request cannot be sent, and is withdrawn when its time is up.
+    for _ in 0..12 {
+        assert!(store.set("k", &[0; 1 << 20], shortly()).unwrap_err().is_timeout());
+    }
+    assert_eq!(store.under_way(), (0, 0));
 }
 
 #[test]

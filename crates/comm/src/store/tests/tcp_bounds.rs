@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::{connect, raw, serve, small_limits, soon, until};
 use crate::store::deadlines::after;
-use crate::store::tcp::{Reply, Request, ServerOptions, TcpStore, VERSION};
+use crate::store::tcp::{Reply, Request, ServerOptions, StoreServer, TcpStore, VERSION};
 use crate::store::{Deadlines, Limits, Store, StoreError};
 
 fn impatient() -> Deadlines {
@@ -144,7 +144,7 @@ fn buffers_are_bounded_and_large_messages_take_turns() {
             stream
         })
         .collect();
-    until("the buffer being used", || server.stats().buffer > 200_000);
+    until("six waiting for room", || server.stats().starved == 6);
     // Small requests go on beside them.
     let good = connect(&server);
     good.set("small", b"v", soon()).unwrap();
@@ -165,25 +165,49 @@ fn buffers_are_bounded_and_large_messages_take_turns() {
     assert_eq!(stats.buffer, 0);
 }
 
-#[test]
-fn client_that_dies_while_others_wait_for_its_room_lets_them_in() {
-    let max_buffer = 210_000;
-    let server = serve(ServerOptions { limits: small_limits(), max_buffer, ..ServerOptions::default() });
+/// A server with room for two messages of 100,000 bytes, and two clients that have begun one each. It shows no life,
+/// which would stir clients that nobody lets in.
+fn server_without_room() -> (StoreServer, Vec<TcpStream>) {
+    let deadlines = Deadlines { keepalive: Duration::from_secs(3600), ..Deadlines::DEFAULT };
+    let limits = small_limits();
+    let server = serve(ServerOptions { limits, deadlines, max_buffer: 210_000, ..ServerOptions::default() });
     let message = raw::set("k", &[1; 100_000]);
     let mut holding: Vec<TcpStream> = (0..2).map(|_| raw::client(&server)).collect();
     for stream in &mut holding {
         stream.write_all(&message[..50_000]).unwrap();
     }
     until("the room being taken", || server.stats().buffer > 200_000);
+    (server, holding)
+}
+
+#[test]
+fn client_that_dies_while_others_wait_for_its_room_lets_them_in() {
+    let (server, holding) = server_without_room();
     let mut waiting = raw::client(&server);
     thread::scope(|scope| {
         let waiting = scope.spawn(|| {
-            waiting.write_all(&message).unwrap();
+            waiting.write_all(&raw::set("k", &[1; 100_000])).unwrap();
             raw::reply(&mut waiting)
         });
+        until("its message waiting for room", || server.stats().starved == 1);
         drop(holding);
         assert_eq!(waiting.join().unwrap(), Some((1, Reply::Done)));
     });
+}
+
+#[test]
+fn large_message_is_not_overtaken_by_those_that_would_fit() {
+    let (server, holding) = server_without_room();
+    let mut streams = [raw::client(&server), raw::client(&server)];
+    streams[0].write_all(&raw::set("large", &[1; 100_000])[..50_000]).unwrap();
+    until("the large one waiting", || server.stats().starved == 1);
+    streams[1].write_all(&raw::set("less", &[1; 6000])).unwrap();
+    until("the smaller one waiting behind it", || server.stats().starved == 2);
+    drop(holding);
+    streams[0].write_all(&raw::set("large", &[1; 100_000])[50_000..]).unwrap();
+    for stream in &mut streams {
+        assert_eq!(raw::reply(stream), Some((1, Reply::Done)));
+    }
 }
 
 #[test]
