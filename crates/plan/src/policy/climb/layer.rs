@@ -110,8 +110,17 @@ impl<'a> Layer<'a> {
         stops
     }
 
+    /// Slots whose expert is not on their rank in `start`, a row of `phy2log`.
+    pub(super) fn moves_from(&self, start: &[i32]) -> usize {
+        let arrived = |&slot: &usize| {
+            let had = &start[self.topology.slots_of(self.owner(slot))];
+            self.row[slot] >= 0 && !had.contains(&self.row[slot])
+        };
+        (0..self.row.len()).filter(arrived).count()
+    }
+
     /// Mean over the largest of the rank loads; 1 for an idle layer.
-    fn value(&self) -> f64 {
+    pub(super) fn value(&self) -> f64 {
         eplb_core::metrics::layer_balancedness(&self.rank, self.topology).unwrap_or(1.0)
     }
 

@@ -6,6 +6,8 @@
 
 mod layer;
 
+use eplb_core::LayerId;
+
 use crate::error::PlanError;
 use crate::request::Request;
 use crate::workers::Workers;
@@ -25,15 +27,30 @@ pub(super) fn place(request: &Request<'_>, workers: &Workers, phy2log: &mut [i32
     // Beyond the wanted balance, because a layer that is stuck below must be made up for by others.
     let level = options.target.map_or(1.0, |target| target + 0.4 * (1.0 - target));
     let paths: Vec<Vec<Stop>> = workers.map_layers(kept.layers(), |index, _| {
-        let row = kept.layer(eplb_core::LayerId::at(index)).to_vec();
+        let row = kept.layer(LayerId::at(index)).to_vec();
         let mut layer = Layer::new(request.layer_loads(index), topology, &row, limit);
         let restored = layer.restore();
         layer.climb(level, restored)
     });
+    let slots = topology.slots();
+    let mut paths = paths;
+    let reached =
+        |path: &Vec<Stop>| path.last().is_some_and(|stop| stop.value >= options.target.unwrap_or(1.0));
+    if !paths.iter().all(reached) {
+        // Where changes one by one lead nowhere, a fresh plan is the last stop.
+        let mut fresh = vec![-1; phy2log.len()];
+        super::balanced::place(request, workers, &mut fresh);
+        for ((index, path), row) in paths.iter_mut().enumerate().zip(fresh.chunks_exact(slots)) {
+            let layer = Layer::new(request.layer_loads(index), topology, row, limit);
+            let (value, moves) = (layer.value(), layer.moves_from(&kept.layer(LayerId::at(index)).to_vec()));
+            if path.last().is_some_and(|last| value > last.value && moves > last.moves) {
+                path.push(Stop { moves, value, row: row.to_vec() });
+            }
+        }
+    }
     let idle: Vec<bool> =
         (0..paths.len()).map(|l| request.layer_loads(l).iter().all(|&w| w == 0.0)).collect();
     let chosen = spend(&paths, &idle, options.target, options.max_moves);
-    let slots = topology.slots();
     for ((path, stop), row) in paths.iter().zip(chosen).zip(phy2log.chunks_exact_mut(slots)) {
         row.copy_from_slice(&path[stop].row);
     }
