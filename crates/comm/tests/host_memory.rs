@@ -119,7 +119,8 @@ fn borrowed_tensors_keep_every_byte_that_is_no_experts() {
     // SAFETY: each buffer has 8 + 3 * slot_stride bytes from its base on, outlives the memory, and is not touched while
     // the memory lives; the buffers are apart.
     let memory =
-        unsafe { HostMemory::from_raw(RankId(0), layout.clone(), 6..9, &[bases.clone()], 64) }.unwrap();
+        unsafe { HostMemory::from_raw(RankId(0), layout.clone(), 6..9, std::slice::from_ref(&bases), 64) }
+            .unwrap();
     assert_eq!(memory.content(slot(7)).unwrap().0, Content::Unknown);
     memory.fill(L, SlotId(6), ExpertId(3)).unwrap();
     let through = [(slot(6), Place::staged(L, 0)), (Place::staged(L, 0), slot(8))];

@@ -178,7 +178,7 @@ impl Companions {
         self.remainders.clear();
         for &load in &loads.desc()[..hottest] {
             let least = ranks.replicas(load, rank_load);
-            let full = (load / large) as u32 as f64;
+            let full = f64::from((load / large) as u32);
             let rest = load - full * large;
             spare -= least;
             if least > full {

@@ -12,8 +12,8 @@
 //! fit (`2 (S - 1) s <= T`). If the experts, each cut as suits it best with the slots that there are, weigh more
 //! than all ranks can hold, `T` is too small.
 
-use super::fractions::largest_sum;
-use super::ranks::Ranks;
+use super::fractions::{MOST, largest_sum};
+use super::ranks::{Ranks, round_up};
 use super::sorted::SortedLoads;
 
 /// Values of `s` tried over the whole range.
@@ -64,12 +64,17 @@ impl Even {
     fn search(&mut self, loads: &SortedLoads, ranks: &Ranks, rank_load: f64) -> Option<Weights> {
         let last = loads.above(0.0).len();
         let (mut best, mut most) = (None, 0.0);
-        let (fewest, many) =
-            ranks.classes.iter().fold((f64::INFINITY, 0.0f64), |(a, b), c| (a.min(c.slots), b.max(c.slots)));
-        for slots in [fewest, many] {
-            let reach = rank_load * ranks.top_speed;
-            let first = loads.above(reach / (2.0 * (slots - 1.0).max(1.0))).len();
-            if slots < 2.0 || first >= last || (slots == many && best.is_some() && fewest == many) {
+        let (few, many) = ranks.classes.iter().fold((f64::INFINITY, 0.0f64), |(few, many), class| {
+            (few.min(class.slots), many.max(class.slots))
+        });
+        let reach = rank_load * ranks.top_speed;
+        for slots in [few, many].into_iter().take(if few == many { 1 } else { 2 }) {
+            // With one slot nothing sits beside a piece; with many, gaps between sums of fractions are not told apart.
+            if slots < 2.0 || slots > (MOST + 1) as f64 {
+                continue;
+            }
+            let first = loads.above(reach / (2.0 * (slots - 1.0))).len();
+            if first >= last {
                 continue;
             }
             let smallest = loads.desc()[last - 1];
@@ -123,30 +128,37 @@ impl Even {
         if large < (slots - 1.0) * small {
             return 0.0;
         }
-        let hot = loads.above(large).len();
-        let cold = loads.count_from(smallest).max(hot);
+        let hot = loads.above(large);
+        let others = (ranks.slots - (loads.len() - hot.len())) as f64;
+        if hot.iter().map(|load| round_up(load / large)).sum::<f64>() <= others {
+            // Slots enough to leave no large piece, and then no rank holds too much.
+            return 0.0;
+        }
+        let cold = loads.count_from(smallest).max(hot.len());
         // Below `m` an expert cut in many pieces loses up to half of `s / m`.
         let crumbs = (small / (2.0 * smallest)).min(1.0);
-        let mut tokens = loads.sum_capped(hot, small) - loads.sum_capped(cold, small)
+        let mut tokens = loads.sum_capped(hot.len(), small) - loads.sum_capped(cold, small)
             + crumbs * loads.sum_capped(cold, small);
-        let mut spare = (ranks.slots - (loads.len() - hot)) as f64;
-        let mut offered = 0.0;
+        let (mut spare, mut offered) = (others, 0.0);
         self.offers.clear();
-        for &load in &loads.desc()[..hot] {
-            let least = ((load * (1.0 - 1e-12) / reach).ceil()).max(1.0);
-            let enough = (load / large).ceil().max(least);
+        for &load in hot {
+            let least = round_up(load * (1.0 - 1e-12) / reach).max(1.0);
+            let enough = round_up(load / large).max(least);
             spare -= least;
             self.weights.clear();
             let mut count = least;
-            while count < enough {
+            while count < enough && count <= ranks.max_copies {
                 // A gap that is too small by rounding alone still takes what fits.
                 let gap = (reach * (1.0 + 1e-12) - load / count).max(0.0);
                 let beside = gap.min(small * largest_sum(slots as usize - 1, gap / smallest));
                 self.weights.push(count * (slots * small - beside));
                 count += 1.0;
             }
-            self.weights.push((enough * small).min(load * crumbs));
-            tokens += self.weights[0];
+            if enough <= ranks.max_copies {
+                self.weights.push((enough * small).min(load * crumbs));
+            }
+            let Some(&weight) = self.weights.first() else { return f64::INFINITY };
+            tokens += weight;
             let mut from = 0;
             while let Some((to, rate)) = steepest(&self.weights, from) {
                 self.offers.push((rate, (to - from) as f64));

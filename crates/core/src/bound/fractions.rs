@@ -6,7 +6,7 @@ use std::sync::OnceLock;
 /// room than there is.
 const FINEST: u32 = 12;
 /// Sums of up to this many fractions are tabulated.
-const MOST: usize = 4;
+pub(super) const MOST: usize = 4;
 
 /// The largest sum of at most `count` unit fractions that does not exceed `room`, or somewhat more, never above `room`.
 /// For more than [`MOST`] fractions the answer is `room` itself, at most `count`.

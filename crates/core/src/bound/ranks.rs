@@ -25,8 +25,18 @@ pub(super) struct Ranks {
     pub(super) top_speed: f64,
     /// Most replicas that one expert can have, each on its own rank.
     pub(super) max_replicas: f64,
+    /// Most slots that may hold one expert, several on one rank included.
+    pub(super) max_copies: f64,
     /// All live ranks: the mean over ranks counts those without a slot too.
     live: f64,
+}
+
+/// The least whole number that is not below `value`, which is 0 or more and far below 2^32: `ceil` is a call on older
+/// processors.
+#[inline]
+pub(super) fn round_up(value: f64) -> f64 {
+    let whole = f64::from(value as u32);
+    if whole < value { whole + 1.0 } else { whole }
 }
 
 impl Ranks {
@@ -58,6 +68,7 @@ impl Ranks {
             speed: classes.iter().map(|c| c.ranks * c.speed).sum(),
             top_speed,
             max_replicas: max_replicas.unwrap_or(ranks.len()).clamp(1, ranks.len().max(1)) as f64,
+            max_copies: max_replicas.map_or(f64::INFINITY, |most| most.max(1) as f64),
             live: topology.live_ranks().count() as f64,
             classes,
         }
@@ -72,7 +83,7 @@ impl Ranks {
         if least <= self.top_speed {
             1.0
         } else if self.fastest.is_empty() {
-            (least / self.top_speed).ceil()
+            round_up(least / self.top_speed)
         } else {
             (self.fastest.partition_point(|&speed| speed < least) + 1) as f64
         }

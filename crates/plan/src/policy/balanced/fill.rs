@@ -47,13 +47,13 @@ fn fill_place(
             return true;
         }
         // Every expert that `rank` lacks has all the replicas it may have: one could come from a rank that holds it.
-        for other in 0..state.ranks() {
-            if other == origin || reached[other].is_some() {
+        for (other, from) in reached.iter_mut().enumerate().filter(|(other, _)| *other != origin) {
+            if from.is_some() {
                 continue;
             }
             let experts = &state.expert[state.places(other)];
             if let Some(&expert) = experts.iter().find(|&&e| e != NONE && !state.holds(rank, e)) {
-                reached[other] = Some((rank, expert));
+                *from = Some((rank, expert));
                 queue.push(other);
             }
         }

@@ -1,8 +1,9 @@
 //! Layers without load: nothing to balance, so nothing is moved that need not be.
 
+use std::ops::Range;
+
 use super::fill::{FillScratch, fill};
 use super::state::{NONE, State};
-use std::ops::Range;
 
 /// Takes over what the live ranks hold, gives experts that have no copy a place, and fills empty places. The state
 /// must be empty; `own` are the slots of each live rank. Second copies on a rank and replicas beyond `limit` go.
@@ -30,17 +31,21 @@ pub(super) fn keep_in_place(
         }
     }
     fill(state, limit, scratch);
-    let mut missing = (0..state.count.len()).filter(|&e| state.count[e] == 0).collect::<Vec<_>>().into_iter();
     // Without an empty place, an expert with several replicas makes way.
-    while let Some(expert) = missing.next() {
-        let most = (0..state.expert.len())
-            .filter(|&place| state.expert[place] != NONE)
-            .max_by_key(|&place| (state.count[state.expert[place] as usize], std::cmp::Reverse(place)));
-        let Some(place) = most.filter(|&place| state.count[state.expert[place] as usize] > 1) else { break };
+    for expert in 0..state.count.len() as u32 {
+        if state.count[expert as usize] > 0 {
+            continue;
+        }
+        let count = |&place: &usize| match state.expert[place] {
+            NONE => 0,
+            held => state.count[held as usize],
+        };
+        let most = (0..state.expert.len()).rev().max_by_key(count);
+        let Some(place) = most.filter(|place| count(place) > 1) else { break };
         let old = state.expert[place];
         state.set_count(old, state.count[old as usize] - 1);
-        state.set_count(expert as u32, 1);
-        state.expert[place] = expert as u32;
+        state.set_count(expert, 1);
+        state.expert[place] = expert;
     }
     state.settle();
 }

@@ -48,13 +48,11 @@ impl Relabel {
                 taken[j as usize] = true;
             }
         }
-        for i in 0..ranks {
-            if target[i] == FREE {
-                // Among ranks alike there are as many sets as ranks, so that one is left.
-                let left = (0..ranks).find(|&j| !taken[j] && alike(i, j)).unwrap_or(i);
-                target[i] = left as u32;
-                taken[left] = true;
-            }
+        for (i, to) in target.iter_mut().enumerate().filter(|(_, to)| **to == FREE) {
+            // Among ranks alike there are as many sets as ranks, so that one is left.
+            let left = (0..ranks).find(|&j| !taken[j] && alike(i, j)).unwrap_or(i);
+            *to = left as u32;
+            taken[left] = true;
         }
         if ranks <= MOST_EXCHANGED {
             self.exchange(ranks, alike);

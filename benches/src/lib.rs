@@ -1,0 +1,6 @@
+//! What the measurements of eplb share: the yardstick that planners are timed against, and the shapes and loads that
+//! they plan for.
+#![forbid(unsafe_code)]
+
+pub mod shapes;
+pub mod yardstick;
