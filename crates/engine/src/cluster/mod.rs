@@ -1,6 +1,6 @@
 //! All ranks of a group as threads of one process, each with its own weights on host memory.
 //!
-//! Every rank owns buffers for its slots, a stream that runs its forward passes, and a [`Driver`](crate::Driver). Ranks take
+//! Every rank owns buffers for its slots, a stream that runs its forward passes, and a [`Driver`]. Ranks take
 //! steps together while experts move. A step checks that each slot that any rank's map names holds that expert for as long
 //! as the step runs; expected bytes are computed from names ([`eplb_comm::pattern`]), never read from a source.
 
