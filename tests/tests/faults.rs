@@ -1,6 +1,7 @@
 //! The main job with faults in it. Under the weather of a transport it ends in the right bytes or in a named error; a planted
 //! fault, which breaks a promise in silence, is caught by the checks of steps and bytes.
 
+use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,9 +12,11 @@ use eplb_comm::host::{HostMemory, HostStream};
 use eplb_core::{LoadMatrix, Placement, RankId, Topology};
 use eplb_engine::EngineError;
 use eplb_engine::board::{Board, Reader};
-use eplb_engine::cluster::{Cluster, Hooks, Moved, ServingStream, Settings, weights};
+use eplb_engine::cluster::{Cluster, Hooks, Moved, ServingStream, Settings, Verify, weights};
+use eplb_engine::rebalance::{Rebalance, Report};
 use eplb_exchange::{Cause, Note, Record, Verdict};
 use eplb_plan::{Options, Planner, Policy, Request};
+use eplb_trace::Trace;
 use ndarray::Array2;
 
 const LAYERS: usize = 2;
@@ -353,4 +356,53 @@ fn a_rank_with_another_plan_is_refused_before_the_first_byte() {
 fn hashes_not_compared_are_caught() {
     let hooks = OneBoard { lie: Some(Lie::HashNotCompared), liar: None, misled: Some((RankId(1), 77)) };
     assert!(caught(run(hooks, 0..1).1));
+}
+
+/// The main job on the shipped trace, as the command runs it, with the given faults.
+fn walk(faults: Faults) -> (Arc<Around>, Result<Report, EngineError>) {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/data/day_26x64.npz");
+    let trace = Trace::open(path).unwrap().select_steps(40..100).unwrap();
+    let job = Rebalance {
+        topology: Topology::uniform(8, 72).unwrap(),
+        window: NonZeroUsize::new(20).unwrap(),
+        plan: Options { policy: Policy::Incremental, target: Some(0.95), ..Options::default() },
+        threads: 1,
+        expert_bytes: 700,
+        staging_bytes: None,
+        verify: Verify::Full,
+    };
+    let (layout, mut settings) = job.settings(trace.layers()).unwrap();
+    settings.deadlines.transfer = Duration::from_millis(500);
+    let around = Around::weather(faults);
+    settings.hooks = Arc::new(Shared(around.clone()));
+    let report = job.run_with(&trace, layout, settings, &mut |_| ());
+    (around, report)
+}
+
+#[test]
+fn the_main_job_under_faults_ends_in_the_right_bytes_or_in_a_named_error() {
+    let (mut right, mut stopped) = (0, 0);
+    for seed in 0..6 {
+        let late = Some(Duration::ZERO..Duration::from_millis(2));
+        let faults = Faults {
+            seed,
+            delay: late,
+            reorder: true,
+            fail: if seed % 3 == 1 { Strike::Chance(0.1) } else { Strike::Never },
+            stall: if seed % 3 == 2 { Strike::Chance(0.1) } else { Strike::Never },
+            ..Faults::default()
+        };
+        let (_, report) = walk(faults);
+        match report {
+            Ok(report) => {
+                assert_eq!((report.bytes_wrong, report.first_wrong, report.windows.len()), (0, None, 3));
+                right += 1;
+            }
+            Err(EngineError::Aborted {
+                cause: Cause::Transfer { .. } | Cause::PeerFailed { .. }, ..
+            }) => stopped += 1,
+            Err(other) => panic!("{other}"),
+        }
+    }
+    assert!(right >= 2 && stopped >= 1, "{right} right, {stopped} stopped");
 }
