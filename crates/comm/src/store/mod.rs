@@ -103,7 +103,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// Blocks until all keys have been present, each at some moment of the call.
     ///
     /// # Errors
-    /// [`StoreError::Timeout`] lists the keys that were still missing at the deadline; else as for any operation.
+    /// [`StoreError::Timeout`] lists the keys that were still missing at the deadline (and those that the
+    /// store could not be asked about in time); else as for any operation.
     fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError>;
 
     /// Blocks until the key differs from `known` (`None`: absent) and returns what it holds then.

@@ -48,7 +48,7 @@ impl<'a> Run<'a> {
             deadline,
             start: Instant::now(),
             said: Hello { nonce: formation.nonce, accepted: 0 },
-            missing: expected.clone(),
+            missing: expected.iter().copied().filter(|rank| *rank != formation.rank).collect(),
             latest: None,
             expected,
         }

@@ -2,10 +2,12 @@
 
 use std::sync::Arc;
 use std::thread;
+use std::time::Duration;
 
 use eplb_core::RankId;
 
-use super::{connect, serve, shortly, soon};
+use super::{connect, serve, shortly, soon, until};
+use crate::store::deadlines::after;
 use crate::store::group::{Collective, Group, GroupError};
 use crate::store::tcp::ServerOptions;
 use crate::store::{InProcessStore, Limits, PrefixStore, Store, StoreError};
@@ -110,11 +112,18 @@ fn disagreement_names_hashes_and_ranks_on_every_member_and_breaks_nothing() {
 
 #[test]
 fn missing_member_is_named_and_the_group_is_broken_after_it() {
-    let store = shared(&InProcessStore::new());
-    let mut all = groups(&store, 1, &[0, 1, 2]);
+    let inner = InProcessStore::new();
+    let mut all = groups(&shared(&inner), 1, &[0, 1, 2]);
     let _never_comes = all.remove(1);
     let outcomes = on_members(all, |mut group| {
-        let first = group.all_gather("loads", b"", shortly());
+        // Both have come when either gives up.
+        let deadline = if group.rank() == RankId(0) {
+            until("the other's entry", || !inner.is_empty());
+            shortly()
+        } else {
+            after(Duration::from_millis(400))
+        };
+        let first = group.all_gather("loads", b"", deadline);
         (first, group.barrier("next", soon()))
     });
     for (first, second) in outcomes {
@@ -261,7 +270,7 @@ fn lost_store_is_named_by_the_collective_under_way() {
     let mut group = groups(&shared(&inner), 1, &[0, 1]).remove(0);
     let outcome = thread::scope(|scope| {
         let waiting = scope.spawn(|| group.barrier("b", soon()));
-        super::until("the entry of the barrier", || !inner.is_empty());
+        until("the entry of the barrier", || !inner.is_empty());
         inner.close("its server died");
         waiting.join().unwrap()
     });

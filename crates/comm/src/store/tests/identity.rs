@@ -106,8 +106,12 @@ fn encoded(store: &InProcessStore, epoch: u64) -> Vec<u8> {
 #[test]
 fn missing_ranks_are_named_by_the_leader_and_the_leader_by_the_others() {
     let store = InProcessStore::new();
-    let starts = [start(0, 4), start(2, 4)];
-    let outcomes = form_all(&store, &starts, shortly());
+    let (leader, follower) = (start(0, 4), start(2, 4));
+    let outcomes = thread::scope(|scope| {
+        let follower = scope.spawn(|| follower.form(&store, after(Duration::from_millis(300))));
+        until("the follower's hello", || store.get("hello/2", soon()).unwrap().is_some());
+        [leader.form(&store, shortly()), follower.join().unwrap()]
+    });
     match &outcomes[0] {
         Err(FormationError::Missing { ranks, .. }) => assert_eq!(*ranks, [RankId(1), RankId(3)]),
         other => panic!("{other:?}"),
@@ -137,15 +141,33 @@ fn epoch_forms_without_those_who_do_not_come_or_do_not_accept() {
     let old: Vec<Formation> = (0..4).map(|rank| start(rank, 4)).collect();
     let last = agreed(form_all(&store, &old, soon()), &old).epoch;
     // Rank 1 is dead, but its hello stands; rank 4 should join and does not come; rank 5 does.
+    let everyone = &[0, 1, 2, 3, 4, 5];
     let joiner = Formation { expected: (0..6).map(RankId).collect(), ..start(5, 6) };
-    let mut starts: Vec<Formation> = [0, 2, 3].map(|i| again(&old[i], last, &[0, 1, 2, 3, 4, 5])).into();
+    let mut starts: Vec<Formation> = [0, 2, 3].map(|i| again(&old[i], last, everyone)).into();
     starts.push(joiner);
     for start in &mut starts {
-        start.absent = Absent::LeaveOut { join_by: after(Duration::from_millis(50)) };
-        start.accept = Duration::from_millis(50);
+        start.absent = Absent::LeaveOut { join_by: Instant::now() };
+        start.accept = Duration::from_millis(500);
     }
-    let record = agreed(form_all(&store, &starts, soon()), &starts);
-    assert!(record.epoch > last);
+    // The leader waits only when all who live have accepted what it has proposed: nobody is left out for being slow.
+    let waiting = Tapped::new(&store, |_, what| {
+        if what == "wait-change" {
+            until("all who live accepting", || {
+                let record = store.get(EPOCH_KEY, soon()).unwrap().unwrap();
+                let hello = |rank| store.get(&format!("hello/{rank}"), soon()).unwrap().unwrap();
+                [2, 3, 5].into_iter().all(|rank| hello(rank)[16..] == record[2..10])
+            });
+        }
+        Ok(())
+    });
+    thread::scope(|scope| {
+        let followers: Vec<_> =
+            starts[1..].iter().map(|start| scope.spawn(|| start.form(&store, soon()))).collect();
+        until("the joiner's hello", || store.get("hello/5", soon()).unwrap().is_some());
+        let mut outcomes = vec![starts[0].form(&waiting, soon())];
+        outcomes.extend(followers.into_iter().map(|follower| follower.join().unwrap()));
+        assert!(agreed(outcomes, &starts).epoch > last);
+    });
 }
 
 #[test]
@@ -244,11 +266,15 @@ fn stopped_leader_that_resumes_cannot_form_its_old_epoch() {
 fn follower_whose_rank_was_started_again_is_told_so() {
     let store = InProcessStore::new();
     let (first, second, leader) = (start(1, 2), start(1, 2), start(0, 2));
+    let hello = || store.get("hello/1", soon()).unwrap();
     thread::scope(|scope| {
         let first = scope.spawn(|| first.form(&store, soon()));
-        until("the first hello", || store.get("hello/1", soon()).unwrap().is_some());
-        let starts = [leader, second];
-        agreed(form_all(&store, &starts, soon()), &starts);
+        until("the first hello", || hello().is_some());
+        let before = hello();
+        let second_formed = scope.spawn(|| second.form(&store, soon()));
+        until("the second hello", || hello() != before);
+        let led = leader.form(&store, soon());
+        agreed(vec![led, second_formed.join().unwrap()], &[leader, second.clone()]);
         assert_eq!(first.join().unwrap(), Err(FormationError::Superseded { rank: RankId(1) }));
     });
 }

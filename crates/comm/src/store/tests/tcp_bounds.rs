@@ -86,8 +86,8 @@ fn client_that_is_slow_to_prove_itself_is_closed() {
 
 #[test]
 fn client_that_does_not_complete_a_message_is_closed_and_others_go_on() {
-    let server =
-        serve(ServerOptions { deadlines: impatient(), limits: small_limits(), ..ServerOptions::default() });
+    let deadlines = Deadlines { handshake: Deadlines::DEFAULT.handshake, ..impatient() };
+    let server = serve(ServerOptions { deadlines, limits: small_limits(), ..ServerOptions::default() });
     let message = raw::set("k", &[1; 90_000]);
     let slow: Vec<TcpStream> = [1, 4, 5, message.len() - 1]
         .into_iter()
