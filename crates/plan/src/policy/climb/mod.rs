@@ -81,7 +81,9 @@ fn spend(paths: &[Vec<Stop>], idle: &[bool], target: Option<f64>, max_moves: Opt
         }
     }
     segments.sort_by(|a, b| b.0.total_cmp(&a.0).then(a.1.cmp(&b.1)).then(a.2.cmp(&b.2)));
-    let mut left = max_moves.unwrap_or(usize::MAX);
+    // Experts that no live rank held are put back first, whatever that costs.
+    let spent: usize = paths.iter().map(|path| path[0].moves).sum();
+    let mut left = max_moves.map_or(usize::MAX, |most| most.saturating_sub(spent));
     let mut sum: f64 =
         paths.iter().zip(idle).filter(|(_, idle)| !**idle).map(|(path, _)| path[0].value).sum();
     // A layer whose segment did not fit is done: later ones build on it.
