@@ -17,13 +17,17 @@ fn check_alike(source: &ReadGuard, dest: &WriteGuard) -> Result<(), CommError> {
     let shape = |layout: &LayerLayout| -> Vec<usize> {
         layout.tensors().iter().flat_map(|t| [t.rows, t.row_bytes]).collect()
     };
+    // Ranks of one process mostly share one layout.
+    if std::ptr::eq(from, to) {
+        return Ok(());
+    }
     let alike = from.tensors().len() == to.tensors().len()
         && from
             .tensors()
             .iter()
             .zip(to.tensors())
             .all(|(a, b)| a.rows == b.rows && a.row_bytes == b.row_bytes);
-    if std::ptr::eq(from, to) || alike {
+    if alike {
         return Ok(());
     }
     Err(CommError::Core(CoreError::Shape {
