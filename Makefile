@@ -41,7 +41,7 @@ bench: tools ## The criterion suites
 
 # A linker is all that is needed beside Rust.
 tools:
-	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.88 or later"; exit 1; }
+	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.89 or later"; exit 1; }
 	@command -v cc >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq gcc libc6-dev; \
 	  else sudo apt-get update -qq && sudo apt-get install -y -qq gcc libc6-dev; fi; }
