@@ -107,7 +107,7 @@ impl Setup {
                 vec![
                     vec![TensorLayout::contiguous("bias", 1)],
                     vec![
-                        TensorLayout::contiguous("w", (5 << 20) + 13),
+                        TensorLayout::contiguous("w", (4 << 20) + 13),
                         TensorLayout::contiguous("scale", 24),
                     ],
                     vec![pitched("w", 700, 1000, 24 * rank)],
