@@ -14,7 +14,7 @@ use eplb_engine::EngineError;
 use eplb_engine::board::{Board, Reader};
 use eplb_engine::cluster::{Cluster, Hooks, Moved, ServingStream, Settings, Verify, weights};
 use eplb_engine::rebalance::{Rebalance, Report};
-use eplb_exchange::{Cause, Note, Record, Verdict};
+use eplb_exchange::{Cause, Note, Phase, Record, Verdict};
 use eplb_plan::{Options, Planner, Policy, Request};
 use eplb_trace::Trace;
 use ndarray::Array2;
@@ -144,7 +144,11 @@ fn failed_and_stalled_transfers_end_in_a_named_error_and_a_true_placement() {
         match result {
             Ok(moved) => assert_eq!((moved.bytes_wrong, moved.first_wrong, around.struck()), (0, None, 0)),
             Err(EngineError::Aborted {
-                cause: Cause::Transfer { .. } | Cause::PeerFailed { .. }, ..
+                cause:
+                    Cause::Transfer { .. }
+                    | Cause::Timeout { phase: Phase::Moving, .. }
+                    | Cause::PeerFailed { .. },
+                ..
             }) => {
                 assert!(around.struck() > 0);
                 stopped += 1;
@@ -399,7 +403,11 @@ fn the_main_job_under_faults_ends_in_the_right_bytes_or_in_a_named_error() {
                 right += 1;
             }
             Err(EngineError::Aborted {
-                cause: Cause::Transfer { .. } | Cause::PeerFailed { .. }, ..
+                cause:
+                    Cause::Transfer { .. }
+                    | Cause::Timeout { phase: Phase::Moving, .. }
+                    | Cause::PeerFailed { .. },
+                ..
             }) => stopped += 1,
             Err(other) => panic!("{other}"),
         }
