@@ -103,6 +103,11 @@ impl Ranks {
         self.id.len()
     }
 
+    /// Speed of the fastest rank relative to the slowest.
+    pub(crate) fn fastest(&self) -> f64 {
+        1.0 / self.slowness.iter().copied().fold(1.0, f64::min)
+    }
+
     /// Copies that fit if no rank holds two of one expert.
     pub(crate) fn total_room(&self) -> usize {
         self.room.iter().sum()

@@ -5,7 +5,8 @@
 //! 2. `pack`: replicas by load descending, each on the lightest rank with room that does not hold the expert.
 //! 3. `refine`: while the worst rank is above the mean, exchanges of one or two replicas with lighter ranks, and
 //!    replicas of one expert replaced by another's, which change the counts of step 1.
-//! 4. `keep`: with a placement in force, sets of experts go to the ranks that hold most of them already, and experts
+//! 4. `search`: where that ends far from what can be hoped for, other counts are packed and refined, and the best is kept.
+//! 5. `keep`: with a placement in force, sets of experts go to the ranks that hold most of them already, and experts
 //!    that stay on their rank stay in their slot. The plan itself does not depend on what is in force.
 //!
 //! What holds after each step: every expert has a copy while live slots suffice, else those with the least load have
@@ -25,6 +26,7 @@ mod refine;
 mod relabel;
 mod replace;
 mod replicas;
+mod search;
 mod state;
 
 use std::ops::Range;
@@ -37,10 +39,7 @@ use crate::workers::Workers;
 #[derive(Debug, Default)]
 pub(super) struct Scratch {
     units: Vec<f64>,
-    replicas: replicas::Replicas,
-    state: state::State,
-    pack: pack::PackScratch,
-    refine: refine::RefineScratch,
+    search: search::Search,
     keep: keep::KeepScratch,
 }
 
@@ -51,18 +50,16 @@ pub(super) fn place(request: &Request<'_>, workers: &Workers, phy2log: &mut [i32
     let own: Vec<Range<usize>> = ranks.id.iter().map(|&rank| topology.slots_of(rank)).collect();
     let limit = request.options.replica_limit(ranks.len());
     workers.for_each_layer(phy2log, topology.slots(), |layer, slots, scratch| {
-        let Scratch { units, replicas, state, pack, refine, keep } = &mut scratch.balanced;
+        let Scratch { units, search, keep } = &mut scratch.balanced;
         let idle = whole_units(request.layer_loads(layer), units);
         let current = request.current_row(layer);
-        replicas.choose(units, ranks.total_room(), limit);
-        state.reset(&ranks, units, &replicas.count, &replicas.size);
         match current {
-            Some(current) if idle => idle::keep_in_place(state, &own, current, limit, pack.fill()),
-            _ => {
-                pack::pack(state, &ranks, &replicas.sequence, limit, pack);
-                refine::refine(state, &ranks, limit, refine);
+            Some(current) if idle => {
+                search.start(units, &ranks, limit);
+                idle::keep_in_place(&mut search.state, &own, current, limit, search.pack.fill());
             }
+            _ => search.run(units, &ranks, limit),
         }
-        keep.write(state, &own, current, slots);
+        keep.write(&search.state, &own, current, slots);
     });
 }

@@ -12,7 +12,7 @@ use super::state::State;
 use crate::layer::Ranks;
 
 /// A layer is done when its worst rank is this close to the mean.
-const TOLERANCE: f64 = 1.5e-4;
+const TOLERANCE: f64 = 1.8e-4;
 
 /// A change must lower the worst rank by this part of the mean...
 const LEAST_GAIN: f64 = 1e-6;

@@ -226,4 +226,26 @@ impl State {
     pub(super) fn worst(&self) -> usize {
         self.ranked(self.order.len() - 1)
     }
+
+    /// Remembers which experts are where.
+    pub(super) fn save(&self, saved: &mut Saved) {
+        saved.expert.clone_from(&self.expert);
+        saved.count.clone_from(&self.count);
+    }
+
+    /// Goes back to what [`State::save`] remembered of the same layer.
+    pub(super) fn restore(&mut self, saved: &Saved) {
+        self.expert.clone_from(&saved.expert);
+        for (expert, &count) in saved.count.iter().enumerate() {
+            self.set_count(expert as u32, count);
+        }
+        self.settle();
+    }
+}
+
+/// The experts of a [`State`] and their counts.
+#[derive(Debug, Default)]
+pub(super) struct Saved {
+    expert: Vec<u32>,
+    count: Vec<u32>,
 }
