@@ -41,22 +41,23 @@ impl Share {
                 expected: format!("[{}, {}] as phy2log", shape.0, shape.1),
             });
         }
-        for ((layer, slot), &value) in share.indexed_iter() {
-            let (layer, slot) = (LayerId::at(layer), SlotId::at(slot));
-            match placement.expert_at(layer, slot) {
-                None if value != 0.0 => return Err(CoreError::ShareOfEmptySlot { layer, slot, value }),
-                Some(expert) if !(-SHARE_TOLERANCE..=1.0 + SHARE_TOLERANCE).contains(&value) => {
-                    return Err(CoreError::Share { layer, expert, value });
+        let (mut sums, logcnt) = (vec![0.0; placement.experts()], placement.logcnt());
+        for (layer, row) in share.rows().into_iter().enumerate() {
+            let layer = LayerId::at(layer);
+            sums.fill(0.0);
+            for (slot, (&value, &entry)) in row.iter().zip(placement.layer(layer)).enumerate() {
+                if let Some(sum) = sums.get_mut(entry as usize) {
+                    if !(-SHARE_TOLERANCE..=1.0 + SHARE_TOLERANCE).contains(&value) {
+                        return Err(CoreError::Share { layer, expert: ExpertId::at(entry as usize), value });
+                    }
+                    *sum += value;
+                } else if value != 0.0 {
+                    return Err(CoreError::ShareOfEmptySlot { layer, slot: SlotId::at(slot), value });
                 }
-                _ => {}
             }
-        }
-        for layer in (0..placement.layers()).map(LayerId::at) {
-            for expert in (0..placement.experts()).map(ExpertId::at) {
-                let slots = placement.replicas(layer, expert);
-                let sum: f64 = slots.iter().map(|s| share[(layer.index(), s.index())]).sum();
-                if !slots.is_empty() && (sum - 1.0).abs() > SHARE_TOLERANCE {
-                    return Err(CoreError::Share { layer, expert, value: sum });
+            for (expert, (&sum, &count)) in sums.iter().zip(logcnt.row(layer.index())).enumerate() {
+                if count > 0 && (sum - 1.0).abs() > SHARE_TOLERANCE {
+                    return Err(CoreError::Share { layer, expert: ExpertId::at(expert), value: sum });
                 }
             }
         }

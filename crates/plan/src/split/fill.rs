@@ -37,12 +37,17 @@ impl Graph {
 
     /// Splits every node's tokens anew, one node after another, and returns how many tokens that moved, about.
     fn sweep(&mut self, ranks: &Ranks) -> f64 {
-        let Self { nodes, edges, load, .. } = self;
+        let Self { nodes, by_degree, edges, load, .. } = self;
         let mut moved = 0.0;
-        for node in nodes {
+        for &node in by_degree.iter() {
+            let node = &nodes[node as usize];
             moved += match &mut edges[node.edges()] {
                 [a, b] => fill_pair(a, b, node.load, load, &ranks.speed),
-                edges => fill_many(edges, node.load, load, &ranks.speed),
+                // Three are the next most common: a copy of the code for a length that the compiler knows.
+                edges => match <&mut [Edge; 3]>::try_from(&mut *edges) {
+                    Ok(edges) => fill_many(edges, node.load, load, &ranks.speed),
+                    Err(_) => fill_many(edges, node.load, load, &ranks.speed),
+                },
             };
         }
         moved
@@ -63,6 +68,7 @@ fn fill_pair(a: &mut Edge, b: &mut Edge, tokens: f64, load: &mut [f64], speed: &
     change.abs()
 }
 
+#[inline(always)]
 fn fill_many(edges: &mut [Edge], tokens: f64, load: &mut [f64], speed: &[f64]) -> f64 {
     let (mut sum, mut width) = (0.0, 0.0);
     for edge in edges.iter() {
@@ -90,6 +96,7 @@ fn fill_many(edges: &mut [Edge], tokens: f64, load: &mut [f64], speed: &[f64]) -
 
 /// The best split of one node and no further, where some of its ranks are better left dry: those that get tokens end
 /// at one level, no higher than the others'. Not counted as moved: such nodes settle first.
+#[inline(never)]
 fn fill_exactly(edges: &mut [Edge], tokens: f64, load: &mut [f64], speed: &[f64]) {
     // Take the tokens off; `flow` holds the level of the rank without them for the while.
     let mut lowest = f64::INFINITY;

@@ -52,6 +52,10 @@ const NONE: u32 = u32::MAX;
 #[derive(Debug, Clone, Default)]
 pub(super) struct Graph {
     pub(super) nodes: Vec<Node>,
+    /// Nodes with more than one edge, those with few edges first.
+    pub(super) by_degree: Vec<u32>,
+    /// Where the nodes of each degree begin there.
+    degree_start: Vec<u32>,
     /// Edges, those of a node together. There may be unused ones between nodes.
     pub(super) edges: Vec<Edge>,
     /// Load of each rank under the present flows, as a part of the layer's tokens.
@@ -81,6 +85,7 @@ impl Graph {
         share.fill(1.0);
         self.find_open_slots(row, phy2log, ranks, share);
         self.lay_edges(row, phy2log, ranks.len(), share);
+        self.sort_nodes();
         if !ranks.all_alive {
             self.share_dead(phy2log, ranks, share);
         }
@@ -190,6 +195,31 @@ impl Graph {
             open.at = *end - 1;
         }
         self.rank_start.resize(ranks + 1, self.by_rank.len() as u32);
+    }
+
+    /// Sorts nodes by their number of edges: loops over nodes and their edges then run alike for long, and branch
+    /// prediction learns them.
+    fn sort_nodes(&mut self) {
+        self.degree_start.clear();
+        for node in &self.nodes {
+            let degree = node.edges().len();
+            if self.degree_start.len() <= degree {
+                self.degree_start.resize(degree + 1, 0);
+            }
+            self.degree_start[degree] += 1;
+        }
+        let mut total = 0;
+        for count in self.degree_start.iter_mut().skip(2) {
+            total += std::mem::replace(count, total);
+        }
+        self.by_degree.resize(total as usize, 0);
+        for (node, degree) in self.nodes.iter().map(|node| node.edges().len()).enumerate() {
+            if degree > 1 {
+                let next = &mut self.degree_start[degree];
+                self.by_degree[*next as usize] = node as u32;
+                *next += 1;
+            }
+        }
     }
 
     /// Shares of slots on dead ranks: 0, but equal parts where an expert has no other slot, so that the parts of
