@@ -46,8 +46,7 @@ impl Asked {
         Ok(asked)
     }
 
-    /// Name and the two steps of each kind of loads.
-    fn loads(&self) -> Result<Vec<(String, [LoadMatrix; 2])>, Box<dyn Error>> {
+    fn loads(&self) -> Result<Vec<Loads>, Box<dyn Error>> {
         let Some(path) = &self.loads else {
             let shape = Shape { model: "dsv3", slots: 0, ranks: 0 };
             return KINDS.iter().map(|kind| Ok(((*kind).to_owned(), shape.loads(kind, 0)?))).collect();
@@ -57,6 +56,9 @@ impl Asked {
         Ok(vec![(name, [trace.loads(0..1)?, trace.loads(1..2)?])])
     }
 }
+
+/// Name and two steps of one kind of loads.
+type Loads = (String, [LoadMatrix; 2]);
 
 /// A placement made for one step, and the loads of the next.
 struct Case {
