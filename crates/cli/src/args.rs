@@ -8,6 +8,7 @@ use eplb_plan::{Options, Policy};
 use eplb_trace::Trace;
 
 use crate::output::Failure;
+use crate::ranks::RankArgs;
 
 /// How placements are planned.
 #[derive(Debug, Clone, Args)]
@@ -39,6 +40,9 @@ pub(crate) struct PlanArgs {
     /// Most replicas of one expert: the columns of the server's log2phy
     #[arg(long, value_name = "C")]
     pub(crate) max_replicas: Option<usize>,
+
+    #[command(flatten)]
+    pub(crate) ranks: RankArgs,
 }
 
 impl PlanArgs {
@@ -63,11 +67,10 @@ impl PlanArgs {
         self.threads.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
     }
 
-    /// Ranks on nodes; where slots do not divide, the first ranks own one more.
+    /// Ranks on nodes, as [`RankArgs`] says that they differ.
     pub(crate) fn topology(&self, ranks: usize, slots: usize) -> Result<Topology, Failure> {
-        Topology::uniform(ranks, slots)
-            .and_then(|topology| topology.with_nodes(self.nodes))
-            .map_err(|error| Failure::input(error.to_string()))
+        let topology = self.ranks.topology(ranks, slots)?;
+        topology.with_nodes(self.nodes).map_err(|error| Failure::input(error.to_string()))
     }
 }
 

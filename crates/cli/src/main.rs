@@ -4,6 +4,7 @@
 mod args;
 mod output;
 mod plan;
+mod ranks;
 mod rebalance;
 mod replay;
 mod trace;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Instant;
 
+use eplb_core::{ExpertId, LayerId};
 use eplb_engine::{EngineError, plan_file};
 use eplb_plan::{Plan, Planner, Policy, Request};
 use eplb_report::PlacementPicture;
@@ -39,6 +40,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "PLAN.npz")]
     current: Option<PathBuf>,
 
+    /// The last N ranks have just joined: --current has no slots for them
+    #[arg(long, default_value_t = 0, value_name = "N", requires = "current")]
+    joined: usize,
+
     /// Plan this many times and report the median time
     #[arg(long, default_value_t = 1, value_name = "N")]
     repeat: usize,
@@ -71,7 +76,11 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let trace = open(&args.loads, args.steps)?;
     let loads = trace.loads(0..trace.steps())?;
     let topology = args.plan.topology(args.gpus, args.slots)?;
-    let current = args.current.as_deref().map(|path| plan_file::read(path, loads.experts())).transpose()?;
+    let mut current =
+        args.current.as_deref().map(|path| plan_file::read(path, loads.experts())).transpose()?;
+    if let Some(placement) = current.as_mut().filter(|_| args.joined > 0) {
+        *placement = placement.with_joined(&topology, args.joined).map_err(EngineError::from)?;
+    }
     let fallback = if current.is_some() { Policy::Incremental } else { Policy::Balanced };
     let options = args.plan.options(args.policy.unwrap_or(fallback));
     let planner = Planner::new(args.plan.threads())?;
@@ -145,10 +154,31 @@ fn report(args: &Args, plan: &Plan, experts: usize, plan_ms: f64, threads: usize
         "local_copies": plan.changes.map(|changes| changes.local_copies),
         "duplicates": plan.duplicates,
         "shortages": plan.shortages,
+        "dead": args.plan.ranks.dead,
+        "lost": ids(&plan.lost),
+        "left_out": ids(&plan.left_out),
         "target_reached": plan.target_reached,
         "plan_ms": number(plan_ms),
         "threads": threads,
     })
+}
+
+/// Layer and expert of each.
+fn ids(experts: &[(LayerId, ExpertId)]) -> Vec<[u32; 2]> {
+    experts.iter().map(|(layer, expert)| [layer.0, expert.0]).collect()
+}
+
+/// The first few experts by name.
+fn listed(experts: &[(LayerId, ExpertId)]) -> String {
+    const SHOWN: usize = 4;
+    let mut text = format!("{}:", experts.len());
+    for (layer, expert) in experts.iter().take(SHOWN) {
+        text.push_str(&format!(" {expert} of {layer},"));
+    }
+    if experts.len() > SHOWN {
+        text.push_str(" .. (all with --json)");
+    }
+    text.trim_end_matches(',').to_owned()
 }
 
 fn text(args: &Args, plan: &Plan, experts: usize, plan_ms: f64, threads: usize) -> String {
@@ -177,6 +207,12 @@ fn text(args: &Args, plan: &Plan, experts: usize, plan_ms: f64, threads: usize) 
     }
     if plan.duplicates + plan.shortages > 0 {
         line("duplicates, empty", format!("{}, {}", plan.duplicates, plan.shortages));
+    }
+    if !plan.lost.is_empty() {
+        line("lost with dead ranks", listed(&plan.lost));
+    }
+    if !plan.left_out.is_empty() {
+        line("without a slot", listed(&plan.left_out));
     }
     line("planned in", format!("{plan_ms:.2} ms on {threads} threads"));
     if let Some(out) = &args.out {

@@ -72,6 +72,11 @@ enum VerifyArg {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let trace = open(&args.trace, args.steps)?;
+    if !args.plan.ranks.dead.is_empty() {
+        return Err(Failure::input(
+            "--dead: every rank of this run is a thread that lives; use `eplb plan` or `eplb replay` for dead ranks",
+        ));
+    }
     let options = args.plan.options(args.policy.unwrap_or(Policy::Incremental));
     let rebalance = Rebalance {
         topology: args.plan.topology(args.ranks, args.slots)?,

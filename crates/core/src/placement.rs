@@ -178,6 +178,32 @@ impl Placement {
         Self::with_missing(self.experts(), phy2log)
     }
 
+    /// This placement on a topology whose last `joined` ranks are new: their slots are empty.
+    ///
+    /// # Errors
+    /// Fewer ranks than `joined`, or other ranks that own another number of slots than the placement has.
+    pub fn with_joined(&self, topology: &Topology, joined: usize) -> Result<Self, CoreError> {
+        let Some(before) = topology.ranks().checked_sub(joined).filter(|&ranks| ranks > 0) else {
+            return Err(CoreError::Topology(format!(
+                "{joined} of {} ranks are new; at least one must have been there before",
+                topology.ranks()
+            )));
+        };
+        let slots = topology.slot_offsets()[before] as usize;
+        if slots != self.slots() {
+            return Err(CoreError::Shape {
+                what: "phy2log",
+                found: vec![self.layers(), self.slots()],
+                expected: format!(
+                    "{slots} slots per layer, as the {before} ranks before those that joined own"
+                ),
+            });
+        }
+        let mut phy2log = Array2::from_elem((self.layers(), topology.slots()), -1);
+        phy2log.slice_axis_mut(Axis(1), Slice::from(0..slots)).assign(&self.phy2log);
+        Self::with_missing(self.experts(), phy2log)
+    }
+
     /// Checks that the placement has one entry per slot of the topology.
     ///
     /// # Errors
@@ -242,6 +268,18 @@ mod tests {
         let left = Placement::new(3, array![[0, 1, 2, 0]]).unwrap().survivors(&topology).unwrap();
         assert_eq!(left.phy2log(), array![[0, 1, -1, -1]]);
         assert_eq!(left.missing().collect::<Vec<_>>(), [(LayerId(0), ExpertId(2))]);
+    }
+
+    #[test]
+    fn ranks_join_with_empty_slots() {
+        let topology = Topology::new(&[2, 2, 3]).unwrap();
+        let placement = Placement::new(3, array![[0, 1, 2, 0]]).unwrap();
+        let grown = placement.with_joined(&topology, 1).unwrap();
+        assert_eq!(grown.phy2log(), array![[0, 1, 2, 0, -1, -1, -1]]);
+        assert_eq!(grown.replicas(LayerId(0), ExpertId(0)), &[SlotId(0), SlotId(3)]);
+        assert!(placement.with_joined(&topology, 2).unwrap_err().to_string().contains("2 slots"));
+        assert!(placement.with_joined(&topology, 3).unwrap_err().to_string().contains("3 of 3 ranks"));
+        assert!(placement.with_joined(&topology, 0).is_err());
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The built command, as a user calls it.
 
 mod plan;
+mod ranks;
 mod rebalance;
 mod replay;
 mod support;
