@@ -4,7 +4,7 @@
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eplb_comm::Communicator;
 use eplb_comm::fault::{FaultLog, Faults, FaultyCommunicator, FaultyStream, Planted, StreamFault, Strike};
@@ -298,8 +298,16 @@ impl Board for LyingBoard {
         self.twist(self.inner.record())
     }
 
-    fn decide(&self, from: Record, to: Record) -> Record {
-        self.twist(self.inner.decide(from, to))
+    fn looks(&self) -> u64 {
+        self.inner.looks()
+    }
+
+    fn decide(&self, from: Record, to: Record, until: Option<Instant>) -> Option<Record> {
+        self.inner.decide(from, to, until).map(|record| self.twist(record))
+    }
+
+    fn lost(&self) -> Option<String> {
+        self.inner.lost()
     }
 }
 

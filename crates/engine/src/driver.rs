@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use eplb_comm::{Communicator, Fence, Progress, Stream, Ticket};
 use eplb_core::{Placement, RankId, SlotCommit, Topology, Wave};
@@ -17,7 +17,8 @@ use crate::error::EngineError;
 /// commits with the compute [`Stream`], its maps with the host.
 ///
 /// Called by the rank's own thread only: [`Driver::step`] before each forward pass, [`Driver::progress`] as often as possible.
-/// Neither blocks. The map that [`Driver::phy2log`] returns after `step(id)` is the one that step `id` runs with.
+/// Neither blocks, but for a decision that the step needs and that is not known yet: at most
+/// [`eplb_exchange::Deadlines::commit_hold`], counted in [`Driver::held`]. The map that [`Driver::phy2log`] returns after `step(id)` is the one that step `id` runs with.
 #[derive(Debug)]
 pub struct Driver<S> {
     rank: RankId,
@@ -26,6 +27,18 @@ pub struct Driver<S> {
     map: Arc<Array2<i32>>,
     last_step: Option<u64>,
     active: Option<Active>,
+    held: Held,
+    /// First step that must not run, and the wave that is undecided.
+    barred: Option<(u64, usize)>,
+}
+
+/// Waits of steps for decisions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Held {
+    /// Steps that waited.
+    pub steps: u64,
+    /// For how long in all.
+    pub time: Duration,
 }
 
 /// What belongs to one exchange.
@@ -36,6 +49,7 @@ struct Active {
     board: Arc<dyn Board>,
     reader: Reader,
     signs: Vec<(RankId, u64)>,
+    looks: u64,
     ticket: Option<Ticket>,
     commit: Option<Fence>,
     halt: Option<Fence>,
@@ -57,7 +71,16 @@ impl<S: Stream> Driver<S> {
     /// A rank at rest with a placement in force.
     pub fn new(rank: RankId, topology: Arc<Topology>, stream: S, placement: &Placement) -> Self {
         let map = Arc::new(placement.phy2log().to_owned());
-        Self { rank, topology, stream, map, last_step: None, active: None }
+        Self {
+            rank,
+            topology,
+            stream,
+            map,
+            last_step: None,
+            active: None,
+            held: Held::default(),
+            barred: None,
+        }
     }
 
     /// The compute stream.
@@ -85,6 +108,11 @@ impl<S: Stream> Driver<S> {
         self.last_step
     }
 
+    /// Steps that waited for a decision.
+    pub fn held(&self) -> Held {
+        self.held
+    }
+
     /// Starts an exchange, made with this driver's [`Driver::last_step`]. One exchange runs at a time.
     ///
     /// # Errors
@@ -98,6 +126,9 @@ impl<S: Stream> Driver<S> {
         if self.active.is_some() {
             return Err(EngineError::Options(format!("{}: an exchange is under way already", self.rank)));
         }
+        if let Some((step, wave)) = self.barred {
+            return Err(EngineError::Undecided { rank: self.rank, step, wave });
+        }
         let mut steps = VecDeque::new();
         if let Some(last) = self.last_step {
             steps.push_back((last, self.stream.record()?));
@@ -107,6 +138,7 @@ impl<S: Stream> Driver<S> {
             communicator,
             reader: Reader::new(self.rank),
             signs: board.signs(),
+            looks: board.looks(),
             board,
             ticket: None,
             commit: None,
@@ -120,8 +152,14 @@ impl<S: Stream> Driver<S> {
     /// To be called before each forward pass; `id`s rise strictly.
     ///
     /// # Errors
-    /// [`EngineError::Undecided`]: the pass must not run. Stream or communicator errors.
+    /// [`EngineError::Undecided`]: the pass must not run, and no later one until the ranks have formed a new epoch and this
+    /// driver was made anew. Stream or communicator errors.
     pub fn step(&mut self, id: u64) -> Result<(), EngineError> {
+        if let Some((step, wave)) = self.barred
+            && id >= step
+        {
+            return Err(EngineError::Undecided { rank: self.rank, step: id, wave });
+        }
         let wave = match &mut self.active {
             None => {
                 self.last_step = Some(id);
@@ -138,7 +176,11 @@ impl<S: Stream> Driver<S> {
         self.last_step = Some(id);
         self.act()?;
         let may_run = self.active.as_mut().is_none_or(|active| active.exchange.end_boundary());
-        if may_run { Ok(()) } else { Err(EngineError::Undecided { rank: self.rank, step: id, wave }) }
+        if may_run {
+            return Ok(());
+        }
+        self.barred = Some((id, wave));
+        Err(EngineError::Undecided { rank: self.rank, step: id, wave })
     }
 
     /// To be called now and then while the rank runs no steps.
@@ -168,13 +210,14 @@ impl<S: Stream> Driver<S> {
         let Some(active) = &mut self.active else { return Ok(None) };
         let now = Instant::now();
         active.board.renew(self.rank);
-        let signs = active.board.signs();
-        for (&(rank, sign), &(_, seen)) in signs.iter().zip(&active.signs) {
-            if sign != seen {
-                active.exchange.alive(rank, now);
-            }
+        let looks = active.board.looks();
+        if looks != active.looks {
+            active.looks = looks;
+            let signs = active.board.signs();
+            let fresh = signs.iter().zip(&active.signs).filter(|(sign, seen)| sign != seen);
+            active.exchange.observe(fresh.map(|((rank, _), _)| *rank), now);
+            active.signs = signs;
         }
-        active.signs = signs;
         while let Some((id, fence)) = active.steps.front() {
             if !fence.poll()? {
                 break;
@@ -220,11 +263,17 @@ impl<S: Stream> Driver<S> {
         }
         let record = active.board.record();
         active.exchange.learn(record, now);
+        if let Some(detail) = active.board.lost() {
+            active.exchange.store_lost(detail, now);
+        }
         active.exchange.check_time(now);
         self.act()?;
         let over = self.active.as_ref().is_some_and(|active| active.exchange.outcome().is_some());
         Ok(self.active.take_if(|_| over).and_then(|active| {
             let outcome = active.exchange.outcome()?.clone();
+            if let Outcome::Undecided { wave, step: Some(step), .. } = outcome {
+                self.barred.get_or_insert((step, wave));
+            }
             Some(Ended { outcome, communicator: active.communicator })
         }))
     }
@@ -274,9 +323,17 @@ impl<S: Stream> Driver<S> {
                         apply_commits(Arc::make_mut(&mut self.map), wave);
                         active.commit = Some(self.stream.commit(&own)?);
                     }
-                    Action::Decide { from, to } => {
-                        let record = active.board.decide(from, to);
-                        active.exchange.learn(record, now);
+                    Action::Decide { from, to, hold } => {
+                        let until = hold.then(|| now + active.exchange.deadlines().commit_hold);
+                        let record = active.board.decide(from, to, until);
+                        let after = Instant::now();
+                        if hold {
+                            self.held.steps += 1;
+                            self.held.time += after - now;
+                        }
+                        if let Some(record) = record {
+                            active.exchange.decided(record, after);
+                        }
                     }
                     Action::Halt { cause } => {
                         active.ticket = None;

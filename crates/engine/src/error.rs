@@ -3,10 +3,14 @@
 use std::time::Duration;
 
 use eplb_comm::CommError;
+use eplb_comm::store::tcp::TokenError;
+use eplb_comm::store::{FormationError, GroupError, StoreError};
 use eplb_core::{CoreError, RankId};
 use eplb_exchange::{Cause, ExchangeError};
 use eplb_plan::PlanError;
 use eplb_trace::TraceError;
+
+use crate::board::BoardError;
 
 /// What went wrong, and on which rank.
 #[derive(Debug, thiserror::Error)]
@@ -82,6 +86,21 @@ pub enum EngineError {
         /// What is wrong in it.
         error: CoreError,
     },
+    /// The board of an exchange cannot be used.
+    #[error(transparent)]
+    Board(#[from] BoardError),
+    /// The store cannot be used.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Ranks did not come together for a collective, or do not agree.
+    #[error(transparent)]
+    Group(#[from] GroupError),
+    /// No epoch was formed.
+    #[error(transparent)]
+    Formation(#[from] FormationError),
+    /// The secret of the store cannot be used.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// A communicator, stream or memory error.
     #[error(transparent)]
     Comm(#[from] CommError),
@@ -108,6 +127,7 @@ impl EngineError {
             | Self::Memory { .. }
             | Self::Trace(_)
             | Self::Core(_)
+            | Self::Token(_)
             | Self::Exchange(_) => true,
             Self::Plan(error) => !matches!(error, PlanError::Threads { .. }),
             _ => false,

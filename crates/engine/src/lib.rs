@@ -6,11 +6,12 @@
 
 pub mod board;
 pub mod cluster;
+pub mod deadlines;
 pub mod driver;
 pub mod error;
 pub mod plan_file;
 pub mod rebalance;
 
-pub use board::{Board, LocalBoard};
+pub use board::{Board, BoardError, LocalBoard, StoreBoard};
 pub use driver::Driver;
 pub use error::EngineError;

@@ -1,7 +1,7 @@
 //! What a rank has heard of the others.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use eplb_core::RankId;
 
@@ -26,18 +26,19 @@ pub(super) struct Peers {
     plans: BTreeMap<RankId, (u64, u64)>,
     waves: BTreeMap<usize, BTreeMap<RankId, Heard>>,
     proposed: BTreeMap<usize, u64>,
-    alive: BTreeMap<RankId, Instant>,
+    /// Observed time since the last sign of life.
+    silence: BTreeMap<RankId, Duration>,
 }
 
 impl Peers {
     /// `members` are all live ranks, this one included.
-    pub(super) fn new(members: &[RankId], now: Instant) -> Self {
+    pub(super) fn new(members: &[RankId]) -> Self {
         Self {
             members: members.to_vec(),
             plans: BTreeMap::new(),
             waves: BTreeMap::new(),
             proposed: BTreeMap::new(),
-            alive: members.iter().map(|&r| (r, now)).collect(),
+            silence: members.iter().map(|&r| (r, Duration::ZERO)).collect(),
         }
     }
 
@@ -49,19 +50,25 @@ impl Peers {
         self.members.contains(&rank)
     }
 
-    pub(super) fn see_alive(&mut self, rank: RankId, now: Instant) {
-        if let Some(seen) = self.alive.get_mut(&rank) {
-            *seen = now;
+    pub(super) fn see_alive(&mut self, rank: RankId) {
+        if let Some(silence) = self.silence.get_mut(&rank) {
+            *silence = Duration::ZERO;
+        }
+    }
+
+    /// Signs of life were looked for `gap` after the look before; ranks that showed one are seen alive after this.
+    pub(super) fn look(&mut self, gap: Duration) {
+        for silence in self.silence.values_mut() {
+            *silence += gap;
         }
     }
 
     /// The rank that has been silent longest beyond `limit`.
-    pub(super) fn silent(&self, limit: Duration, now: Instant, me: RankId) -> Option<(RankId, Duration)> {
-        self.alive
+    pub(super) fn silent(&self, limit: Duration, me: RankId) -> Option<(RankId, Duration)> {
+        self.silence
             .iter()
-            .filter(|&(&rank, _)| rank != me)
-            .map(|(&rank, &seen)| (rank, now.saturating_duration_since(seen)))
-            .filter(|&(_, silence)| silence > limit)
+            .map(|(&rank, &silence)| (rank, silence))
+            .filter(|&(rank, silence)| rank != me && silence > limit)
             .max_by_key(|&(rank, silence)| (silence, std::cmp::Reverse(rank)))
     }
 

@@ -2,13 +2,15 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use eplb_core::{Landing, RankId};
+use eplb_core::RankId;
 
 use super::peers::Peers;
 use super::words::{Action, Cause, Deadlines, Note, Outcome, Phase, Record, Verdict};
 use crate::plan::ExchangePlan;
+
+mod ending;
 
 /// Steps of the host, as far as the device has got with them.
 #[derive(Debug)]
@@ -28,6 +30,26 @@ impl Steps {
     /// Whether every step before `step` is over on this rank: none can begin any more, and none is open.
     fn over_before(&self, step: u64) -> bool {
         self.next() >= step && self.open.front().is_none_or(|&open| open >= step)
+    }
+}
+
+/// Time between two looks at the clock counts for at most this much: a rank that was itself stopped for a minute must not
+/// find that everybody else has been late for a minute.
+const LONGEST_GAP: Duration = Duration::from_secs(1);
+
+/// Time in which this rank was looking.
+#[derive(Debug)]
+struct Clock {
+    looked: Instant,
+    observed: Duration,
+}
+
+impl Clock {
+    fn look(&mut self, now: Instant) -> Duration {
+        let gap = now.saturating_duration_since(self.looked).min(LONGEST_GAP);
+        self.looked = self.looked.max(now);
+        self.observed += gap;
+        self.observed
     }
 }
 
@@ -59,7 +81,11 @@ pub struct Exchange {
     steps: Steps,
     wave: usize,
     phase: Phase,
-    since: Instant,
+    clock: Clock,
+    /// Observed time at which the phase was entered.
+    since: Duration,
+    /// Observed time at which signs of life were last looked at.
+    signs_at: Duration,
     record: Record,
     boundary: Boundary,
     drained: bool,
@@ -67,7 +93,12 @@ pub struct Exchange {
     /// First step that runs with the maps of the last commit.
     switched: u64,
     deciding: bool,
+    /// Whether this rank has said that it is prepared for the wave: from then on the wave may be committed.
+    prepared: bool,
+    /// The step that this rank has acknowledged for the wave.
     agreed: Option<u64>,
+    /// Whether the store is gone: nothing can be learnt or decided any more.
+    lost: bool,
     /// Why this rank cannot go on; it still obeys what is decided.
     doomed: Option<Cause>,
     actions: Vec<Action>,
@@ -91,27 +122,31 @@ impl Exchange {
         let mut exchange = Self {
             plan,
             me,
-            peers: Peers::new(members, now),
+            peers: Peers::new(members),
             deadlines,
             margin: margin.max(1),
             steps: Steps { begun: last_step, open: VecDeque::from_iter(last_step) },
             wave: 0,
             phase: Phase::Agreeing,
-            since: now,
+            clock: Clock { looked: now, observed: Duration::ZERO },
+            since: Duration::ZERO,
+            signs_at: Duration::ZERO,
             record: Record::OPEN,
             boundary: Boundary::Closed,
             drained: false,
             submitted: false,
             switched: 0,
             deciding: false,
+            prepared: false,
             agreed: None,
+            lost: false,
             doomed: None,
             actions: Vec::new(),
             outcome: None,
         };
         let next_step = exchange.steps.next();
         exchange.say(Note::Plan { hash, next_step });
-        exchange.advance(now);
+        exchange.advance();
         exchange
     }
 
@@ -148,71 +183,91 @@ impl Exchange {
     /// The host is about to run step `id`; ids rise strictly, gaps are allowed. Until [`Exchange::end_boundary`] maps may
     /// be switched, and the step sees them.
     pub fn begin_step(&mut self, id: u64, now: Instant) {
+        self.clock.look(now);
         self.steps.begun = Some(self.steps.begun.map_or(id, |last| last.max(id)));
         self.steps.open.push_back(id);
         self.boundary = Boundary::Step(id);
         if self.phase == Phase::Armed && self.agreed.is_some_and(|step| id >= step) {
             // The step has come and the decision has not: whoever is first at the record decides.
-            self.decide(Verdict::Abort);
+            self.decide(Verdict::Abort, true);
         }
-        self.advance(now);
+        self.advance();
     }
 
     /// The rank runs no step at present; maps may be switched until [`Exchange::end_boundary`].
     pub fn tick(&mut self, now: Instant) {
+        self.clock.look(now);
         self.boundary = Boundary::Idle;
-        self.advance(now);
+        self.advance();
     }
 
     /// Ends the boundary opened by [`Exchange::begin_step`] or [`Exchange::tick`]. Returns whether the step may run: not if
-    /// the agreed step has come and the decision is still unknown, because the record could not be reached.
+    /// the agreed step has come and the decision is still unknown, because the record could not be reached. Then the
+    /// exchange is over ([`Outcome::Undecided`]): it is not guessed later what is not known now.
     pub fn end_boundary(&mut self) -> bool {
         self.boundary = Boundary::Closed;
-        !(self.phase == Phase::Armed && self.agreed.is_some_and(|step| self.steps.next() > step))
+        if self.phase == Phase::Armed && self.agreed.is_some_and(|step| self.steps.next() > step) {
+            let detail = format!("it did not answer within {:?}", self.deadlines.commit_hold);
+            self.leave_undecided(detail);
+        }
+        !matches!(&self.outcome, Some(Outcome::Undecided { step: Some(step), .. }) if self.steps.next() > *step)
     }
 
     /// The device has finished every step up to `id`.
     pub fn finish_step(&mut self, id: u64, now: Instant) {
+        self.clock.look(now);
         while self.steps.open.front().is_some_and(|&open| open <= id) {
             self.steps.open.pop_front();
         }
-        self.advance(now);
+        self.advance();
     }
 
     /// This rank's part of the wave's transfers is done: its bytes are in, its reads of others are over.
     pub fn transfers_done(&mut self, now: Instant) {
+        self.clock.look(now);
         if self.phase == Phase::Moving {
+            self.prepared = true;
             self.say(Note::Prepared { wave: self.wave, last_step: self.steps.begun });
-            self.enter(Phase::Prepared, now);
+            self.enter(Phase::Prepared);
         }
-        self.advance(now);
+        self.advance();
     }
 
     /// This rank's part of the wave's transfers, or of its commit, failed.
     pub fn transfers_failed(&mut self, detail: String, now: Instant) {
-        self.fail(Cause::Transfer { rank: self.me, wave: self.wave, detail }, now);
+        self.clock.look(now);
+        self.fail(Cause::Transfer { rank: self.me, wave: self.wave, detail });
+        self.advance();
     }
 
     /// The commit of the wave is complete on the device.
     pub fn commit_done(&mut self, now: Instant) {
+        self.clock.look(now);
         if self.phase == Phase::Settling {
             self.say(Note::Committed { wave: self.wave, first_step: self.switched });
         }
-        self.advance(now);
+        self.advance();
     }
 
     /// After [`Action::Halt`]: nothing of the wave can touch this rank's memory any more.
     pub fn halted(&mut self, now: Instant) {
+        self.clock.look(now);
         if self.phase == Phase::Stopping {
             let touched = self.submitted;
             self.say(Note::Stopped { wave: self.wave, touched });
         }
-        self.advance(now);
+        self.advance();
     }
 
-    /// A rank showed a sign of life.
-    pub fn alive(&mut self, rank: RankId, now: Instant) {
-        self.peers.see_alive(rank, now);
+    /// Signs of life of all members were looked at; `alive` showed a new one since the last look. Silence counts only
+    /// while this rank looks.
+    pub fn observe(&mut self, alive: impl IntoIterator<Item = RankId>, now: Instant) {
+        let observed = self.clock.look(now);
+        self.peers.look(observed - self.signs_at);
+        self.signs_at = observed;
+        for rank in alive {
+            self.peers.see_alive(rank);
+        }
     }
 
     /// A note of another rank came.
@@ -220,33 +275,42 @@ impl Exchange {
         if !self.peers.is_member(from) {
             return;
         }
-        self.peers.see_alive(from, now);
+        self.clock.look(now);
+        self.peers.see_alive(from);
         self.peers.hear(from, note);
         if let Note::Failed { cause } = note {
-            self.fail(Cause::PeerFailed { rank: from, detail: cause.clone() }, now);
+            self.fail(Cause::PeerFailed { rank: from, detail: cause.clone() });
         }
-        self.advance(now);
+        self.advance();
     }
 
-    /// What the record says, read or after [`Action::Decide`].
-    pub fn learn(&mut self, record: Record, now: Instant) {
+    /// The answer to [`Action::Decide`]: what the record says now.
+    pub fn decided(&mut self, record: Record, now: Instant) {
         self.deciding = false;
-        if record.decided > self.record.decided {
+        self.learn(record, now);
+    }
+
+    /// What the record was seen to say.
+    pub fn learn(&mut self, record: Record, now: Instant) {
+        self.clock.look(now);
+        if record.decided > self.record.decided || (record.closed && !self.record.closed) {
+            self.deciding = false;
             self.record = record;
-            self.obey(now);
+            self.obey();
         }
-        self.advance(now);
+        self.advance();
     }
 
     /// The caller wants the exchange to stop at the next possible point.
     pub fn cancel(&mut self, why: &str, now: Instant) {
-        self.fail(Cause::Cancelled(why.into()), now);
-        self.advance(now);
+        self.clock.look(now);
+        self.fail(Cause::Cancelled(why.into()));
+        self.advance();
     }
 
     /// Looks at the clock. Only what needs no traffic has a deadline here: a group that serves nothing waits.
     pub fn check_time(&mut self, now: Instant) {
-        let waited = now.saturating_duration_since(self.since);
+        let waited = self.clock.look(now).saturating_sub(self.since);
         let late = match self.phase {
             Phase::Agreeing if waited > self.deadlines.answer => Some(self.peers.without_hash()),
             Phase::Moving if waited > self.deadlines.transfer => Some(vec![self.me]),
@@ -258,19 +322,24 @@ impl Exchange {
                 self.finish_abort(silent);
                 None
             }
+            // The store has the last word, and has not spoken.
+            Phase::Failing if waited > self.deadlines.answer => {
+                self.store_lost(format!("it did not say within {waited:?} what was decided"), now);
+                None
+            }
             _ => None,
         };
         if let Some(waiting_for) = late {
             let (wave, phase) = (self.wave, self.phase);
-            self.fail(Cause::Timeout { wave, phase, waiting_for, waited }, now);
+            self.fail(Cause::Timeout { wave, phase, waiting_for, waited });
         }
         if !matches!(self.phase, Phase::Stopping | Phase::Over)
-            && let Some((rank, silence)) = self.peers.silent(self.deadlines.peer, now, self.me)
+            && let Some((rank, silence)) = self.peers.silent(self.deadlines.peer, self.me)
         {
             let (wave, phase) = (self.wave, self.phase);
-            self.fail(Cause::PeerSilent { rank, wave, phase, silence }, now);
+            self.fail(Cause::PeerSilent { rank, wave, phase, silence });
         }
-        self.advance(now);
+        self.advance();
     }
 
     fn say(&mut self, note: Note) {
@@ -278,38 +347,40 @@ impl Exchange {
         self.actions.push(Action::Publish(note));
     }
 
-    fn enter(&mut self, phase: Phase, now: Instant) {
+    fn enter(&mut self, phase: Phase) {
         self.phase = phase;
-        self.since = now;
+        self.since = self.clock.observed;
     }
 
-    /// Asks for the verdict on the wave under way, unless an answer is still out.
-    fn decide(&mut self, verdict: Verdict) {
-        if !self.deciding && self.record.decided == self.wave {
+    /// Asks for the verdict on the wave under way, unless an answer is still out that can be waited for as well.
+    fn decide(&mut self, verdict: Verdict, hold: bool) {
+        let open = !self.lost && !self.record.closed && self.record.decided == self.wave;
+        if open && (!self.deciding || hold) {
             self.deciding = true;
-            let to = Record { decided: self.wave + 1, verdict };
-            self.actions.push(Action::Decide { from: self.record, to });
+            let to = Record { decided: self.wave + 1, verdict, closed: false };
+            self.actions.push(Action::Decide { from: self.record, to, hold });
         }
     }
 
     /// Goes on as far as what is known allows.
-    fn advance(&mut self, now: Instant) {
+    fn advance(&mut self) {
         loop {
             let before = (self.phase, self.wave);
             match self.phase {
-                Phase::Agreeing => self.agree(now),
-                Phase::Draining => self.drain(now),
-                Phase::Clearing => self.clear(now),
-                Phase::Prepared => self.propose(now),
-                Phase::Armed => self.collect(now),
-                Phase::Committing => self.commit(now),
-                Phase::Settling => self.settle(now),
+                Phase::Agreeing => self.agree(),
+                Phase::Draining => self.drain(),
+                Phase::Clearing => self.clear(),
+                Phase::Prepared => self.propose(),
+                Phase::Armed => self.collect(),
+                Phase::Committing => self.commit(),
+                Phase::Settling => self.settle(),
                 Phase::Stopping => {
-                    if self.peers.missing(self.wave, |h| h.stopped.is_none()).is_empty() {
-                        self.finish_abort(Vec::new());
+                    let silent = self.peers.missing(self.wave, |h| h.stopped.is_none());
+                    if silent.is_empty() || (self.lost && !silent.contains(&self.me)) {
+                        self.finish_abort(silent);
                     }
                 }
-                Phase::Failing => self.decide(Verdict::Abort),
+                Phase::Failing => self.decide(Verdict::Abort, false),
                 Phase::Moving | Phase::Over => {}
             }
             if before == (self.phase, self.wave) {
@@ -318,34 +389,44 @@ impl Exchange {
         }
     }
 
-    fn agree(&mut self, now: Instant) {
+    fn agree(&mut self) {
         let ours = self.plan.hash64();
         let other = self.peers.hashes().find(|&(_, hash)| hash != ours);
         if let Some((rank, theirs)) = other {
-            self.fail(Cause::PlanMismatch { rank, theirs, ours }, now);
+            self.fail(Cause::PlanMismatch { rank, theirs, ours });
         } else if self.peers.without_hash().is_empty() {
-            self.start_wave(now);
+            self.start_wave();
         }
     }
 
-    fn start_wave(&mut self, now: Instant) {
+    fn start_wave(&mut self) {
         self.peers.forget_before(self.wave.saturating_sub(1));
-        (self.drained, self.submitted, self.agreed) = (false, false, None);
-        if self.doomed.is_some() || self.record.decided > self.wave {
-            self.give_up(now);
+        (self.drained, self.submitted, self.prepared, self.agreed) = (false, false, false, None);
+        let over = self.wave == self.plan.waves().len();
+        if !over && (self.doomed.is_some() || self.record.closed || self.record.decided > self.wave) {
+            self.give_up();
             return;
         }
         match self.plan.waves().get(self.wave) {
-            None => {
-                self.outcome = Some(Outcome::Completed);
-                self.enter(Phase::Over, now);
-            }
-            Some(wave) if wave.drains.is_empty() => self.enter(Phase::Clearing, now),
-            Some(_) => self.enter(Phase::Draining, now),
+            // Every wave is decided: there is nothing left to abort, whatever befell this rank or another.
+            None => match self.doomed.take() {
+                None => {
+                    self.outcome = Some(Outcome::Completed);
+                    self.enter(Phase::Over);
+                }
+                Some(cause) => {
+                    let unconfirmed =
+                        self.peers.missing(self.wave.saturating_sub(1), |h| h.committed.is_none());
+                    self.doomed = Some(cause);
+                    self.finish_abort(unconfirmed);
+                }
+            },
+            Some(wave) if wave.drains.is_empty() => self.enter(Phase::Clearing),
+            Some(_) => self.enter(Phase::Draining),
         }
     }
 
-    fn drain(&mut self, now: Instant) {
+    fn drain(&mut self) {
         if let Some(first_step) = self.first_step_at_boundary()
             && !self.drained
         {
@@ -354,7 +435,7 @@ impl Exchange {
             self.say(Note::Drained { wave: self.wave, first_step });
         }
         if self.peers.missing(self.wave, |h| h.drained.is_none()).is_empty() {
-            self.enter(Phase::Clearing, now);
+            self.enter(Phase::Clearing);
         }
     }
 
@@ -367,7 +448,7 @@ impl Exchange {
         }
     }
 
-    fn clear(&mut self, now: Instant) {
+    fn clear(&mut self) {
         // Slots that the wave drains, and slots that the commit before emptied: both were named by the maps of earlier steps.
         let drained = self.peers.of_wave(self.wave).filter_map(|(_, h)| h.drained).max();
         let emptied = match self.wave.checked_sub(1) {
@@ -377,47 +458,55 @@ impl Exchange {
         if drained.max(emptied).is_none_or(|step| self.steps.over_before(step)) {
             self.submitted = true;
             self.actions.push(Action::Submit { wave: self.wave });
-            self.enter(Phase::Moving, now);
+            self.enter(Phase::Moving);
         }
     }
 
-    fn propose(&mut self, now: Instant) {
+    fn propose(&mut self) {
         let wave = self.wave;
         let leads = self.peers.leader() == self.me;
         if let Some(step) = self.peers.proposed(wave) {
             if self.steps.begun.is_none_or(|last| last < step) {
                 self.agreed = Some(step);
                 self.say(Note::Acknowledged { wave });
-                self.enter(Phase::Armed, now);
+                self.enter(Phase::Armed);
             } else {
                 self.say(Note::TooLate { wave });
-                self.fail(Cause::TooLate { rank: self.me, wave }, now);
+                self.fail(Cause::TooLate { rank: self.me, wave });
             }
         } else if leads && self.peers.missing(wave, |h| h.prepared.is_none()).is_empty() {
             if self.plan.waves()[wave].needs_agreed_step() {
                 let heard = self.peers.of_wave(wave).filter_map(|(_, h)| h.prepared.flatten()).max();
                 let step = heard.max(self.steps.begun).map_or(0, |last| last + 1) + self.margin;
                 self.say(Note::Proposed { wave, step });
-                self.propose(now);
+                self.propose();
             } else {
-                self.decide(Verdict::Commit { step: None });
+                self.decide(Verdict::Commit { step: None }, false);
             }
         }
     }
 
-    fn collect(&mut self, now: Instant) {
+    fn collect(&mut self) {
         let (wave, leads) = (self.wave, self.peers.leader() == self.me);
         if let Some(&rank) = self.peers.missing(wave, |h| h.too_late).first() {
-            self.fail(Cause::TooLate { rank, wave }, now);
+            self.fail(Cause::TooLate { rank, wave });
         } else if leads && self.peers.missing(wave, |h| !h.acknowledged).is_empty() {
-            self.decide(Verdict::Commit { step: self.agreed });
+            self.decide(Verdict::Commit { step: self.agreed }, false);
         }
     }
 
     /// Acts on a record that decides the wave under way, or a later one: then this one was committed, at the step that
     /// this rank acknowledged, because an abort would have been the last word.
-    fn obey(&mut self, now: Instant) {
-        if self.record.decided <= self.wave || matches!(self.phase, Phase::Stopping | Phase::Over) {
+    fn obey(&mut self) {
+        if matches!(self.phase, Phase::Stopping | Phase::Over) {
+            return;
+        }
+        if self.record.decided <= self.wave {
+            if self.record.closed && !matches!(self.phase, Phase::Committing | Phase::Settling) {
+                let (wave, phase) = (self.wave, self.phase);
+                self.doomed.get_or_insert(Cause::EpochClosed { wave, phase });
+                self.stop();
+            }
             return;
         }
         let verdict = if self.record.decided == self.wave + 1 {
@@ -430,14 +519,14 @@ impl Exchange {
                 if matches!(self.phase, Phase::Prepared | Phase::Armed | Phase::Failing) =>
             {
                 self.agreed = step;
-                self.enter(Phase::Committing, now);
+                self.enter(Phase::Committing);
             }
             Verdict::Commit { .. } => {}
-            Verdict::Abort => self.stop(now),
+            Verdict::Abort => self.stop(),
         }
     }
 
-    fn commit(&mut self, now: Instant) {
+    fn commit(&mut self) {
         let reached = match (self.agreed, self.boundary) {
             (None, _) => true,
             (Some(step), Boundary::Step(id)) => id >= step,
@@ -448,62 +537,18 @@ impl Exchange {
         {
             self.switched = first_step;
             self.actions.push(Action::Commit { wave: self.wave });
-            self.enter(Phase::Settling, now);
+            self.enter(Phase::Settling);
         }
     }
 
-    fn settle(&mut self, now: Instant) {
+    fn settle(&mut self) {
         let me = self.me;
         let missing = self.peers.missing(self.wave, |h| h.committed.is_none());
-        let over = self.doomed.is_some() || self.record.decided > self.wave + 1;
+        let over = self.doomed.is_some() || self.record.closed || self.record.decided > self.wave + 1;
         // Others may never confirm: when this rank's own commit is complete, it goes on to give up the next wave.
         if missing.is_empty() || (over && !missing.contains(&me)) {
             self.wave += 1;
-            self.start_wave(now);
+            self.start_wave();
         }
-    }
-
-    /// This rank cannot go on. The record has the last word on the wave under way; what it decided is carried out first.
-    fn fail(&mut self, cause: Cause, now: Instant) {
-        if matches!(self.phase, Phase::Stopping | Phase::Over) || self.doomed.is_some() {
-            return;
-        }
-        self.say(Note::Failed { cause: cause.to_string() });
-        self.doomed = Some(cause);
-        if !matches!(self.phase, Phase::Committing | Phase::Settling) {
-            self.give_up(now);
-        }
-    }
-
-    fn give_up(&mut self, now: Instant) {
-        self.enter(Phase::Failing, now);
-        self.decide(Verdict::Abort);
-        self.obey(now);
-    }
-
-    fn stop(&mut self, now: Instant) {
-        let cause = self.doomed.get_or_insert(Cause::ByRecord { wave: self.wave });
-        self.actions.push(Action::Halt { cause: cause.to_string() });
-        self.enter(Phase::Stopping, now);
-    }
-
-    fn finish_abort(&mut self, silent: Vec<RankId>) {
-        let mut phy2log = self.plan.phy2log_after(self.wave.min(self.plan.waves().len()));
-        let touched: Vec<RankId> = self
-            .peers
-            .of_wave(self.wave)
-            .filter(|(rank, heard)| heard.stopped == Some(true) || silent.contains(rank))
-            .map(|(rank, _)| rank)
-            .collect();
-        // A drained slot in which bytes may have landed does not return to service.
-        for transfer in self.plan.waves().get(self.wave).into_iter().flat_map(|wave| &wave.transfers) {
-            if transfer.landing == Landing::InPlace && touched.contains(&transfer.dest) {
-                phy2log[(transfer.layer.index(), transfer.dest_slot.index())] = -1;
-            }
-        }
-        self.actions.push(Action::Restore { phy2log: phy2log.clone() });
-        let cause = self.doomed.take().unwrap_or(Cause::ByRecord { wave: self.wave });
-        self.outcome = Some(Outcome::Aborted { wave: self.wave, cause, phy2log, silent });
-        self.phase = Phase::Over;
     }
 }

@@ -74,11 +74,13 @@ pub struct Record {
     pub decided: usize,
     /// What was decided of wave `decided - 1`.
     pub verdict: Verdict,
+    /// Whether the epoch is closed: nothing will be decided under this record any more.
+    pub closed: bool,
 }
 
 impl Record {
     /// Before the first wave.
-    pub const OPEN: Record = Record { decided: 0, verdict: Verdict::Commit { step: None } };
+    pub const OPEN: Record = Record { decided: 0, verdict: Verdict::Commit { step: None }, closed: false };
 }
 
 /// What becomes of a wave.
@@ -115,12 +117,16 @@ pub enum Action {
         /// Number of the wave.
         wave: usize,
     },
-    /// Move the record from `from` to `to` by compare-and-set, and report what it says then.
+    /// Move the record from `from` to `to` by compare-and-set, and report what it says then
+    /// ([`Exchange::decided`](super::Exchange::decided)).
     Decide {
         /// The record as last known.
         from: Record,
         /// The record wanted.
         to: Record,
+        /// Whether the step that is about to run depends on the answer: the driver waits for it, up to
+        /// [`Deadlines::commit_hold`], before it ends the boundary. Otherwise it does not wait.
+        hold: bool,
     },
     /// Abort the communicator's work of this exchange; report when nothing can touch memory any more.
     Halt {
@@ -143,15 +149,18 @@ pub struct Deadlines {
     pub answer: Duration,
     /// A peer that shows no sign of life for this long is taken for dead.
     pub peer: Duration,
+    /// Longest wait in a step for the decision on it: the only wait in the forward path.
+    pub commit_hold: Duration,
 }
 
 impl Default for Deadlines {
-    /// 30 s for a wave's transfers, 10 s for an answer, 5 s for a sign of life.
+    /// 30 s for a wave's transfers, 10 s for an answer, 5 s for a sign of life, 1 s for a decision that a step needs.
     fn default() -> Self {
         Self {
             transfer: Duration::from_secs(30),
             answer: Duration::from_secs(10),
             peer: Duration::from_secs(5),
+            commit_hold: Duration::from_secs(1),
         }
     }
 }
@@ -268,6 +277,26 @@ pub enum Cause {
         /// Number of the wave.
         wave: usize,
     },
+    /// The store through which ranks decide is gone.
+    #[error("{rank}, wave {wave}, {phase}: the store is lost: {detail}")]
+    StoreLost {
+        /// This rank.
+        rank: RankId,
+        /// Number of the wave.
+        wave: usize,
+        /// What was going on.
+        phase: Phase,
+        /// The store's error.
+        detail: String,
+    },
+    /// The members have gone on in another epoch, without this rank.
+    #[error("wave {wave}, {phase}: the epoch was closed; this rank was held for dead or left out: join anew")]
+    EpochClosed {
+        /// Number of the wave.
+        wave: usize,
+        /// What was going on.
+        phase: Phase,
+    },
     /// The caller cancelled.
     #[error("cancelled: {0}")]
     Cancelled(String),
@@ -302,5 +331,19 @@ pub enum Outcome {
         phy2log: Array2<i32>,
         /// Ranks that did not confirm that they stopped: their drained slots are left empty.
         silent: Vec<RankId>,
+    },
+    /// The store was lost when the wave may have been committed on other ranks. This rank keeps the maps from before it,
+    /// with the drained slots out of service, and its staging; which of the two placements is in force, only a new
+    /// epoch can tell.
+    Undecided {
+        /// Number of the wave of which nobody here knows.
+        wave: usize,
+        /// The agreed step: this rank must run no step from it on. `None`: the wave overwrites nothing in service, and
+        /// steps may go on.
+        step: Option<u64>,
+        /// Why.
+        cause: Cause,
+        /// Entries of `phy2log` in force now, `[L, P]`.
+        phy2log: Array2<i32>,
     },
 }

@@ -1,49 +1,13 @@
-//! Where ranks leave notes for each other while an exchange runs, and where its decision record lies.
+//! The board of ranks that are threads of one process.
 
-use std::fmt::Debug;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use eplb_core::RankId;
 use eplb_exchange::{Note, Record};
 
-/// Control traffic of one exchange: notes, signs of life and one record. Small and rare; never on a GPU.
-///
-/// Notes of one rank are seen by every other in the order left. What a rank wrote to memory before leaving a note
-/// happens-before what a rank does after it has collected the note.
-pub trait Board: Debug + Send + Sync {
-    /// Leaves a note for all other ranks.
-    fn publish(&self, from: RankId, note: Note);
-
-    /// Notes of the other ranks that `reader` has not collected yet.
-    fn collect(&self, reader: &mut Reader) -> Vec<(RankId, Note)>;
-
-    /// Shows a sign of life.
-    fn renew(&self, rank: RankId);
-
-    /// Counts of signs of life, by rank in the order of the members.
-    fn signs(&self) -> Vec<(RankId, u64)>;
-
-    /// The decision record.
-    fn record(&self) -> Record;
-
-    /// Moves the record from `from` to `to` if it says `from`; returns what it says then.
-    fn decide(&self, from: Record, to: Record) -> Record;
-}
-
-/// How far a rank has read a board.
-#[derive(Debug, Clone)]
-pub struct Reader {
-    rank: RankId,
-    read: Vec<usize>,
-}
-
-impl Reader {
-    /// Nothing read yet.
-    pub fn new(rank: RankId) -> Self {
-        Self { rank, read: Vec::new() }
-    }
-}
+use super::{Board, Reader};
 
 /// The board of ranks that are threads of one process.
 #[derive(Debug)]
@@ -51,6 +15,7 @@ pub struct LocalBoard {
     members: Vec<RankId>,
     notes: Mutex<Vec<Vec<Note>>>,
     signs: Vec<AtomicU64>,
+    looks: AtomicU64,
     record: Mutex<Record>,
 }
 
@@ -61,6 +26,7 @@ impl LocalBoard {
             members: members.to_vec(),
             notes: Mutex::new(vec![Vec::new(); members.len()]),
             signs: members.iter().map(|_| AtomicU64::new(0)).collect(),
+            looks: AtomicU64::new(0),
             record: Mutex::new(Record::OPEN),
         })
     }
@@ -109,15 +75,24 @@ impl Board for LocalBoard {
             .collect()
     }
 
+    fn looks(&self) -> u64 {
+        // The counts are always those of now.
+        self.looks.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
     fn record(&self) -> Record {
         *lock(&self.record)
     }
 
-    fn decide(&self, from: Record, to: Record) -> Record {
+    fn decide(&self, from: Record, to: Record, _until: Option<Instant>) -> Option<Record> {
         let mut record = lock(&self.record);
         if *record == from {
             *record = to;
         }
-        *record
+        Some(*record)
+    }
+
+    fn lost(&self) -> Option<String> {
+        None
     }
 }

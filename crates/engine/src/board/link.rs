@@ -1,0 +1,448 @@
+//! What the callers of a store's board and its two threads share.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use eplb_comm::store::deadlines::{after, left};
+use eplb_comm::store::liveness::counter_key;
+use eplb_comm::store::{CasOutcome, Deadlines, Store, StoreError};
+use eplb_core::RankId;
+use eplb_exchange::{Note, Record};
+
+use super::wire::{Decision, Malformed, Numbered, decode_notes, encode_notes, wave_of};
+
+/// A connection of one rank with the keys of an epoch.
+pub(super) struct Link {
+    store: Arc<dyn Store>,
+    pub(super) epoch: u64,
+    pub(super) me: RankId,
+    /// All members, ascending.
+    members: Vec<RankId>,
+    operation: Duration,
+    renew: Duration,
+    state: Mutex<State>,
+    /// Told when there is something to write, or the board closes.
+    work: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    exchange: u64,
+    /// The record when the exchange began.
+    base: Decision,
+    /// The latest record seen.
+    seen: Decision,
+    /// Own notes that somebody may not have read, and the number of the first.
+    log: VecDeque<Numbered>,
+    first: u64,
+    unwritten: bool,
+    /// A decision to be tried.
+    attempt: Option<(Decision, Decision)>,
+    /// Whether the bell must be rung for something written elsewhere.
+    ring: bool,
+    renewed: bool,
+    peers: Vec<Peer>,
+    looks: u64,
+    lost: Option<String>,
+    closing: bool,
+}
+
+/// What came from one member.
+#[derive(Debug, Default)]
+struct Peer {
+    /// Number of the next note.
+    next: u64,
+    /// Notes not collected yet.
+    inbox: VecDeque<Numbered>,
+    sign: Vec<u8>,
+    signs: u64,
+}
+
+/// Why a thread stops talking to the store.
+#[derive(Debug)]
+enum Trouble {
+    Store(StoreError),
+    Malformed(String, Malformed),
+    Missed { rank: RankId, first: u64, next: u64 },
+}
+
+impl fmt::Display for Trouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Store(error) => error.fmt(f),
+            Self::Malformed(key, what) => {
+                write!(f, "key {key} is malformed: {what}; do all ranks run the same version?")
+            }
+            Self::Missed { rank, first, next } => {
+                write!(f, "notes {next} to {first} of {rank} were not read in time; is this rank overloaded?")
+            }
+        }
+    }
+}
+
+impl From<StoreError> for Trouble {
+    fn from(error: StoreError) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl Link {
+    pub(super) fn new(
+        store: Arc<dyn Store>,
+        epoch: u64,
+        me: RankId,
+        members: &[RankId],
+        deadlines: &Deadlines,
+    ) -> Self {
+        let mut members = members.to_vec();
+        members.sort_unstable();
+        members.dedup();
+        let state = State {
+            exchange: 0,
+            base: Decision::OPEN,
+            seen: Decision::OPEN,
+            log: VecDeque::new(),
+            first: 0,
+            unwritten: false,
+            attempt: None,
+            ring: false,
+            renewed: true,
+            peers: members.iter().map(|_| Peer::default()).collect(),
+            looks: 0,
+            lost: None,
+            closing: false,
+        };
+        Self {
+            store,
+            epoch,
+            me,
+            members,
+            operation: deadlines.operation,
+            renew: deadlines.renew,
+            state: Mutex::new(state),
+            work: Condvar::new(),
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing between lock and unlock leaves the state half changed when it panics.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn notes_key(&self, rank: RankId) -> String {
+        format!("{}/notes/{}", self.epoch, rank.0)
+    }
+
+    fn decision_key(&self) -> String {
+        format!("{}/decision", self.epoch)
+    }
+
+    fn bell_key(&self) -> String {
+        format!("{}/bell", self.epoch)
+    }
+
+    pub(super) fn begin(&self, decision: Decision) {
+        let mut state = self.lock();
+        state.exchange += 1;
+        state.base = decision;
+        state.seen = decision;
+        state.attempt = None;
+        let exchange = state.exchange;
+        for peer in &mut state.peers {
+            peer.inbox.retain(|numbered| numbered.exchange >= exchange);
+        }
+    }
+
+    pub(super) fn position(&self) -> (u64, u64) {
+        let state = self.lock();
+        (state.exchange, state.base.version)
+    }
+
+    pub(super) fn publish(&self, note: Note) {
+        let mut state = self.lock();
+        let exchange = state.exchange;
+        if let Some(wave) = wave_of(&note) {
+            // Who has come to wave w has everyone's last note of wave w - 2, so everyone has passed it and read
+            // what was said before. An earlier exchange may still be under way on another rank; one before that not.
+            let needed = |n: &Numbered| {
+                n.exchange + 1 == exchange
+                    || (n.exchange == exchange && wave_of(&n.note).is_none_or(|w| w + 1 >= wave))
+            };
+            while state.log.front().is_some_and(|front| !needed(front)) {
+                state.log.pop_front();
+                state.first += 1;
+            }
+        }
+        state.log.push_back(Numbered { exchange, note });
+        state.unwritten = true;
+        self.work.notify_all();
+    }
+
+    pub(super) fn collect(&self) -> Vec<(RankId, Note)> {
+        let mut state = self.lock();
+        let exchange = state.exchange;
+        let mut notes = Vec::new();
+        for (&rank, peer) in self.members.iter().zip(&mut state.peers) {
+            // A peer may be in the next exchange already; its notes wait until this rank is.
+            while peer.inbox.front().is_some_and(|numbered| numbered.exchange <= exchange) {
+                let Some(numbered) = peer.inbox.pop_front() else { break };
+                if numbered.exchange == exchange && rank != self.me {
+                    notes.push((rank, numbered.note));
+                }
+            }
+        }
+        notes
+    }
+
+    pub(super) fn renew(&self) {
+        self.lock().renewed = true;
+    }
+
+    pub(super) fn signs(&self) -> Vec<(RankId, u64)> {
+        self.members.iter().copied().zip(self.lock().peers.iter().map(|peer| peer.signs)).collect()
+    }
+
+    pub(super) fn looks(&self) -> u64 {
+        self.lock().looks
+    }
+
+    pub(super) fn lost(&self) -> Option<String> {
+        self.lock().lost.clone()
+    }
+
+    pub(super) fn record(&self) -> Record {
+        let state = self.lock();
+        record(&state.base, &state.seen)
+    }
+
+    pub(super) fn decide(&self, from: Record, to: Record, until: Option<Instant>) -> Option<Record> {
+        let mut state = self.lock();
+        let base = state.base;
+        let (from, to) = (decision(&base, from), decision(&base, to));
+        match until {
+            None => {
+                state.attempt = Some((from, to));
+                self.work.notify_all();
+                None
+            }
+            // Not by way of the writer: it may be held up by notes.
+            Some(deadline) => {
+                drop(state);
+                let seen = self.try_decide(&from, &to, deadline).ok()?;
+                Some(record(&base, &seen))
+            }
+        }
+    }
+
+    /// The record takes in what was seen of it.
+    pub(super) fn see(&self, decision: Decision) {
+        let mut state = self.lock();
+        if decision.is_after(&state.seen) {
+            state.seen = decision;
+        }
+        state.ring = true;
+        self.work.notify_all();
+    }
+
+    pub(super) fn read_decision(&self) -> Result<Decision, StoreError> {
+        self.parse_decision(self.store.get(&self.decision_key(), after(self.operation))?.as_deref())
+    }
+
+    fn parse_decision(&self, bytes: Option<&[u8]>) -> Result<Decision, StoreError> {
+        let Some(bytes) = bytes else { return Ok(Decision::OPEN) };
+        Decision::decode(bytes).map_err(|what| StoreError::Protocol {
+            store: self.decision_key(),
+            detail: format!("the decision record is malformed: {what}"),
+        })
+    }
+
+    pub(super) fn swap(&self, from: &Decision, to: &Decision) -> Result<CasOutcome, StoreError> {
+        self.swap_by(from, to, after(self.operation))
+    }
+
+    fn swap_by(&self, from: &Decision, to: &Decision, deadline: Instant) -> Result<CasOutcome, StoreError> {
+        let expected = (*from != Decision::OPEN).then(|| from.encode());
+        self.store.compare_and_set(&self.decision_key(), expected.as_deref(), &to.encode(), deadline)
+    }
+
+    /// Moves the record if it says `from`; what it says then.
+    fn try_decide(&self, from: &Decision, to: &Decision, deadline: Instant) -> Result<Decision, StoreError> {
+        let seen = match self.swap_by(from, to, deadline)? {
+            CasOutcome::Swapped => *to,
+            CasOutcome::Current(bytes) => self.parse_decision(bytes.as_deref())?,
+        };
+        self.see(seen);
+        Ok(seen)
+    }
+
+    fn lose(&self, trouble: &Trouble) {
+        let mut state = self.lock();
+        state.lost.get_or_insert_with(|| trouble.to_string());
+        self.work.notify_all();
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().closing = true;
+        self.work.notify_all();
+    }
+
+    fn is_over(&self) -> bool {
+        let state = self.lock();
+        state.closing || state.lost.is_some()
+    }
+
+    /// The writing thread.
+    pub(super) fn write(&self) {
+        let mut due = Instant::now();
+        let mut signs = 0u64;
+        loop {
+            let mut state = self.lock();
+            let busy = |state: &State| state.unwritten || state.attempt.is_some() || state.ring;
+            while !busy(&state) && !state.closing && state.lost.is_none() && !left(due).is_zero() {
+                state = self.work.wait_timeout(state, left(due)).unwrap_or_else(PoisonError::into_inner).0;
+            }
+            // What was said before the board closed is still written: others may wait for it.
+            if state.lost.is_some() || (state.closing && !busy(&state)) {
+                return;
+            }
+            let notes = std::mem::take(&mut state.unwritten)
+                .then(|| encode_notes(state.first, state.log.make_contiguous().iter()));
+            let attempt = state.attempt.take();
+            let ring = std::mem::take(&mut state.ring);
+            let mut sign = None;
+            if left(due).is_zero() {
+                due = after(self.renew);
+                // A rank that makes no progress shows no life, whatever this thread does.
+                if std::mem::take(&mut state.renewed) {
+                    signs += 1;
+                    sign = Some(signs.to_string().into_bytes());
+                }
+            }
+            drop(state);
+            if let Err(trouble) = self.write_once(notes, attempt, ring, sign) {
+                self.lose(&trouble);
+                return;
+            }
+        }
+    }
+
+    fn write_once(
+        &self,
+        notes: Option<Vec<u8>>,
+        attempt: Option<(Decision, Decision)>,
+        ring: bool,
+        sign: Option<Vec<u8>>,
+    ) -> Result<(), Trouble> {
+        if let Some(notes) = &notes {
+            self.again(|deadline| self.store.set(&self.notes_key(self.me), notes, deadline))?;
+        }
+        if let Some((from, to)) = &attempt {
+            // A second attempt after one that may have taken effect finds its own record.
+            self.again(|deadline| self.try_decide(from, to, deadline))?;
+            self.lock().ring = false;
+        }
+        if ring || notes.is_some() || attempt.is_some() {
+            self.again(|deadline| self.store.add(&self.bell_key(), 1, deadline))?;
+        }
+        if let Some(sign) = sign {
+            self.again(|deadline| self.store.set(&counter_key(self.epoch, self.me), &sign, deadline))?;
+        }
+        Ok(())
+    }
+
+    /// An operation, and once more if it timed out: this process may have been stopped meanwhile.
+    fn again<T>(&self, operation: impl Fn(Instant) -> Result<T, StoreError>) -> Result<T, StoreError> {
+        match operation(after(self.operation)) {
+            Err(error) if error.is_timeout() => operation(after(self.operation)),
+            other => other,
+        }
+    }
+
+    /// The reading thread.
+    pub(super) fn listen(&self) {
+        let mut bell: Option<Vec<u8>> = None;
+        let mut keys = vec![self.decision_key()];
+        keys.extend(self.members.iter().map(|&rank| self.notes_key(rank)));
+        keys.extend(self.members.iter().map(|&rank| counter_key(self.epoch, rank)));
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        while !self.is_over() {
+            match self.store.wait_change(&self.bell_key(), bell.as_deref(), after(self.renew)) {
+                Ok(value) => bell = value,
+                Err(error) if error.is_timeout() => {}
+                Err(error) => return self.lose(&error.into()),
+            }
+            let read = self.again(|deadline| self.store.get_many(&keys, deadline));
+            if let Err(trouble) = read.map_err(Trouble::from).and_then(|values| self.take_in(values)) {
+                return self.lose(&trouble);
+            }
+        }
+    }
+
+    /// Takes in the decision, notes and signs of life of all members, in this order.
+    fn take_in(&self, values: Vec<Option<Vec<u8>>>) -> Result<(), Trouble> {
+        let mut values = values.into_iter();
+        let decision = self.parse_decision(values.next().flatten().as_deref())?;
+        let count = self.members.len();
+        let notes: Vec<_> = values.by_ref().take(count).collect();
+        let signs: Vec<_> = values.take(count).collect();
+        let mut state = self.lock();
+        if decision.is_after(&state.seen) {
+            state.seen = decision;
+        }
+        for ((&rank, peer), (notes, sign)) in
+            self.members.iter().zip(&mut state.peers).zip(notes.into_iter().zip(signs))
+        {
+            if let Some(sign) = sign
+                && sign != peer.sign
+            {
+                peer.sign = sign;
+                peer.signs += 1;
+            }
+            if rank == self.me {
+                continue;
+            }
+            let Some(bytes) = notes else { continue };
+            let (first, notes) =
+                decode_notes(&bytes).map_err(|what| Trouble::Malformed(self.notes_key(rank), what))?;
+            if first > peer.next {
+                return Err(Trouble::Missed { rank, first, next: peer.next });
+            }
+            let known = usize::try_from(peer.next - first).unwrap_or(usize::MAX);
+            for note in notes.into_iter().skip(known) {
+                peer.inbox.push_back(note);
+                peer.next += 1;
+            }
+        }
+        state.looks += 1;
+        Ok(())
+    }
+}
+
+/// A decision as the waves of one exchange count.
+fn record(base: &Decision, seen: &Decision) -> Record {
+    if seen.version <= base.version {
+        return Record { closed: seen.closed, ..Record::OPEN };
+    }
+    let decided = usize::try_from(seen.version - base.version).unwrap_or(usize::MAX);
+    Record { decided, verdict: seen.verdict, closed: seen.closed }
+}
+
+/// A record of an exchange as the epoch counts.
+fn decision(base: &Decision, record: Record) -> Decision {
+    if record.decided == 0 {
+        return Decision { closed: record.closed, ..*base };
+    }
+    Decision { version: base.version + record.decided as u64, verdict: record.verdict, closed: record.closed }
+}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("epoch", &self.epoch)
+            .field("me", &self.me)
+            .field("members", &self.members)
+            .finish_non_exhaustive()
+    }
+}

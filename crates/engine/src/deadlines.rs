@@ -1,0 +1,112 @@
+//! Every default deadline of the engine, in one place. The table for people is `docs/deadlines.md`; a test compares it with
+//! these.
+
+use std::time::Duration;
+
+use eplb_comm::store;
+use eplb_exchange as exchange;
+
+/// Deadlines and intervals of everything that a rank waits for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Deadlines {
+    /// Rendezvous and control traffic.
+    pub store: store::Deadlines,
+    /// Exchanges.
+    pub exchange: exchange::Deadlines,
+    /// Making a communicator between all ranks.
+    pub communicator: Duration,
+    /// The leading rank planning, while the others wait for its plan.
+    pub plan: Duration,
+}
+
+impl Deadlines {
+    /// The defaults.
+    pub fn new() -> Self {
+        Self {
+            store: store::Deadlines::DEFAULT,
+            exchange: exchange::Deadlines::default(),
+            communicator: Duration::from_secs(30),
+            plan: Duration::from_secs(120),
+        }
+    }
+
+    /// All of them as the table names them, in its order.
+    pub fn rows(&self) -> Vec<(&'static str, Duration)> {
+        // Taken apart whole, so that a new field cannot be left out.
+        let Self { store, exchange, communicator, plan } = *self;
+        let store::Deadlines {
+            connect,
+            operation,
+            join,
+            accept,
+            collective,
+            renew,
+            peer_timeout,
+            keepalive,
+            silence,
+            handshake,
+            frame,
+            reply_grace,
+        } = store;
+        let exchange::Deadlines { transfer, answer, peer, commit_hold } = exchange;
+        vec![
+            ("store.connect", connect),
+            ("store.operation", operation),
+            ("store.join", join),
+            ("store.accept", accept),
+            ("store.collective", collective),
+            ("store.renew", renew),
+            ("store.peer_timeout", peer_timeout),
+            ("store.keepalive", keepalive),
+            ("store.silence", silence),
+            ("store.handshake", handshake),
+            ("store.frame", frame),
+            ("store.reply_grace", reply_grace),
+            ("exchange.transfer", transfer),
+            ("exchange.answer", answer),
+            ("exchange.peer", peer),
+            ("exchange.commit_hold", commit_hold),
+            ("communicator", communicator),
+            ("plan", plan),
+        ]
+    }
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Rows of a table of the form `| name | default | meaning |`.
+    fn table(text: &str) -> Vec<(String, Duration)> {
+        let cells = |line: &str| line.split('|').map(|cell| cell.trim().to_owned()).collect::<Vec<_>>();
+        let rows = text.lines().map(cells).filter(|row| row.len() == 5 && row[1].starts_with('`'));
+        rows.map(|row| (row[1].trim_matches('`').to_owned(), duration(&row[2]))).collect()
+    }
+
+    fn duration(text: &str) -> Duration {
+        let (number, unit) = text.split_once(' ').unwrap();
+        let number: u64 = number.parse().unwrap();
+        match unit {
+            "s" => Duration::from_secs(number),
+            "ms" => Duration::from_millis(number),
+            _ => panic!("unit {unit}"),
+        }
+    }
+
+    #[test]
+    fn the_table_in_the_docs_says_what_the_defaults_are() {
+        let text = include_str!("../../../docs/deadlines.md");
+        let defaults: Vec<_> =
+            Deadlines::new().rows().into_iter().map(|(name, time)| (name.to_owned(), time)).collect();
+        assert_eq!(table(text), defaults);
+        // The comparison sees a changed default and a row that is missing.
+        assert_ne!(table(&text.replace("`store.accept` | 2 s", "`store.accept` | 3 s")), defaults);
+        assert_ne!(table(&text.replace("| `plan` ", "| plan ")), defaults);
+    }
+}

@@ -1,0 +1,107 @@
+//! How an exchange ends early: by record where there is one, and without it where the store is lost.
+
+use std::time::Instant;
+
+use eplb_core::{Landing, RankId};
+
+use super::Exchange;
+use crate::protocol::words::{Action, Cause, Note, Outcome, Phase, Verdict};
+
+impl Exchange {
+    /// The store is gone for good: no note comes or goes any more, and nothing can be decided.
+    ///
+    /// What is known to be committed is still carried out. A wave that cannot have been committed, because this rank had
+    /// not agreed to it, is aborted here. One that may have been is left [`Outcome::Undecided`].
+    pub fn store_lost(&mut self, detail: String, now: Instant) {
+        self.clock.look(now);
+        if self.lost || self.phase == Phase::Over {
+            return;
+        }
+        match self.phase {
+            // Decided already; the next wave, if any, is given up.
+            Phase::Committing | Phase::Settling | Phase::Stopping => {
+                self.lost = true;
+                let cause = self.store_lost_cause(detail);
+                self.doomed.get_or_insert(cause);
+            }
+            _ if self.may_be_committed() => self.leave_undecided(detail),
+            _ => {
+                self.lost = true;
+                let cause = self.store_lost_cause(detail);
+                self.doomed.get_or_insert(cause);
+                self.stop();
+            }
+        }
+        self.advance();
+    }
+
+    /// This rank cannot go on. The record has the last word on the wave under way; what it decided is carried out first.
+    pub(super) fn fail(&mut self, cause: Cause) {
+        if matches!(self.phase, Phase::Stopping | Phase::Over) || self.doomed.is_some() {
+            return;
+        }
+        self.say(Note::Failed { cause: cause.to_string() });
+        self.doomed = Some(cause);
+        if !matches!(self.phase, Phase::Committing | Phase::Settling) {
+            self.give_up();
+        }
+    }
+
+    pub(super) fn give_up(&mut self) {
+        if self.lost {
+            self.stop();
+            return;
+        }
+        self.enter(Phase::Failing);
+        self.decide(Verdict::Abort, false);
+        self.obey();
+    }
+
+    /// Whether others may have committed the wave under way without this rank's knowing. A commit needs every rank to be
+    /// prepared, and, where slots in service are overwritten, to have acknowledged the step.
+    fn may_be_committed(&self) -> bool {
+        match self.plan.waves().get(self.wave) {
+            Some(wave) if wave.needs_agreed_step() => self.agreed.is_some(),
+            _ => self.prepared,
+        }
+    }
+
+    fn store_lost_cause(&self, detail: String) -> Cause {
+        Cause::StoreLost { rank: self.me, wave: self.wave, phase: self.phase, detail }
+    }
+
+    /// Ends the exchange without knowing what became of the wave.
+    pub(super) fn leave_undecided(&mut self, detail: String) {
+        let cause = self.store_lost_cause(detail);
+        self.lost = true;
+        let phy2log = self.plan.phy2log_drained(self.wave);
+        self.outcome = Some(Outcome::Undecided { wave: self.wave, step: self.agreed, cause, phy2log });
+        self.enter(Phase::Over);
+    }
+
+    pub(super) fn stop(&mut self) {
+        let cause = self.doomed.get_or_insert(Cause::ByRecord { wave: self.wave });
+        self.actions.push(Action::Halt { cause: cause.to_string() });
+        self.enter(Phase::Stopping);
+    }
+
+    pub(super) fn finish_abort(&mut self, silent: Vec<RankId>) {
+        let mut phy2log = self.plan.phy2log_after(self.wave.min(self.plan.waves().len()));
+        let touched: Vec<RankId> = self
+            .peers
+            .of_wave(self.wave)
+            .filter(|(rank, heard)| heard.stopped == Some(true) || silent.contains(rank) || self.lost)
+            .map(|(rank, _)| rank)
+            .collect();
+        // A drained slot in which bytes may have landed does not return to service.
+        for transfer in self.plan.waves().get(self.wave).into_iter().flat_map(|wave| &wave.transfers) {
+            if transfer.landing == Landing::InPlace && touched.contains(&transfer.dest) {
+                phy2log[(transfer.layer.index(), transfer.dest_slot.index())] = -1;
+            }
+        }
+        self.actions.push(Action::Restore { phy2log: phy2log.clone() });
+        let cause = self.doomed.take().unwrap_or(Cause::ByRecord { wave: self.wave });
+        self.outcome = Some(Outcome::Aborted { wave: self.wave, cause, phy2log, silent });
+        self.phase = Phase::Over;
+    }
+}
