@@ -7,7 +7,7 @@ TRACE := tests/data/day_26x64.npz
 
 REPORT := target/report.html
 
-.PHONY: help run report test check test-faults test-report bench tools
+.PHONY: help run report test test-python test-integrations check test-faults test-report bench bench-peers tools python
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -25,8 +25,18 @@ test-report: report
 	  else sudo apt-get update -qq && sudo apt-get install -y -qq chromium; fi; }
 	tests/browser/loads.sh $(REPORT)
 
-test: tools check ## Run every test that needs no GPU and no Python packages
+test: tools check test-python ## Run every test that needs no GPU and no Python packages
 	$(CARGO) test --workspace --locked
+
+test-python: python
+	PYTHONPATH=bindings/python python3 -m unittest discover -s bindings/python/tests
+
+test-integrations: tools python ## Tests with torch and numpy, installed into .venv: dumps that torch itself writes
+	python3 benches/peers/packages.py
+	$(CARGO) build --locked --quiet -p eplb-cli
+	cd benches/peers && ../../.venv/bin/python -m unittest test_scores
+	EPLB=$${CARGO_TARGET_DIR:-target}/debug/eplb PYTHONPATH=bindings/python \
+	  .venv/bin/python -m unittest discover -s tests/python
 
 check: tools
 	$(CARGO) fmt --all --check
@@ -39,9 +49,19 @@ test-faults: tools ## The long form of the fault tests: more seeds, longer runs
 bench: tools ## The criterion suites
 	$(CARGO) bench --locked -p eplb-benches
 
+bench-peers: tools python ## Compare with the published planners of SGLang, vLLM and vllm-ascend, installed into .venv
+	python3 benches/peers/compare.py
+
 # A linker is all that is needed beside Rust.
 tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.89 or later"; exit 1; }
 	@command -v cc >/dev/null || { \
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq gcc libc6-dev; \
 	  else sudo apt-get update -qq && sudo apt-get install -y -qq gcc libc6-dev; fi; }
+
+# For the Python side: 3.11 or later, with venv where packages are installed.
+python:
+	@python3 -c 'import sys, ensurepip, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq python3 python3-venv; \
+	  else sudo apt-get update -qq && sudo apt-get install -y -qq python3 python3-venv; fi; }
+	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed"; exit 1; }

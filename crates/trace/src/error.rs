@@ -40,7 +40,7 @@ pub enum TraceError {
     /// A pickle, or a torch file, which is a zip file with a pickle in it.
     #[error(
         "{file}: a Python pickle (torch.save), which is not read here because loading one runs code; convert it \
-         in Python: d = torch.load(PATH); numpy.savez(\"dump.npz\", logical_count=d[\"logical_count\"].numpy())"
+         first: python3 -m eplb.convert {file} dump.npz (the module is in bindings/python and needs no torch)"
     )]
     Pickle {
         /// The file.
