@@ -100,26 +100,31 @@ impl Pair {
         for _ in 0..200 {
             self.now += Duration::from_millis(1);
             for rank in 0..2 {
-                self.ranks[rank].begin_step(self.step, self.now);
-                self.act(rank);
-                if !self.ranks[rank].end_boundary() {
-                    self.refused[rank].get_or_insert(self.step);
-                }
-                self.ranks[rank].finish_step(self.step, self.now);
-                self.act(rank);
-                if !self.lost {
-                    for note in std::mem::take(&mut self.mail[rank]) {
-                        self.ranks[rank].hear(RankId::at(1 - rank), &note, self.now);
-                        self.act(rank);
-                    }
-                    self.ranks[rank].learn(self.record, self.now);
-                } else {
-                    self.ranks[rank].store_lost("gone".into(), self.now);
-                }
-                self.act(rank);
+                self.turn(rank);
             }
             self.step += 1;
         }
+    }
+
+    /// A rank runs a step, then looks around.
+    fn turn(&mut self, rank: usize) {
+        self.ranks[rank].begin_step(self.step, self.now);
+        self.act(rank);
+        if !self.ranks[rank].end_boundary() {
+            self.refused[rank].get_or_insert(self.step);
+        }
+        self.ranks[rank].finish_step(self.step, self.now);
+        self.act(rank);
+        if !self.lost {
+            for note in std::mem::take(&mut self.mail[rank]) {
+                self.ranks[rank].hear(RankId::at(1 - rank), &note, self.now);
+                self.act(rank);
+            }
+            self.ranks[rank].learn(self.record, self.now);
+        } else {
+            self.ranks[rank].store_lost("gone".into(), self.now);
+        }
+        self.act(rank);
     }
 }
 
@@ -245,4 +250,27 @@ fn a_closed_epoch_stops_a_rank_that_comes_back() {
         assert!(matches!(cause, Cause::EpochClosed { .. } | Cause::PeerFailed { .. }), "{cause}");
         assert_eq!((&pair.maps[rank], pair.committed[rank]), (phy2log, 0));
     }
+}
+
+/// Others may have committed what a rank has acknowledged; that it has given up since does not let it pass the step.
+#[test]
+fn a_rank_that_gave_up_after_its_acknowledgement_waits_for_the_decision_at_the_step() {
+    let mut pair = Pair::new(staged(), usize::MAX);
+    while pair.ranks[1].phase() != Phase::Armed {
+        pair.now += Duration::from_millis(1);
+        pair.turn(0);
+        pair.turn(1);
+        pair.step += 1;
+    }
+    let agreed = pair.step + 10;
+    let rank = &mut pair.ranks[1];
+    rank.cancel("no more", pair.now);
+    rank.take_actions();
+    assert_eq!(rank.phase(), Phase::Failing);
+    rank.begin_step(agreed, pair.now);
+    let holds = |action: &Action| matches!(action, Action::Decide { hold: true, .. });
+    assert!(rank.take_actions().iter().any(holds));
+    // The store does not answer in time.
+    assert!(!rank.end_boundary());
+    assert!(matches!(rank.outcome(), Some(Outcome::Undecided { wave: 0, step: Some(_), .. })));
 }

@@ -354,7 +354,7 @@ impl Drop for Cluster {
 }
 
 fn is_too_late(cause: &Cause) -> bool {
-    matches!(cause, Cause::TooLate { .. })
+    matches!(cause, Cause::TooLate { .. } | Cause::ReachedFirst { .. })
 }
 
 /// Whether a cause names what happened here, and not only that another rank said so.

@@ -97,6 +97,8 @@ pub struct Exchange {
     prepared: bool,
     /// The step that this rank has acknowledged for the wave.
     agreed: Option<u64>,
+    /// Whether this rank reached that step without knowing the decision, and tried to abort.
+    reached: bool,
     /// Whether the store is gone: nothing can be learnt or decided any more.
     lost: bool,
     /// Why this rank cannot go on; it still obeys what is decided.
@@ -139,6 +141,7 @@ impl Exchange {
             deciding: false,
             prepared: false,
             agreed: None,
+            reached: false,
             lost: false,
             doomed: None,
             actions: Vec::new(),
@@ -187,8 +190,9 @@ impl Exchange {
         self.steps.begun = Some(self.steps.begun.map_or(id, |last| last.max(id)));
         self.steps.open.push_back(id);
         self.boundary = Boundary::Step(id);
-        if self.phase == Phase::Armed && self.agreed.is_some_and(|step| id >= step) {
+        if self.awaits_decision_on(id) {
             // The step has come and the decision has not: whoever is first at the record decides.
+            self.reached = true;
             self.decide(Verdict::Abort, true);
         }
         self.advance();
@@ -206,11 +210,18 @@ impl Exchange {
     /// exchange is over ([`Outcome::Undecided`]): it is not guessed later what is not known now.
     pub fn end_boundary(&mut self) -> bool {
         self.boundary = Boundary::Closed;
-        if self.phase == Phase::Armed && self.agreed.is_some_and(|step| self.steps.next() > step) {
+        if self.steps.begun.is_some_and(|begun| self.awaits_decision_on(begun)) {
             let detail = format!("it did not answer within {:?}", self.deadlines.commit_hold);
             self.leave_undecided(detail);
         }
         !matches!(&self.outcome, Some(Outcome::Undecided { step: Some(step), .. }) if self.steps.next() > *step)
+    }
+
+    /// Whether a step must not run before it is known what became of the wave: this rank has acknowledged an earlier one
+    /// or this for the commit, which others may have carried out, whatever has happened to this rank since.
+    fn awaits_decision_on(&self, step: u64) -> bool {
+        matches!(self.phase, Phase::Armed | Phase::Failing)
+            && self.agreed.is_some_and(|agreed| step >= agreed)
     }
 
     /// The device has finished every step up to `id`.
@@ -401,7 +412,8 @@ impl Exchange {
 
     fn start_wave(&mut self) {
         self.peers.forget_before(self.wave.saturating_sub(1));
-        (self.drained, self.submitted, self.prepared, self.agreed) = (false, false, false, None);
+        (self.drained, self.submitted, self.prepared) = (false, false, false);
+        (self.agreed, self.reached) = (None, false);
         let over = self.wave == self.plan.waves().len();
         if !over && (self.doomed.is_some() || self.record.closed || self.record.decided > self.wave) {
             self.give_up();

@@ -277,6 +277,18 @@ pub enum Cause {
         /// Number of the wave.
         wave: usize,
     },
+    /// This rank reached the agreed step before it was decided, and had the wave aborted; nothing is wrong, try again.
+    #[error(
+        "wave {wave}: {rank} reached step {step} before the commit was decided; try again with a larger margin"
+    )]
+    ReachedFirst {
+        /// This rank.
+        rank: RankId,
+        /// Number of the wave.
+        wave: usize,
+        /// The agreed step.
+        step: u64,
+    },
     /// The store through which ranks decide is gone.
     #[error("{rank}, wave {wave}, {phase}: the store is lost: {detail}")]
     StoreLost {

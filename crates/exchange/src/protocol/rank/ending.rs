@@ -80,7 +80,11 @@ impl Exchange {
     }
 
     pub(super) fn stop(&mut self) {
-        let cause = self.doomed.get_or_insert(Cause::ByRecord { wave: self.wave });
+        let (rank, wave) = (self.me, self.wave);
+        let cause = self.doomed.get_or_insert(match self.agreed {
+            Some(step) if self.reached => Cause::ReachedFirst { rank, wave, step },
+            _ => Cause::ByRecord { wave },
+        });
         self.actions.push(Action::Halt { cause: cause.to_string() });
         self.enter(Phase::Stopping);
     }

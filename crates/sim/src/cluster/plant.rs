@@ -1,0 +1,36 @@
+//! Faults planted in what surrounds the state machine on one rank, each a promise broken in silence.
+
+/// A planted fault. The checks of a run must notice every one of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Plant {
+    /// A commit changes the map and copies nothing.
+    CommitSkipped,
+    /// The map of a commit is in force as soon as the rank's own bytes are in.
+    MapEarly,
+    /// Hashes of plans are not compared.
+    HashIgnored,
+    /// Steps count as finished when they are begun.
+    StepFenceRemoved,
+    /// Transfers count as done while some are under way: bytes are missing, and readers are still reading.
+    DoneEarly,
+    /// A commit counts as complete when it is enqueued.
+    CommitFenceRemoved,
+    /// After an abort, copies under way are not waited for.
+    HaltIgnored,
+    /// The record is written, not compared and set.
+    RecordOverwritten,
+}
+
+impl Plant {
+    /// All of them.
+    pub const ALL: &[Plant] = &[
+        Plant::CommitSkipped,
+        Plant::MapEarly,
+        Plant::HashIgnored,
+        Plant::StepFenceRemoved,
+        Plant::DoneEarly,
+        Plant::CommitFenceRemoved,
+        Plant::HaltIgnored,
+        Plant::RecordOverwritten,
+    ];
+}
