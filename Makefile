@@ -19,11 +19,12 @@ report: tools ## Replay the trace under five policies and write a report to look
 	$(CARGO) run --release --locked --quiet -p eplb-cli -- replay --trace $(TRACE) --slots 80 --gpus 16 \
 	  --policy incremental,balanced,deepseek,static,random --oracle --report $(REPORT)
 
-# The same in a real browser: the page must load without an error.
+# The same in a real browser: the page must load without an error and answer, and broken ones must be noticed.
 test-report: report
 	@command -v chromium >/dev/null || { if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq chromium; \
 	  else sudo apt-get update -qq && sudo apt-get install -y -qq chromium; fi; }
 	tests/browser/loads.sh $(REPORT)
+	tests/browser/planted.sh $(REPORT)
 
 test: tools check test-python ## Run every test that needs no GPU and no Python packages
 	$(CARGO) test --workspace --locked

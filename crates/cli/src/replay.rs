@@ -261,6 +261,7 @@ fn report(
             bytes: moved_bytes(args, p),
             link_seconds: p.link_seconds,
             plan_ms: p.plan_ms_median(),
+            plan_ms_range: p.plan_ms_range(),
             rebalances: p.rebalances.iter().map(|r| r.step).collect(),
             last: &p.last_placement,
         })

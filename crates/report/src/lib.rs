@@ -1,4 +1,4 @@
-//! Pictures of placements and reports of replays: self-contained SVG and HTML with no scripts and nothing fetched.
+//! Pictures of placements and reports of replays: self-contained SVG and HTML, nothing fetched.
 #![forbid(unsafe_code)]
 
 mod chart;

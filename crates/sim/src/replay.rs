@@ -120,6 +120,12 @@ impl PolicyRun {
         let middle = times.len() / 2;
         if times.len().is_multiple_of(2) { (times[middle - 1] + times[middle]) / 2.0 } else { times[middle] }
     }
+
+    /// Shortest and longest time of a plan, in milliseconds.
+    pub fn plan_ms_range(&self) -> (f64, f64) {
+        let times = self.rebalances.iter().map(|r| r.plan_ms);
+        (times.clone().fold(f64::INFINITY, f64::min), times.fold(0.0, f64::max))
+    }
 }
 
 /// A trace under several policies.

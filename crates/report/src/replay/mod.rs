@@ -31,6 +31,8 @@ pub struct Policy<'a> {
     pub link_seconds: f64,
     /// Median time of a plan, milliseconds.
     pub plan_ms: f64,
+    /// Shortest and longest time of a plan, milliseconds.
+    pub plan_ms_range: (f64, f64),
     /// Steps at which a plan came into force.
     pub rebalances: Vec<usize>,
     /// The placement at the end.
@@ -46,6 +48,34 @@ pub struct FrontierPoint {
     pub moves_fraction: f64,
     /// Mean balancedness.
     pub mean: f64,
+}
+
+/// Balancedness below the best one by so much is called near it.
+const NEAR: f64 = 0.03;
+
+/// A whole number with its digits in groups of three.
+fn grouped(number: u64) -> String {
+    let digits = number.to_string();
+    let mut text = String::new();
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            // A thin space that does not break.
+            text.push('\u{202f}');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Bytes with a decimal unit.
+fn bytes(count: u64) -> String {
+    let count = count as f64;
+    match count {
+        c if c >= 1e12 => format!("{:.2} TB", c / 1e12),
+        c if c >= 1e9 => format!("{:.2} GB", c / 1e9),
+        c if c >= 1e6 => format!("{:.2} MB", c / 1e6),
+        c => format!("{c} B"),
+    }
 }
 
 /// Everything that a report shows.
@@ -98,51 +128,68 @@ impl ReplayReport<'_> {
 
     fn head(&self) -> String {
         let (steps, layers, experts) = self.shape;
-        let best = self.policies.iter().max_by(|a, b| a.mean.total_cmp(&b.mean));
-        let headline = best.map_or_else(String::new, |best| {
-            format!(
-                "<p class=\"lead\"><strong>{}</strong> keeps the ranks busiest: mean balancedness {:.3} over {} steps, \
-                 moving {:.2}% of the slots per step.</p>",
-                escape(best.name),
-                best.mean,
-                best.balancedness.len(),
-                best.moves_fraction * 100.0
-            )
-        });
+        let nodes = self.topology.nodes();
         format!(
-            "<h1>Replay of {}</h1>\n{headline}<p class=\"facts\">{steps} steps, {layers} layers, {experts} experts per \
-             layer; {} slots on {} ranks, {} nodes. A plan every {} steps, from at most {} past steps; steps are scored \
-             from step {} on, by plans that have not seen them.</p>\n",
+            "<h1>Replay of {}</h1>\n{}<p class=\"facts\">What each policy would have done on this traffic: {steps} steps, \
+             {layers} layers of {experts} experts, {} slots on {} ranks, {nodes} {}. A plan every {} steps, from at most {} past \
+             steps; steps are scored from step {} on, by plans that have not seen them.</p>\n",
             escape(self.trace),
+            self.headline(),
             self.topology.slots(),
             self.topology.ranks(),
-            self.topology.nodes(),
+            if nodes == 1 { "node" } else { "nodes" },
             self.interval,
             self.window,
             self.first_step
         )
     }
 
+    /// Which policy balances best, and which one comes near it with far fewer moves.
+    fn headline(&self) -> String {
+        let Some(best) = self.policies.iter().max_by(|a, b| a.mean.total_cmp(&b.mean)) else {
+            return String::new();
+        };
+        let mut text = format!(
+            "<p class=\"lead\"><strong>{}</strong> balances best: mean balancedness {:.3}, with {} moves.",
+            escape(best.name),
+            best.mean,
+            grouped(best.moves as u64)
+        );
+        let near = |p: &&Policy<'_>| best.mean - p.mean <= NEAR && p.moves * 2 <= best.moves;
+        if let Some(cheap) = self.policies.iter().filter(near).min_by_key(|p| p.moves) {
+            text.push_str(&format!(
+                " <strong>{}</strong> comes within {:.3} of it with {} moves.",
+                escape(cheap.name),
+                best.mean - cheap.mean,
+                grouped(cheap.moves as u64)
+            ));
+        }
+        text.push_str("</p>");
+        text
+    }
+
     fn table(&self) -> String {
         let mut html = String::from(
             "<section><h2>Policies side by side</h2><div class=\"scroll\"><table><thead><tr><th>policy</th><th>balancedness, mean\
-             </th><th>worst 1% of steps</th><th>time waiting</th><th>moves</th><th>slots moved per step</th><th>bytes moved\
-             </th><th>link time</th><th>plan, median</th></tr></thead><tbody>\n",
+             </th><th>worst 1% of steps</th><th>time lost to stragglers</th><th>moves</th><th>slots moved per step</th><th>bytes moved\
+             </th><th>link time</th><th>plan, median (range)</th></tr></thead><tbody>\n",
         );
         for (index, p) in self.policies.iter().enumerate() {
             html.push_str(&format!(
                 "<tr><th><span class=\"chip\" style=\"background:{}\"></span>{}</th><td>{:.4}</td><td>{:.4}</td>\
-                 <td>{:.1}%</td><td>{}</td><td>{:.3}%</td><td>{:.2} GB</td><td>{:.2} s</td><td>{:.2} ms</td></tr>\n",
+                 <td>{:.1}%</td><td>{}</td><td>{:.3}%</td><td>{}</td><td>{:.2} s</td><td>{:.2} ms ({:.2}\u{2013}{:.2})</td></tr>\n",
                 chart::colour(index),
                 escape(p.name),
                 p.mean,
                 p.p01,
                 p.waiting * 100.0,
-                p.moves,
+                grouped(p.moves as u64),
                 p.moves_fraction * 100.0,
-                p.bytes as f64 / 1e9,
+                bytes(p.bytes),
                 p.link_seconds,
-                p.plan_ms
+                p.plan_ms,
+                p.plan_ms_range.0,
+                p.plan_ms_range.1
             ));
         }
         if let Some(oracle) = self.oracle {
@@ -154,8 +201,9 @@ impl ReplayReport<'_> {
         }
         html.push_str(&format!(
             "</tbody></table></div><p class=\"note\">Moves of the first plan are not counted. Bytes are moves times {} \
-             bytes per expert; link time is what the rank that receives most needs at {} GB/s.</p></section>\n",
-            self.expert_bytes, self.link_gbps
+             per expert; link time is what the rank that receives most needs at {} GB/s.</p></section>\n",
+            bytes(self.expert_bytes),
+            self.link_gbps
         ));
         html
     }
@@ -164,18 +212,18 @@ impl ReplayReport<'_> {
         let mut lines: Vec<Line<'_>> = self
             .policies
             .iter()
-            .map(|p| Line { name: p.name, values: p.balancedness, reference: false })
+            .map(|p| Line { name: p.name, values: p.balancedness, plans: Some(&p.rebalances) })
             .collect();
         if let Some(oracle) = self.oracle {
-            lines.push(Line { name: "bound", values: oracle, reference: true });
+            lines.push(Line { name: "bound", values: oracle, plans: None });
         }
-        let marks = self.policies.first().map(|p| p.rebalances.as_slice()).unwrap_or_default();
         format!(
-            "<section><h2>Balance over time</h2>{}{}<p class=\"note\">Balancedness of each step: in each layer the mean load \
-             of the ranks over the largest, then the mean over layers. The axis need not start at 0. Marks below the axis are \
-             plans.</p></section>\n",
-            chart::key(&lines),
-            chart::lines("Balancedness of each step", "balancedness", self.first_step, &lines, marks)
+            "<section><h2>Balance over time</h2>{}{}<p class=\"note\">Balancedness: in each layer the mean load of the ranks \
+             over the largest, then the mean over layers; 1 is perfect. Pale lines are single steps, bold ones the mean while one \
+             plan was in force; marks below the axis are plans. The axis need not start at 0. Point at the chart for the numbers \
+             of a step, click a name to hide its lines.</p></section>\n",
+            chart::key(self.first_step, &lines),
+            chart::lines("Balancedness of each step", "balancedness", self.first_step, &lines)
         )
     }
 
@@ -189,26 +237,32 @@ impl ReplayReport<'_> {
                 x: p.moves_fraction * 100.0,
                 y: p.mean,
                 series,
-                above: false,
+                minor: false,
             })
             .collect();
         let series =
             self.policies.iter().position(|p| p.name == "incremental").unwrap_or(self.policies.len());
         points.extend(self.frontier.iter().map(|f| Point {
-            name: f.name.clone(),
+            name: format!("to {}", f.name),
             x: f.moves_fraction * 100.0,
             y: f.mean,
             series,
-            above: true,
+            minor: true,
         }));
         format!(
-            "<section><h2>Balance against moves</h2>{}<p class=\"note\">Up is better balance, left is fewer experts moved. \
-             {}</p></section>\n",
-            chart::scatter("Balance against moves", "slots moved per step, %", "mean balancedness", &points),
+            "<section><h2>Balance against moves</h2>{}<p class=\"note\">Up is better balance, left is fewer experts moved; \
+             mind that a step to the right means many times more moves. {}</p></section>\n",
+            chart::scatter(
+                "Balance against moves",
+                "slots moved per step, % (logarithmic)",
+                "none",
+                "mean balancedness",
+                &points
+            ),
             if self.frontier.is_empty() {
                 ""
             } else {
-                "The joined points are <em>incremental</em> with other wanted balances."
+                "The joined points are <em>incremental</em> with other wanted balances, from 0.8 to 0.98."
             }
         )
     }
@@ -231,7 +285,11 @@ impl ReplayReport<'_> {
                 picture.svg()?
             ));
         }
-        html.push_str("<p class=\"note\">Point at a cell for its numbers.</p></section>\n");
+        html.push_str(
+            "<p class=\"note\">A cell is one rank in one layer: pale where it has the mean load of the layer's ranks, orange \
+             above, blue below. A balanced placement is a pale picture. Dots mark ranks with experts that have replicas, the larger the \
+             more of them. Point at a cell for its numbers.</p></section>\n",
+        );
         Ok(html)
     }
 
@@ -282,6 +340,7 @@ mod tests {
             bytes: 4_000_000_000,
             link_seconds: 0.5,
             plan_ms: 0.25,
+            plan_ms_range: (0.2, 0.9),
             rebalances: vec![20],
             last,
         };
@@ -311,6 +370,8 @@ mod tests {
             "Policies side by side",
             "0.7500",
             "4.00 GB",
+            "0.25 ms (0.20\u{2013}0.90)",
+            "data-values=\"0.7000 0.8000 0.7500\"",
             "0.9500",
             "Replicas at the end",
             "How to read this",
@@ -319,7 +380,25 @@ mod tests {
         }
         // No address but the name space of SVG.
         assert_eq!(page.matches("http").count(), page.matches("http://www.w3.org/2000/svg").count());
-        assert!(!page.contains("<script") && !page.contains("url("));
+        assert_eq!(page.matches("<script>").count(), 1, "one script, which stands in the page");
+        assert!(!page.contains("src=") && !page.contains("url(") && !page.contains("import"));
+    }
+
+    #[test]
+    fn the_headline_names_the_best_and_the_cheap() {
+        let page = html("day.npz");
+        assert!(
+            page.contains(
+                "<strong>incremental</strong> balances best: mean balancedness 0.750, with 2 moves."
+            )
+        );
+        assert!(!page.contains("comes within"), "static is far from it");
+        assert_eq!(grouped(1234567), "1\u{202f}234\u{202f}567");
+        assert_eq!((grouped(0), grouped(100)), ("0".into(), "100".into()));
+        assert_eq!(
+            (bytes(12), bytes(44_040_192), bytes(1_112_460_000_000)),
+            ("12 B".into(), "44.04 MB".into(), "1.11 TB".into())
+        );
     }
 
     #[test]
@@ -327,7 +406,9 @@ mod tests {
         let page = html("<b>&\".npz");
         assert!(page.contains("&lt;b&gt;&amp;&quot;.npz"));
         let mut open = Vec::new();
-        for tag in page.split('<').skip(1) {
+        let (before, script) = page.split_once("<script>").unwrap();
+        let (_, after) = script.split_once("</script>").unwrap();
+        for tag in before.split('<').skip(1).chain(after.split('<').skip(1)) {
             let tag = &tag[..tag.find('>').unwrap()];
             let name = tag.split([' ', '/']).find(|part| !part.is_empty()).unwrap();
             if tag.starts_with('!') || tag.ends_with('/') || name == "meta" {

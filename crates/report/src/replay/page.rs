@@ -1,6 +1,6 @@
 //! The frame of a report: styles for light and dark, and the words that it uses.
 
-use crate::chart::escape;
+use crate::chart::{SERIES, escape};
 
 /// What the report's words mean.
 pub(super) const WORDS: &str = "<section><h2>How to read this</h2><dl>\
@@ -8,9 +8,14 @@ pub(super) const WORDS: &str = "<section><h2>How to read this</h2><dl>\
 ranks wait for the busiest one a fifth of the time. Averaged over layers that have any load. Replicas of an expert share its tokens \
 evenly.</dd>\
 <dt>worst 1% of steps</dt><dd>The balancedness that 99 of 100 steps reach.</dd>\
-<dt>time waiting</dt><dd>How much of the time of the mixture layers the ranks wait for the slowest, if a layer takes as long as its \
-busiest rank has tokens.</dd>\
+<dt>time lost to stragglers</dt><dd>An estimate: how much of the time of the mixture layers the ranks wait for the slowest, if a layer \
+takes as long as its busiest rank has tokens.</dd>\
 <dt>move</dt><dd>A slot whose expert was not on that rank before: its bytes cross a link.</dd>\
+<dt>policies</dt><dd><em>incremental</em> changes what is in place as little as the wanted balance needs; <em>balanced</em> and \
+<em>deepseek</em> plan afresh each time; <em>split</em> moves nothing and only divides tokens over replicas anew, which even shares do not \
+show; <em>static</em> is what a server starts with; <em>random</em> is what luck gives.</dd>\
+<dt>slot, replica, rank</dt><dd>A slot holds one expert of one layer; a rank (one GPU) has several. Experts in more than one slot have \
+replicas.</dd>\
 <dt>bound</dt><dd>A proof: with this many slots no placement, with any split of tokens over replicas, balances that step \
 better.</dd></dl></section>\n";
 
@@ -34,17 +39,37 @@ tbody th, thead th:first-child { text-align: left } .bound th, .bound td { color
 .chip { display: inline-block; width: 11px; height: 11px; border-radius: 3px; margin-right: 8px }\n\
 details svg { max-width: 100%; height: auto } .chart { width: 100%; height: auto; display: block } .chart text { font-family: inherit; font-size: 12px }\n\
 .grid { stroke: var(--line) } .tick { fill: var(--dim) } .axis { fill: var(--ink) } .mark { stroke: var(--dim) }\n\
-.reference { stroke: var(--dim); stroke-width: 1; stroke-dasharray: 1 3 }\n\
-.key { display: flex; flex-wrap: wrap; gap: 6px 22px; margin: 0 0 8px; font-size: 14px }\n\
+.reference { stroke: var(--dim); stroke-width: 1.5; stroke-dasharray: 1 3 } .cursor { stroke: var(--dim) }\n\
+.key { display: flex; flex-wrap: wrap; gap: 4px 14px; margin: 0 0 8px; font-size: 14px }\n\
+.key button { font: inherit; color: inherit; background: none; border: 0; border-radius: 6px; padding: 2px 6px; cursor: pointer }\n\
+.key button:hover { background: var(--line) } .key button[aria-pressed=false] { opacity: 0.4 }\n\
+.key output { display: inline-block; min-width: 3.4em; color: var(--dim); font-variant-numeric: tabular-nums }\n\
 details { margin: 6px 0 } summary { cursor: pointer; color: var(--accent) }\n\
 dt { font-weight: 600; margin-top: 10px } dd { margin: 0; color: var(--dim) }\n";
+
+/// Shows the values of the step that is pointed at, and hides lines. The page is whole without it.
+const SCRIPT: &str = include_str!("page.js");
 
 /// A page with a title and a body.
 pub(super) fn page(title: &str, body: &str) -> String {
     format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n<meta name=\"viewport\" \
          content=\"width=device-width, initial-scale=1\">\n<meta name=\"color-scheme\" content=\"light dark\">\n\
-         <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n</body>\n</html>\n",
-        escape(title)
+         <title>{}</title>\n<style>\n{}{STYLE}</style>\n</head>\n<body>\n<main>\n{body}</main>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n",
+        escape(title),
+        series()
+    )
+}
+
+/// The colours of series on light and on dark pages.
+fn series() -> String {
+    let variables = |of: fn(&(&str, &str, &str)) -> String| {
+        let each = SERIES.iter().enumerate().map(|(index, series)| format!("--s{index}: {}", of(series)));
+        each.collect::<Vec<_>>().join("; ")
+    };
+    format!(
+        ":root {{ {} }}\n@media (prefers-color-scheme: dark) {{ :root {{ {} }} }}\n",
+        variables(|s| s.1.to_owned()),
+        variables(|s| s.2.to_owned())
     )
 }
