@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use clap::Args;
 use eplb_core::Topology;
-use eplb_plan::{Options, Policy};
+use eplb_plan::{Budget, Options, Policy};
 use eplb_trace::Trace;
 
 use crate::output::Failure;
@@ -57,7 +57,7 @@ impl PlanArgs {
             groups: self.groups,
             seed: self.seed,
             max_replicas: self.max_replicas,
-            max_moves: self.max_moves,
+            budget: Budget { moves: self.max_moves, ..Budget::default() },
             target,
         }
     }

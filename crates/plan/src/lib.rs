@@ -21,6 +21,8 @@
 //! Letters in shapes: `T` steps, `L` layers, `E` logical experts, `P` slots.
 #![forbid(unsafe_code)]
 
+mod budget;
+mod curve;
 mod error;
 mod layer;
 mod options;
@@ -32,6 +34,8 @@ mod request;
 pub mod split;
 mod workers;
 
+pub use budget::{Budget, Worth};
+pub use curve::CurvePoint;
 pub use error::PlanError;
 pub use options::{Options, Policy};
 pub use plan::Plan;

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use crate::budget::{Budget, Worth};
 use crate::error::PlanError;
 
 /// How a placement is found.
@@ -16,7 +17,7 @@ pub enum Policy {
     /// A fresh plan as good as the loads allow, whatever is in place.
     Balanced,
     /// From the placement in force, the changes that buy most balance per move, until [`Options::target`] is reached or
-    /// [`Options::max_moves`] are spent. Needs a current placement.
+    /// [`Options::budget`] is spent. Needs a current placement.
     Incremental,
     /// What is in place stays; only the split of tokens over the replicas is solved again. Needs a current placement.
     Split,
@@ -78,8 +79,14 @@ pub struct Options {
     ///
     /// [`Plan::target_reached`]: crate::Plan::target_reached
     pub target: Option<f64>,
-    /// Most moves of `incremental`, over all layers together; `None` = no limit.
-    pub max_moves: Option<usize>,
+    /// Most that `incremental` may move.
+    pub budget: Budget,
+    /// Bytes of one expert, weights and all that moves with them: a number per layer, or one for all layers. Empty =
+    /// not known; then moves are counted, else bytes.
+    pub expert_bytes: Vec<u64>,
+    /// Leaves layers alone whose gain does not pay for their bytes, in `incremental`; needs [`Options::expert_bytes`].
+    /// `None` = every gain is worth its moves.
+    pub worth: Option<Worth>,
     /// Seed of `random`.
     pub seed: u64,
     /// Most replicas of one expert (columns of the server's `log2phy`); `None` = no limit but the slots.
@@ -91,7 +98,9 @@ impl Default for Options {
         Self {
             policy: Policy::Balanced,
             target: None,
-            max_moves: None,
+            budget: Budget::default(),
+            expert_bytes: Vec::new(),
+            worth: None,
             groups: 1,
             seed: 0,
             max_replicas: None,
@@ -111,6 +120,14 @@ impl Options {
         if let Some(target) = self.target.filter(|t| !(0.0..=1.0).contains(t)) {
             let expected = "a balancedness is a number from 0 to 1";
             return Err(PlanError::Option { option: "target", value: target.to_string(), expected });
+        }
+        self.worth.map_or(Ok(()), |worth| worth.check())?;
+        if self.expert_bytes.is_empty() && (self.worth.is_some() || self.budget.counts_bytes()) {
+            return Err(PlanError::Option {
+                option: "expert_bytes",
+                value: "unknown".into(),
+                expected: "budgets in bytes and the worth of moves need the bytes of one expert",
+            });
         }
         let positive = |option, value: usize, expected| match value {
             0 => Err(PlanError::Option { option, value: value.to_string(), expected }),

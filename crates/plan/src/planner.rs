@@ -4,6 +4,7 @@ use eplb_core::metrics::check_shapes;
 use eplb_core::{Placement, Share};
 use ndarray::Array2;
 
+use crate::curve::CurvePoint;
 use crate::error::PlanError;
 use crate::options::Policy;
 use crate::plan::Plan;
@@ -58,6 +59,17 @@ impl Planner {
         } else {
             Placement::new(experts, phy2log)?
         })
+    }
+
+    /// The whole trade of moves against balancedness from the placement in force, from one run: the start, and every
+    /// stop at which [`Policy::Incremental`] may end with these options, each with more moves and better balanced. A
+    /// target ends the curve where it is reached, a budget where it is spent.
+    ///
+    /// # Errors
+    /// As [`Planner::plan`]; no placement in force.
+    pub fn curve(&self, request: &Request<'_>) -> Result<Vec<CurvePoint>, PlanError> {
+        request.check()?;
+        policy::incremental::curve(request, &self.workers)
     }
 
     /// The best split of the loads over the replicas of a placement: the last step of every plan.

@@ -46,6 +46,12 @@ impl<'a> Request<'a> {
         self.current?.layer(LayerId::at(layer)).to_slice()
     }
 
+    /// Bytes of one expert of a layer, `None` if not known.
+    pub(crate) fn expert_bytes(&self, layer: usize) -> Option<u64> {
+        let bytes = &self.options.expert_bytes;
+        bytes.get(layer).or(bytes.first().filter(|_| bytes.len() == 1)).copied()
+    }
+
     /// Checks what does not depend on the policy.
     ///
     /// # Errors
@@ -57,6 +63,14 @@ impl<'a> Request<'a> {
             if found > MAX_IDS {
                 return Err(PlanError::TooMany { what, found, most: MAX_IDS });
             }
+        }
+        let known = self.options.expert_bytes.len();
+        if known > 1 && known != self.loads.layers() {
+            return Err(PlanError::Core(CoreError::Shape {
+                what: "expert_bytes",
+                found: vec![known],
+                expected: format!("one number, or {} as there are layers", self.loads.layers()),
+            }));
         }
         if slots < experts {
             return Err(PlanError::TooFewSlots { slots, experts });

@@ -1,7 +1,7 @@
 //! Promises of `incremental` as properties, from random placements on ranks that differ.
 
 use eplb_core::{LoadMatrix, Placement, RankId, Topology, metrics};
-use eplb_plan::{Options, Plan, Planner, Policy, Request};
+use eplb_plan::{Budget, Options, Plan, Planner, Policy, Request};
 use ndarray::Array2;
 use proptest::prelude::*;
 
@@ -49,7 +49,10 @@ fn case() -> impl Strategy<Value = Case> {
             let options = Options {
                 policy: Policy::Incremental,
                 target: [None, Some(0.8), Some(0.95)][rng.random_range(0..3usize)],
-                max_moves: [None, Some(0), Some(3), Some(20)][rng.random_range(0..4usize)],
+                budget: Budget {
+                    moves: [None, Some(0), Some(3), Some(20)][rng.random_range(0..4usize)],
+                    ..Budget::default()
+                },
                 max_replicas: [None, Some(current.max_replicas())][rng.random_range(0..2usize)],
                 ..Options::default()
             };
@@ -73,7 +76,7 @@ proptest! {
         let moves = metrics::changes(&kept, &plan.placement, &case.topology).unwrap().moves;
         // Experts that only a dead rank held must be fetched, budget or not.
         let lost = kept.missing().count();
-        if let Some(most) = case.options.max_moves {
+        if let Some(most) = case.options.budget.moves {
             prop_assert!(moves <= most.max(lost), "{moves} moves of {most}, {lost} lost");
         }
         prop_assert!(plan.after.mean <= plan.bound.mean + 1e-9);

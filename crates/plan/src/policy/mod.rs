@@ -5,8 +5,8 @@
 //! what is in place on live ranks, whatever that is.
 
 mod balanced;
-mod climb;
 mod deepseek;
+pub(crate) mod incremental;
 mod random;
 mod split;
 mod static_;
@@ -24,6 +24,7 @@ use crate::workers::Workers;
 pub(crate) struct Scratch {
     balanced: balanced::Scratch,
     deepseek: deepseek::Scratch,
+    incremental: incremental::Scratch,
     random: random::Scratch,
     pub(crate) split: SplitScratch,
     static_: static_::Scratch,
@@ -40,7 +41,7 @@ pub(crate) fn place(request: &Request<'_>, workers: &Workers) -> Result<Array2<i
         Policy::Random => random::place(request, workers, phy2log),
         Policy::Balanced => balanced::place(request, workers, phy2log),
         Policy::Deepseek => deepseek::place(request, workers, phy2log)?,
-        Policy::Incremental => climb::place(request, workers, phy2log)?,
+        Policy::Incremental => incremental::place(request, workers, phy2log)?,
         Policy::Split => split::place(request, phy2log)?,
     }
     Ok(placed)
