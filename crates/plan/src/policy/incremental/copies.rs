@@ -108,10 +108,7 @@ impl View<'_> {
                 }
                 for from in &state.slot[ranks.slots(rank)] {
                     let expert = from.expert;
-                    if expert < 0
-                        || state.holds(hot, expert)
-                        || state.count[expert as usize] >= state.limit
-                    {
+                    if expert < 0 || state.holds(hot, expert) || state.count[expert as usize] >= state.limit {
                         continue;
                     }
                     let part = state.part_of(expert as usize, state.count[expert as usize] + 1);

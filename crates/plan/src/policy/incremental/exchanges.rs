@@ -48,8 +48,7 @@ impl Scan {
         self.bounds.clear();
         let others = state.excess.iter().zip(&state.penalty);
         if ranks.equal() {
-            self.bounds
-                .extend(others.map(|(&cold, &other)| penalty + other - 0.5 * square(warm + cold)));
+            self.bounds.extend(others.map(|(&cold, &other)| penalty + other - 0.5 * square(warm + cold)));
         } else {
             self.bounds.extend(others.zip(ranks.speeds()).map(|((&cold, &other), &its)| {
                 penalty + other - square(warm * speed + cold * its) / (speed * speed + its * its)

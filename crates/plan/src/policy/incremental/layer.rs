@@ -122,8 +122,7 @@ impl Task<'_> {
 
 /// Balancedness of a row of `phy2log` (`[P]`) for `loads` (`[E]`), and its moves from the start.
 pub(super) fn score(loads: &[f64], ranks: &RankTable, row: &[i32], start: &[i32]) -> (f64, u32) {
-    let mut state =
-        State { weight: loads.to_vec(), aim: f64::MAX, limit: u32::MAX, ..State::default() };
+    let mut state = State { weight: loads.to_vec(), aim: f64::MAX, limit: u32::MAX, ..State::default() };
     state.start(ranks, row, start);
     (state.value(ranks), state.moves())
 }

@@ -119,7 +119,12 @@ fn climb(task: Task<'_>, workers: &Workers) -> Vec<Path> {
         paths = workers.map_layers(layers, |layer, scratch| {
             let mut path = paths.get(layer).cloned().unwrap_or_default();
             if !path.ended && path.last().is_none_or(|last| last.value < level) {
-                task.climb(layer, &mut path, goal(request.options, request, layer, level), &mut scratch.incremental);
+                task.climb(
+                    layer,
+                    &mut path,
+                    goal(request.options, request, layer, level),
+                    &mut scratch.incremental,
+                );
             }
             path
         });
@@ -152,7 +157,8 @@ fn goal(options: &Options, request: &Request<'_>, layer: usize, level: f64) -> G
 fn reached(task: Task<'_>, paths: &[Path]) -> bool {
     let Some(target) = task.request.options.target else { return false };
     let busy = |layer: usize| task.request.layer_loads(layer).iter().any(|&w| w > 0.0);
-    let values = || paths.iter().enumerate().filter(|&(layer, _)| busy(layer)).filter_map(|(_, path)| path.last());
+    let values =
+        || paths.iter().enumerate().filter(|&(layer, _)| busy(layer)).filter_map(|(_, path)| path.last());
     values().map(|last| last.value - target).sum::<f64>() >= 0.0
 }
 

@@ -58,7 +58,12 @@ impl<'a> Market<'a> {
             ranks,
             paths,
             chosen: vec![0; paths.len()],
-            sum: paths.iter().zip(&idle).filter(|(_, idle)| !**idle).map(|(path, _)| path.points[0].value).sum(),
+            sum: paths
+                .iter()
+                .zip(&idle)
+                .filter(|(_, idle)| !**idle)
+                .map(|(path, _)| path.points[0].value)
+                .sum(),
             busy: idle.iter().filter(|&&idle| !idle).count(),
             idle,
             spent: Spent::default(),
