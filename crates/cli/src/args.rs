@@ -7,6 +7,7 @@ use eplb_core::Topology;
 use eplb_plan::{Budget, Options, Policy};
 use eplb_trace::Trace;
 
+use crate::moves::MoveArgs;
 use crate::output::Failure;
 use crate::ranks::RankArgs;
 
@@ -21,11 +22,7 @@ pub(crate) struct PlanArgs {
     #[arg(long, default_value_t = 1, value_name = "K")]
     pub(crate) groups: usize,
 
-    /// Most moves over all layers together (`incremental`)
-    #[arg(long, value_name = "M")]
-    pub(crate) max_moves: Option<usize>,
-
-    /// Balancedness that is enough, 0..1 (`incremental`; 0.95 if --max-moves is not given either)
+    /// Balancedness that is enough, 0..1 (`incremental`; 0.95 if no budget is given either)
     #[arg(long, value_name = "B")]
     pub(crate) target: Option<f64>,
 
@@ -43,22 +40,24 @@ pub(crate) struct PlanArgs {
 
     #[command(flatten)]
     pub(crate) ranks: RankArgs,
+
+    #[command(flatten)]
+    pub(crate) moves: MoveArgs,
 }
 
 impl PlanArgs {
     /// Options of the planner for a policy.
     pub(crate) fn options(&self, policy: Policy) -> Options {
-        let target = match (self.target, self.max_moves) {
-            (None, None) if policy == Policy::Incremental => Some(DEFAULT_TARGET),
-            (target, _) => target,
-        };
+        let budget = self.moves.budget();
+        let unlimited = policy == Policy::Incremental && budget == Budget::default();
         Options {
             policy,
             groups: self.groups,
             seed: self.seed,
             max_replicas: self.max_replicas,
-            budget: Budget { moves: self.max_moves, ..Budget::default() },
-            target,
+            target: self.target.or(unlimited.then_some(DEFAULT_TARGET)),
+            budget,
+            ..Options::default()
         }
     }
 

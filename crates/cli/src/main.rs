@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod curve;
+mod moves;
 mod output;
 mod plan;
 mod ranks;

@@ -6,12 +6,14 @@ use std::time::Instant;
 
 use eplb_core::{ExpertId, LayerId};
 use eplb_engine::{EngineError, plan_file};
-use eplb_plan::{Plan, Planner, Policy, Request};
+use eplb_plan::{Options, Plan, Planner, Policy, Request};
 use eplb_report::PlacementPicture;
 use eplb_trace::output::AtomicFile;
 use serde_json::{Value, json};
 
 use crate::args::{PlanArgs, Steps, open, policy};
+use crate::curve;
+use crate::moves::ByteArgs;
 use crate::output::{Failure, number, optional, print, print_json, progress};
 
 /// Arguments of `eplb plan`.
@@ -36,6 +38,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     plan: PlanArgs,
 
+    #[command(flatten)]
+    bytes: ByteArgs,
+
     /// The placement in force: a plan written before; only its `phy2log` is needed
     #[arg(long, value_name = "PLAN.npz")]
     current: Option<PathBuf>,
@@ -43,6 +48,10 @@ pub(crate) struct Args {
     /// The last N ranks have just joined: --current has no slots for them
     #[arg(long, default_value_t = 0, value_name = "N", requires = "current")]
     joined: usize,
+
+    /// Print the whole trade of balance against moves from --current, up to --target and the budgets if given
+    #[arg(long, requires = "current")]
+    curve: bool,
 
     /// Plan this many times and report the median time
     #[arg(long, default_value_t = 1, value_name = "N")]
@@ -82,7 +91,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         *placement = placement.with_joined(&topology, args.joined).map_err(EngineError::from)?;
     }
     let fallback = if current.is_some() { Policy::Incremental } else { Policy::Balanced };
-    let options = args.plan.options(args.policy.unwrap_or(fallback));
+    let options = |policy| args.bytes.limit(args.plan.options(policy), args.plan.target);
+    let (climb, options) = (options(Policy::Incremental), options(args.policy.unwrap_or(fallback)));
     let planner = Planner::new(args.plan.threads())?;
     let mut request = Request::new(&loads, &topology, &options);
     if let Some(current) = &current {
@@ -114,11 +124,25 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         let drawn = picture.svg().map_err(EngineError::from)?;
         AtomicFile::write_with(svg, |out| out.write_all(drawn.as_bytes()))?;
     }
+    let curve = if args.curve {
+        let options = Options { target: args.plan.target, ..climb };
+        Some(planner.curve(&Request { options: &options, ..request })?)
+    } else {
+        None
+    };
     let plan_ms = median(&mut times);
     if args.json {
-        print_json(&report(args, &plan, loads.experts(), plan_ms, planner.threads()))?;
+        let mut report = report(args, &plan, loads.experts(), plan_ms, planner.threads());
+        if let Some(curve) = &curve {
+            report["curve"] = curve::report(curve);
+        }
+        print_json(&report)?;
     } else {
-        print(&text(args, &plan, loads.experts(), plan_ms, planner.threads()))?;
+        let mut text = text(args, &plan, loads.experts(), plan_ms, planner.threads());
+        if let Some(curve) = &curve {
+            text.push_str(&curve::text(curve));
+        }
+        print(&text)?;
     }
     Ok(ExitCode::SUCCESS)
 }

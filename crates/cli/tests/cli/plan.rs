@@ -117,6 +117,44 @@ fn planning_again_from_a_plan_moves_little() {
 }
 
 #[test]
+fn the_curve_ends_where_the_plan_does_and_bytes_are_kept_to() {
+    let folder = Folder::new();
+    let loads = folder.npz("loads.npz", "counts", &skewed(2, 4, 16));
+    let out = folder.path("plan.npz");
+    let base = ["plan", "--loads", text(&loads), "--slots", "20", "--gpus", "4"];
+    json(&[&base[..], &["--steps", "0:1", "--out", text(&out), "--json"]].concat());
+    let next = [&base[..], &["--steps", "1:2", "--current", text(&out), "--curve"]].concat();
+    let whole = json(&[&next[..], &["--json"]].concat());
+    let curve = whole["curve"].as_array().unwrap();
+    let column = |key: &str| -> Vec<f64> { curve.iter().map(|point| number(point, key)).collect() };
+    assert!(curve.len() > 2);
+    assert_eq!((column("moves")[0], curve[0]["bytes"].is_null()), (0.0, true));
+    assert!((column("balancedness")[0] - number(&whole, "balancedness_before")).abs() < 1e-12);
+    assert!(column("moves").is_sorted_by(|a, b| a < b) && column("balancedness").is_sorted_by(|a, b| a < b));
+    // The plan to a target is the end of the curve to that target.
+    let wanted = [&next[..], &["--target", "0.9"]].concat();
+    let plan = json(&[&wanted[..], &["--json"]].concat());
+    let end = plan["curve"].as_array().unwrap().last().unwrap();
+    assert_eq!(end["moves"], plan["moves"]);
+    assert!((number(end, "balancedness") - number(&plan, "balancedness")).abs() < 1e-12);
+    assert!(String::from_utf8(eplb(&wanted).stdout).unwrap().contains("of the slots   bytes"));
+
+    // Three experts of 1,000 bytes fit in 3,500; one may go to each rank.
+    let bytes = ["--expert-bytes", "1000", "--max-bytes", "3500", "--max-bytes-per-rank", "1999", "--json"];
+    let plan = json(&[&next[..], &bytes[..]].concat());
+    assert!((1..=3).contains(&plan["moves"].as_u64().unwrap()), "{plan}");
+    let end = plan["curve"].as_array().unwrap().last().unwrap();
+    assert_eq!(number(end, "bytes"), 1000.0 * number(&plan, "moves"));
+    // An expert that takes a year to move is left where it is.
+    let worth =
+        ["--expert-bytes", "1000000000000", "--worth-steps", "10", "--layer-us", "100", "--link-gbps", "1"];
+    let plan = json(&[&next[..], &worth[..], &["--json"]].concat());
+    assert_eq!(plan["moves"].as_u64(), Some(0));
+    let message = refused(&[&next[..], &["--max-bytes", "3500"]].concat());
+    names(&message, &["--expert-bytes"]);
+}
+
+#[test]
 fn the_current_placement_is_read_in_any_integer_dtype_and_checked() {
     let folder = Folder::new();
     let loads = folder.npz("loads.npz", "counts", &skewed(1, 1, 3));
