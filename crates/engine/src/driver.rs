@@ -278,6 +278,13 @@ impl<S: Stream> Driver<S> {
         }))
     }
 
+    /// Shows a sign of life, for a rank that does something long between two calls of [`Driver::progress`].
+    pub fn renew(&self) {
+        if let Some(active) = &self.active {
+            active.board.renew(self.rank);
+        }
+    }
+
     /// Waves whose commit has been completed on this rank since the last call.
     pub fn take_committed(&mut self) -> Vec<usize> {
         self.active.as_mut().map(|active| std::mem::take(&mut active.committed)).unwrap_or_default()

@@ -11,6 +11,7 @@ use eplb_plan::PlanError;
 use eplb_trace::TraceError;
 
 use crate::board::BoardError;
+use crate::process::Stage;
 
 /// What went wrong, and on which rank.
 #[derive(Debug, thiserror::Error)]
@@ -86,6 +87,56 @@ pub enum EngineError {
         /// What is wrong in it.
         error: CoreError,
     },
+    /// Something failed on a rank that is a process.
+    #[error("{rank}, {stage}: {error}")]
+    AtStage {
+        /// This rank.
+        rank: RankId,
+        /// What it was doing.
+        stage: Stage,
+        /// What happened.
+        error: Box<EngineError>,
+    },
+    /// Ranks were started with different programs, models or options.
+    #[error("{what} differs: {ours} on {lowest}, {theirs} on {rank}; start all ranks with the same")]
+    Differs {
+        /// What differs.
+        what: String,
+        /// The lowest rank.
+        lowest: RankId,
+        /// Its value.
+        ours: String,
+        /// The first rank with another.
+        rank: RankId,
+        /// That value.
+        theirs: String,
+    },
+    /// What another rank said cannot be read.
+    #[error("what {rank} said ({what}) cannot be read; do all ranks run the same version?")]
+    Unreadable {
+        /// The other rank.
+        rank: RankId,
+        /// What it was about.
+        what: &'static str,
+    },
+    /// A backend that cannot be used here.
+    #[error("backend {backend}: {detail}")]
+    Backend {
+        /// Its name.
+        backend: &'static str,
+        /// Why not, and what to do.
+        detail: String,
+    },
+    /// An exchange ended without anybody here knowing what became of a wave.
+    #[error("{rank}: what became of wave {wave} is not known here: {cause}; join the next epoch to find out")]
+    Unknown {
+        /// This rank.
+        rank: RankId,
+        /// Number of the wave.
+        wave: usize,
+        /// Why.
+        cause: Cause,
+    },
     /// The board of an exchange cannot be used.
     #[error(transparent)]
     Board(#[from] BoardError),
@@ -129,6 +180,7 @@ impl EngineError {
             | Self::Core(_)
             | Self::Token(_)
             | Self::Exchange(_) => true,
+            Self::AtStage { error, .. } => error.is_bad_input(),
             Self::Plan(error) => !matches!(error, PlanError::Threads { .. }),
             _ => false,
         }

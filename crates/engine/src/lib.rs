@@ -10,6 +10,7 @@ pub mod deadlines;
 pub mod driver;
 pub mod error;
 pub mod plan_file;
+pub mod process;
 pub mod rebalance;
 
 pub use board::{Board, BoardError, LocalBoard, StoreBoard};

@@ -115,13 +115,8 @@ impl Rebalance {
         settings: Settings,
         progress: &mut dyn FnMut(Position),
     ) -> Result<Report, EngineError> {
+        self.check_slots(trace)?;
         let slots = self.topology.slots();
-        if slots < trace.experts() {
-            return Err(EngineError::Options(format!(
-                "{slots} slots for {} experts: every expert needs a slot; give at least {0} slots",
-                trace.experts()
-            )));
-        }
         let threads = match self.threads {
             0 => std::thread::available_parallelism().map_or(1, usize::from),
             threads => threads,
@@ -139,6 +134,17 @@ impl Rebalance {
         }
         progress(Position { done: ranges.len(), windows: ranges.len() });
         Ok(report)
+    }
+
+    pub(crate) fn check_slots(&self, trace: &Trace) -> Result<(), EngineError> {
+        let slots = self.topology.slots();
+        if slots < trace.experts() {
+            return Err(EngineError::Options(format!(
+                "{slots} slots for {} experts: every expert needs a slot; give at least {0} slots",
+                trace.experts()
+            )));
+        }
+        Ok(())
     }
 
     fn window(

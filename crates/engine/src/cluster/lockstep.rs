@@ -11,11 +11,11 @@ use crate::error::EngineError;
 
 /// What a rank brings to a step.
 #[derive(Debug, Clone)]
-pub(super) struct Route {
+pub(crate) struct Route {
     /// The map by which it routes its tokens in this step, `[L, P]`.
-    pub(super) map: Arc<Array2<i32>>,
+    pub(crate) map: Arc<Array2<i32>>,
     /// Whether its exchange is over: when all are, the ranks stop after this step.
-    pub(super) over: bool,
+    pub(crate) over: bool,
 }
 
 /// Meeting point of the ranks in each step: every rank brings the map by which it routes its tokens in that step and

@@ -5,8 +5,9 @@
 //! as the step runs; expected bytes are computed from names ([`eplb_comm::pattern`]), never read from a source.
 
 mod hooks;
-mod lockstep;
-mod serve;
+pub(crate) mod lockstep;
+pub(crate) mod serve;
+pub(crate) mod serving;
 pub mod weights;
 mod worker;
 
@@ -28,6 +29,7 @@ use crate::error::EngineError;
 pub use hooks::{Hooks, NoHooks, ServingStream, Work};
 use lockstep::Lockstep;
 use serve::Findings;
+use serving::Serving;
 use worker::{Command, Exchanged, Reply, Task, Worker};
 
 /// How the bytes of slots are checked.
@@ -141,16 +143,15 @@ impl Cluster {
         for (rank, memory) in topology.all_ranks().zip(&memories) {
             let stream = HostStream::new(memory.clone(), StreamOptions { delay: settings.stream_delay })?;
             let stream = settings.hooks.stream(rank, stream);
-            let worker = Worker {
+            let serving = Serving {
                 rank,
                 topology: topology.clone(),
                 memory: memory.clone(),
                 driver: Driver::new(rank, topology.clone(), stream, &placement),
-                experts: placement.experts(),
-                lockstep: lockstep.clone(),
                 findings: findings.clone(),
                 settings: settings.clone(),
             };
+            let worker = Worker { serving, experts: placement.experts(), lockstep: lockstep.clone() };
             let (command, inbox) = unbounded();
             let reply = reply.clone();
             let thread = std::thread::Builder::new()

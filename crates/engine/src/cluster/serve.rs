@@ -10,17 +10,17 @@ use super::lockstep::Route;
 
 /// What steps and checks found wrong on any rank.
 #[derive(Debug, Default)]
-pub(super) struct Findings(Mutex<Found>);
+pub(crate) struct Findings(Mutex<Found>);
 
 /// Wrong bytes and the first error that says why.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Found {
-    pub(super) bytes_wrong: u64,
-    pub(super) first: Option<CommError>,
+pub(crate) struct Found {
+    pub(crate) bytes_wrong: u64,
+    pub(crate) first: Option<CommError>,
 }
 
 impl Findings {
-    pub(super) fn bytes(&self, wrong: u64) {
+    pub(crate) fn bytes(&self, wrong: u64) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).bytes_wrong += wrong;
     }
 
@@ -31,14 +31,14 @@ impl Findings {
         found.first.get_or_insert(error);
     }
 
-    pub(super) fn take(&self) -> Found {
+    pub(crate) fn take(&self) -> Found {
         std::mem::take(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }
 
 /// Runs step `step` on one rank: every slot of it that any rank's map names in this step must hold that expert while the
 /// step runs. The bytes of one layer, another in each step, are looked at in samples.
-pub(super) fn forward(memory: &Arc<HostMemory>, step: u64, routes: &[Route], findings: &Findings) {
+pub(crate) fn forward(memory: &Arc<HostMemory>, step: u64, routes: &[Route], findings: &Findings) {
     for (at, route) in routes.iter().enumerate() {
         let route = &route.map;
         if routes[..at].iter().any(|seen| Arc::ptr_eq(&seen.map, route) || seen.map == *route) {

@@ -2,21 +2,17 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crossbeam_channel::{Receiver, Sender};
-use eplb_comm::host::HostMemory;
 use eplb_comm::{Communicator, Fence, Memory};
-use eplb_core::{ExpertId, LayerId, Placement, RankId, SlotId, Topology};
+use eplb_core::{Placement, RankId};
 use eplb_exchange::{Exchange, ExchangePlan, Limits, Outcome, Totals};
 use ndarray::Array2;
 
-use super::hooks::ServingStream;
 use super::lockstep::{Lockstep, Route};
-use super::serve::{Findings, forward};
-use super::{Settings, Verify};
+use super::serving::Serving;
 use crate::board::Board;
-use crate::driver::Driver;
 use crate::error::EngineError;
 
 /// What the coordinator wants of a rank.
@@ -61,14 +57,9 @@ pub(super) struct Exchanged {
 /// One rank.
 #[derive(Debug)]
 pub(super) struct Worker {
-    pub(super) rank: RankId,
-    pub(super) topology: Arc<Topology>,
-    pub(super) memory: Arc<HostMemory>,
-    pub(super) driver: Driver<Box<dyn ServingStream>>,
+    pub(super) serving: Serving,
     pub(super) experts: usize,
     pub(super) lockstep: Arc<Lockstep>,
-    pub(super) findings: Arc<Findings>,
-    pub(super) settings: Settings,
 }
 
 impl Worker {
@@ -76,7 +67,7 @@ impl Worker {
     pub(super) fn run(mut self, commands: &Receiver<Command>, replies: &Sender<(RankId, Reply)>) {
         while let Ok(command) = commands.recv() {
             let reply = match command {
-                Command::Check => self.check_all(),
+                Command::Check => self.serving.check_all().map(|bytes_wrong| Reply::Checked { bytes_wrong }),
                 Command::Exchange(task) => self.exchange(*task),
             };
             let reply = reply.unwrap_or_else(|error| {
@@ -84,7 +75,7 @@ impl Worker {
                 self.lockstep.break_up();
                 Reply::Failed(error)
             });
-            if replies.send((self.rank, reply)).is_err() {
+            if replies.send((self.serving.rank, reply)).is_err() {
                 return;
             }
         }
@@ -92,39 +83,43 @@ impl Worker {
 
     fn exchange(&mut self, task: Task) -> Result<Reply, EngineError> {
         let Task { new, loads, limits, margin, communicator, board } = task;
-        let old = Placement::with_missing(self.experts, self.driver.phy2log().as_ref().clone())?;
-        let layout = self.memory.layout().clone();
-        let plan = ExchangePlan::new(&old, &new, &self.topology, &layout, Some(loads.view()), &limits)?;
+        let old = Placement::with_missing(self.experts, self.serving.driver.phy2log().as_ref().clone())?;
+        let layout = self.serving.memory.layout().clone();
+        let plan =
+            ExchangePlan::new(&old, &new, &self.serving.topology, &layout, Some(loads.view()), &limits)?;
         let (waves, totals) = (plan.waves().len(), *plan.totals());
         let plan = Arc::new(plan);
-        let members: Vec<RankId> = self.topology.live_ranks().collect();
-        let last = self.driver.last_step();
+        let members: Vec<RankId> = self.serving.topology.live_ranks().collect();
+        let last = self.serving.driver.last_step();
         let exchange = Exchange::new(
             plan.clone(),
-            self.rank,
+            self.serving.rank,
             &members,
-            self.settings.deadlines,
+            self.serving.settings.deadlines,
             margin,
             last,
             Instant::now(),
         );
-        self.driver.begin(exchange, communicator, board)?;
+        self.serving.driver.begin(exchange, communicator, board)?;
 
         let mut ended = None;
         let mut running: VecDeque<Fence> = VecDeque::new();
         let first = last.map_or(0, |id| id + 1);
         let mut step = first;
         loop {
-            self.driver.step(step)?;
+            self.serving.driver.step(step)?;
             let over = ended.is_some();
-            let meeting =
-                self.lockstep.meet(self.rank, step, Route { map: self.driver.phy2log().clone(), over })?;
-            running.push_back(self.enqueue(step, &meeting));
-            self.advance(&plan, &mut ended)?;
+            let meeting = self.lockstep.meet(
+                self.serving.rank,
+                step,
+                Route { map: self.serving.driver.phy2log().clone(), over },
+            )?;
+            running.push_back(self.serving.enqueue(step, meeting.clone()));
+            self.serving.advance(&plan, &mut ended)?;
             // As a server does, the host runs at most one step ahead of its device.
             while running.len() > 1 {
                 let Some(fence) = running.pop_front() else { break };
-                self.wait(&fence, &plan, &mut ended)?;
+                self.serving.wait(&fence, &plan, &mut ended)?;
             }
             step += 1;
             if meeting.iter().all(|route| route.over) {
@@ -132,102 +127,21 @@ impl Worker {
             }
         }
         for fence in running {
-            self.wait(&fence, &plan, &mut ended)?;
+            self.serving.wait(&fence, &plan, &mut ended)?;
         }
         let Some(ended) = ended else {
-            return Err(EngineError::RankLost { rank: self.rank, detail: "the exchange did not end".into() });
+            return Err(EngineError::RankLost {
+                rank: self.serving.rank,
+                detail: "the exchange did not end".into(),
+            });
         };
         Ok(Reply::Exchanged(Box::new(Exchanged {
             outcome: ended.outcome,
-            phy2log: self.driver.phy2log().clone(),
+            phy2log: self.serving.driver.phy2log().clone(),
             waves,
             totals,
             steps: step - first,
             communicator: ended.communicator,
         })))
-    }
-
-    /// Enqueues the forward pass of a step on the rank's stream.
-    fn enqueue(&mut self, step: u64, meeting: &[Route]) -> Fence {
-        let routes = meeting.to_vec();
-        let findings = self.findings.clone();
-        let pause = self.settings.step_time;
-        self.driver.stream().run(Box::new(move |memory| {
-            forward(memory, step, &routes, &findings);
-            if !pause.is_zero() {
-                // What held when the step began must hold when it ends.
-                std::thread::sleep(pause);
-                forward(memory, step, &routes, &findings);
-            }
-            Ok(())
-        }))
-    }
-
-    fn advance(
-        &mut self,
-        plan: &ExchangePlan,
-        ended: &mut Option<crate::driver::Ended>,
-    ) -> Result<(), EngineError> {
-        let end = self.driver.progress()?;
-        for wave in self.driver.take_committed() {
-            self.check_wave(plan, wave)?;
-        }
-        if end.is_some() {
-            *ended = end;
-        }
-        Ok(())
-    }
-
-    /// Waits for a step to end on the device, and goes on with the exchange meanwhile.
-    fn wait(
-        &mut self,
-        fence: &Fence,
-        plan: &ExchangePlan,
-        ended: &mut Option<crate::driver::Ended>,
-    ) -> Result<(), EngineError> {
-        let deadline = Instant::now() + self.settings.step_timeout;
-        while !fence.poll()? {
-            if Instant::now() > deadline {
-                let waited = self.settings.step_timeout;
-                let what = "the end of a step on the device".into();
-                return Err(eplb_comm::CommError::Timeout { rank: self.rank, what, waited }.into());
-            }
-            self.advance(plan, ended)?;
-            std::thread::sleep(Duration::from_micros(20));
-        }
-        Ok(())
-    }
-
-    /// Checks the bytes of this rank's slots that a wave has just changed.
-    fn check_wave(&self, plan: &ExchangePlan, wave: usize) -> Result<(), EngineError> {
-        for commit in &plan.waves()[wave].commits {
-            if self.topology.rank_of(commit.slot) == self.rank
-                && let Some(expert) = commit.fill.expert()
-            {
-                self.findings.bytes(self.wrong(commit.layer, commit.slot, expert)?);
-            }
-        }
-        Ok(())
-    }
-
-    fn wrong(&self, layer: LayerId, slot: SlotId, expert: ExpertId) -> Result<u64, EngineError> {
-        Ok(match self.settings.verify {
-            Verify::Off => 0,
-            Verify::Sampled => self.memory.sample_wrong(layer, slot, expert, 4, u64::from(slot.0))?,
-            Verify::Full => self.memory.count_wrong(layer, slot, expert)?,
-        })
-    }
-
-    fn check_all(&self) -> Result<Reply, EngineError> {
-        let mut bytes_wrong = 0;
-        let map = self.driver.phy2log();
-        for layer in 0..map.nrows() {
-            for slot in self.memory.slots() {
-                if let Ok(expert) = u32::try_from(map[(layer, slot)]) {
-                    bytes_wrong += self.wrong(LayerId::at(layer), SlotId::at(slot), ExpertId(expert))?;
-                }
-            }
-        }
-        Ok(Reply::Checked { bytes_wrong })
     }
 }

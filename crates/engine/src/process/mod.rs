@@ -1,0 +1,24 @@
+//! Ranks that are processes: which one this is, how they find each other, and how experts move between them.
+//!
+//! A rank finds its place ([`Join`]), opens the store, joins an epoch ([`Session`]) and takes its place with its weights
+//! ([`Member`]). Communicators come from a [`Transport`]. Ranks of one host know each other by [`HostId`]; several groups of one job
+//! are told apart by a [`GroupLayout`].
+
+pub mod alone;
+pub mod group_layout;
+pub mod hosts;
+pub mod join;
+pub mod member;
+pub mod session;
+mod standing;
+mod steps;
+pub mod transport;
+mod walk;
+
+pub use alone::Alone;
+pub use group_layout::{GroupLayout, LayoutError, Parallelism, RankOrder};
+pub use hosts::HostId;
+pub use join::{Flags, Join, Origin};
+pub use member::{Exchanged, Job, Member};
+pub use session::{Session, Stage};
+pub use transport::{MadeUp, Meeting, Source, Transport};

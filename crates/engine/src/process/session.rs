@@ -1,0 +1,214 @@
+//! Membership of one rank: the epoch, and what is said in it before experts move.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use eplb_comm::store::deadlines::after;
+use eplb_comm::store::{Absent, Formation, Group, Nonce, PrefixStore, Store};
+use eplb_core::RankId;
+
+use super::hosts::HostId;
+use crate::board::StoreBoard;
+use crate::deadlines::Deadlines;
+use crate::error::EngineError;
+
+/// What a rank was doing when something failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stage {
+    /// Reaching the store.
+    Store,
+    /// Forming an epoch.
+    Rendezvous,
+    /// Comparing versions, layouts and options.
+    Comparing,
+    /// Finding out who holds what.
+    Standing,
+    /// Making the communicator.
+    Connecting,
+    /// Planning a placement, or waiting for the plan.
+    Planning,
+    /// Agreeing on the waves.
+    Agreeing,
+    /// Moving experts.
+    Moving,
+    /// Checking bytes and comparing what came out.
+    Reporting,
+}
+
+impl fmt::Display for Stage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Store => "reaching the store",
+            Self::Rendezvous => "rendezvous",
+            Self::Comparing => "comparing versions and options",
+            Self::Standing => "finding out who holds what",
+            Self::Connecting => "making the communicator",
+            Self::Planning => "planning",
+            Self::Agreeing => "agreeing on the waves",
+            Self::Moving => "moving experts",
+            Self::Reporting => "reporting",
+        })
+    }
+}
+
+/// Names rank and stage in an error.
+pub(super) fn at<T, E: Into<EngineError>>(
+    rank: RankId,
+    stage: Stage,
+    result: Result<T, E>,
+) -> Result<T, EngineError> {
+    result.map_err(|error| match error.into() {
+        named @ EngineError::AtStage { .. } => named,
+        error => EngineError::AtStage { rank, stage, error: Box::new(error) },
+    })
+}
+
+/// A fact that must be the same on all ranks, in words.
+pub(crate) type Fact = (&'static str, String);
+
+/// A member of an epoch: its group for collectives and its board for exchanges.
+#[derive(Debug)]
+pub struct Session {
+    store: Arc<dyn Store>,
+    rank: RankId,
+    nonce: Nonce,
+    expected: Vec<RankId>,
+    deadlines: Deadlines,
+    pub(super) group: Group,
+    pub(super) board: Arc<StoreBoard>,
+    /// Communicators asked for in this epoch.
+    communicators: u64,
+}
+
+impl Session {
+    /// Joins all of `0..world_size` in a new epoch of the store; returns when every one of them has come.
+    ///
+    /// # Errors
+    /// [`EngineError::AtStage`]: a rank did not come, the store fails, or no thread is to be had.
+    pub fn join(
+        store: Arc<dyn Store>,
+        rank: RankId,
+        world_size: usize,
+        deadlines: &Deadlines,
+    ) -> Result<Self, EngineError> {
+        let nonce = at(rank, Stage::Rendezvous, Nonce::draw())?;
+        let expected: Vec<RankId> = (0..world_size).map(RankId::at).collect();
+        let (group, board) = Self::form(&store, rank, nonce, &expected, None, deadlines)?;
+        Ok(Self { store, rank, nonce, expected, deadlines: *deadlines, group, board, communicators: 0 })
+    }
+
+    fn form(
+        store: &Arc<dyn Store>,
+        rank: RankId,
+        nonce: Nonce,
+        expected: &[RankId],
+        last: Option<u64>,
+        deadlines: &Deadlines,
+    ) -> Result<(Group, Arc<StoreBoard>), EngineError> {
+        let formation = Formation {
+            rank,
+            nonce,
+            expected: expected.to_vec(),
+            last,
+            absent: Absent::Fail,
+            accept: deadlines.store.accept,
+        };
+        let stage = Stage::Rendezvous;
+        let record = at(rank, stage, formation.form(store.as_ref(), after(deadlines.store.join)))?;
+        let members = record.ranks();
+        let group = at(rank, stage, Group::new(store.clone(), record.epoch, rank, &members))?;
+        let board = StoreBoard::open(store.clone(), record.epoch, rank, &members, &deadlines.store);
+        Ok((group, at(rank, stage, board)?))
+    }
+
+    /// Leaves the epoch, after closing it for all, and joins the same ranks in the next. In place of a rank that is gone, a
+    /// process that was started anew as that rank may come. `store`: another one, where the old one is lost.
+    ///
+    /// # Errors
+    /// As [`Session::join`].
+    pub fn rejoin(self, store: Option<Arc<dyn Store>>) -> Result<Self, EngineError> {
+        let Self { store: old, rank, nonce, expected, deadlines, group, board, .. } = self;
+        // Where the store is lost there is nothing to close, and others may have closed it before.
+        drop(board.close());
+        drop(board);
+        let last = if store.is_some() { None } else { Some(group.epoch()) };
+        let store = store.unwrap_or(old);
+        let (group, board) = Self::form(&store, rank, nonce, &expected, last, &deadlines)?;
+        Ok(Self { store, rank, nonce, expected, deadlines, group, board, communicators: 0 })
+    }
+
+    /// This rank.
+    pub fn rank(&self) -> RankId {
+        self.rank
+    }
+
+    /// Ranks of the epoch, ascending.
+    pub fn members(&self) -> &[RankId] {
+        self.group.members()
+    }
+
+    /// Number of the epoch.
+    pub fn epoch(&self) -> u64 {
+        self.group.epoch()
+    }
+
+    /// The deadlines.
+    pub fn deadlines(&self) -> &Deadlines {
+        &self.deadlines
+    }
+
+    /// A corner of the store for the next communicator of this epoch.
+    pub(super) fn corner(&mut self) -> Result<Arc<dyn Store>, EngineError> {
+        self.communicators += 1;
+        let prefix = format!("{}/comm/{}", self.epoch(), self.communicators);
+        Ok(Arc::new(PrefixStore::new(self.store.clone(), &prefix)?))
+    }
+
+    /// The host of every member.
+    ///
+    /// # Errors
+    /// A member does not come, or the store fails.
+    pub fn hosts(&mut self) -> Result<Vec<HostId>, EngineError> {
+        let gathered = HostId::here().gather(&mut self.group, after(self.deadlines.store.collective));
+        let hosts = at(self.rank, Stage::Comparing, gathered)?;
+        Ok(hosts.into_iter().map(|(_, host)| host).collect())
+    }
+
+    /// Returns when every member has brought the same facts, given in the same order.
+    pub(crate) fn compare(&mut self, facts: &[Fact]) -> Result<(), EngineError> {
+        let mut message = String::new();
+        for (what, value) in facts {
+            message += &format!("{what}\t{value}\n");
+        }
+        let deadline = after(self.deadlines.store.collective);
+        let gathered = self.group.all_gather("facts", message.as_bytes(), deadline);
+        let gathered = at(self.rank, Stage::Comparing, gathered)?;
+        // Everyone compares everyone with the lowest rank, so that all come to the same end.
+        let lines = |message: &[u8]| -> Vec<String> {
+            String::from_utf8_lossy(message).lines().map(str::to_owned).collect()
+        };
+        let members = self.members();
+        let first = lines(&gathered[0]);
+        for (&rank, message) in members.iter().zip(&gathered).skip(1) {
+            let theirs = lines(message);
+            let count = first.len().max(theirs.len());
+            let line = |lines: &[String], at: usize| lines.get(at).cloned().unwrap_or_default();
+            if let Some(differs) = (0..count).find(|&at| line(&first, at) != line(&theirs, at)) {
+                let (a, b) = (line(&first, differs), line(&theirs, differs));
+                let (what, a) =
+                    a.split_once('\t').map_or((String::new(), a.clone()), |(w, v)| (w.into(), v.into()));
+                let b = b.split_once('\t').map_or(b.clone(), |(_, value)| value.to_owned());
+                let error = EngineError::Differs { what, lowest: members[0], ours: a, rank, theirs: b };
+                return at(self.rank, Stage::Comparing, Err(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Longest time that another rank may take to plan, and then to say so.
+    pub(super) fn plan_deadline(&self) -> Duration {
+        self.deadlines.plan + self.deadlines.store.collective
+    }
+}

@@ -1,0 +1,70 @@
+//! How a rank gets its communicator: what a backend must offer to ranks that are processes.
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Instant;
+
+use eplb_comm::Communicator;
+use eplb_comm::host::HostMemory;
+use eplb_comm::store::Store;
+use eplb_core::RankId;
+
+use crate::error::EngineError;
+
+/// What a rank brings when all ranks make a communicator together.
+#[derive(Debug)]
+pub struct Meeting {
+    /// This rank.
+    pub rank: RankId,
+    /// Number of ranks.
+    pub world_size: usize,
+    /// A corner of the store that no other communicator has used, of this epoch or another.
+    pub store: Arc<dyn Store>,
+    /// This rank's slots and staging.
+    pub memory: Arc<HostMemory>,
+    /// When it must be made.
+    pub deadline: Instant,
+}
+
+/// Makes communicators between processes.
+pub trait Transport: Debug + Send + Sync {
+    /// Name of the backend.
+    fn name(&self) -> &'static str;
+
+    /// Makes this rank's communicator; all ranks call it together.
+    ///
+    /// # Errors
+    /// The backend cannot be used here, or the ranks did not come together by the deadline.
+    fn connect(&self, meeting: Meeting) -> Result<Box<dyn Communicator>, EngineError>;
+}
+
+/// Puts an expert's bytes into a slot when no other rank has them: reads it from the checkpoint.
+pub trait Source: Debug + Send + Sync {
+    /// Fills a slot of `memory` with an expert.
+    ///
+    /// # Errors
+    /// The expert cannot be had.
+    fn fill(
+        &self,
+        memory: &Arc<HostMemory>,
+        layer: eplb_core::LayerId,
+        slot: eplb_core::SlotId,
+        expert: eplb_core::ExpertId,
+    ) -> Result<(), EngineError>;
+}
+
+/// Experts of the model that is made up ([`crate::cluster::weights`]).
+#[derive(Debug, Clone, Copy, Default)]
+pub struct MadeUp;
+
+impl Source for MadeUp {
+    fn fill(
+        &self,
+        memory: &Arc<HostMemory>,
+        layer: eplb_core::LayerId,
+        slot: eplb_core::SlotId,
+        expert: eplb_core::ExpertId,
+    ) -> Result<(), EngineError> {
+        Ok(memory.fill(layer, slot, expert)?)
+    }
+}

@@ -1,0 +1,5 @@
+//! Ranks as they run in processes, on threads here: sessions, placements after failures, groups of one job.
+
+mod alone;
+mod sessions;
+mod support;

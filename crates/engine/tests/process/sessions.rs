@@ -1,0 +1,211 @@
+//! Ranks join, move experts, fail, and join again.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use eplb_comm::fault::{Faults, FaultyCommunicator, Strike};
+use eplb_comm::host::HostMemory;
+use eplb_comm::{Communicator, Memory};
+use eplb_core::{LayerId, Placement, RankId, SlotId};
+use eplb_engine::EngineError;
+use eplb_engine::cluster::{Hooks, weights};
+use eplb_engine::process::{GroupLayout, Member, Parallelism, RankOrder, Session, Stage};
+use eplb_exchange::Cause;
+
+use super::support::{Threads, deadlines, in_process, job, loads, on_threads, random, topology};
+
+/// Every slot of the rank that its placement names holds that expert, byte by byte.
+fn assert_true_placement(member: &Member) {
+    assert_eq!(member.check().unwrap(), 0);
+    let placement = member.placement();
+    for layer in (0..placement.layers()).map(LayerId::at) {
+        for slot in member.memory().slots().map(SlotId::at) {
+            if let Some(expert) = placement.expert_at(layer, slot) {
+                assert_eq!(member.memory().count_wrong(layer, slot, expert).unwrap(), 0);
+            }
+        }
+    }
+}
+
+#[test]
+fn experts_move_between_ranks_that_share_nothing_but_a_store() {
+    let (store, transport) = (in_process(), Arc::new(Threads::default()));
+    let placements = on_threads(4, |rank| {
+        let session = Session::join(store.clone(), rank, 4, &deadlines()).unwrap();
+        let mut member = Member::start(session, job(4, &transport)).unwrap();
+        let mut moves = 0;
+        for seed in 0..3 {
+            let moved = member.rebalance(&random(seed, &topology(4)), &loads()).unwrap();
+            assert_eq!((moved.bytes_wrong, moved.first_wrong), (0, None));
+            moves += moved.totals.moves;
+            assert_true_placement(&member);
+        }
+        assert!(moves > 0 && member.version() > 3);
+        member.placement().clone()
+    });
+    assert!(placements.iter().all(|placement| *placement == placements[0]));
+}
+
+/// One rank's communicator fails its first wave, once.
+#[derive(Debug)]
+struct FailsOnce(AtomicBool);
+
+impl Hooks for FailsOnce {
+    fn communicator(
+        &self,
+        rank: RankId,
+        _memory: &Arc<HostMemory>,
+        communicator: Box<dyn Communicator>,
+    ) -> Box<dyn Communicator> {
+        if rank != RankId(2) || self.0.swap(true, Ordering::SeqCst) {
+            return communicator;
+        }
+        let faults = Faults { fail: Strike::Wave(1), ..Faults::default() };
+        Box::new(FaultyCommunicator::new(communicator, faults))
+    }
+}
+
+#[test]
+fn after_a_failed_exchange_all_ranks_join_again_and_the_next_one_works() {
+    let (store, transport) = (in_process(), Arc::new(Threads::default()));
+    let hooks = Arc::new(FailsOnce(AtomicBool::new(false)));
+    on_threads(4, |rank| {
+        let mut job = job(4, &transport);
+        job.settings.hooks = hooks.clone();
+        let session = Session::join(store.clone(), rank, 4, &deadlines()).unwrap();
+        let mut member = Member::start(session, job).unwrap();
+        let error = member.rebalance(&random(1, &topology(4)), &loads()).unwrap_err();
+        let EngineError::AtStage { rank: named, stage: Stage::Moving, error } = error else {
+            panic!("{error}")
+        };
+        assert_eq!(named, rank);
+        assert!(
+            matches!(
+                &*error,
+                EngineError::Aborted { cause: Cause::Transfer { .. } | Cause::PeerFailed { .. }, .. }
+            ),
+            "{error}"
+        );
+        assert_true_placement(&member);
+        let epoch = member.session().epoch();
+        let mut member = member.rejoin(None).unwrap();
+        assert!(member.session().epoch() > epoch);
+        let moved = member.rebalance(&random(2, &topology(4)), &loads()).unwrap();
+        assert!(moved.bytes_wrong == 0 && moved.waves > 0);
+        assert_true_placement(&member);
+    });
+}
+
+#[test]
+fn a_rank_that_is_started_anew_gets_its_experts_from_the_source() {
+    let (store, transport) = (in_process(), Arc::new(Threads::default()));
+    let placements = on_threads(3, |rank| {
+        let session = Session::join(store.clone(), rank, 3, &deadlines()).unwrap();
+        let mut member = Member::start(session, job(3, &transport)).unwrap();
+        member.rebalance(&random(1, &topology(3)), &loads()).unwrap();
+        let before = member.placement().clone();
+        let mut member = if rank == RankId(1) {
+            // This start of the rank is gone with everything that it held.
+            drop(member);
+            let session = Session::join(store.clone(), rank, 3, &deadlines()).unwrap();
+            Member::start(session, job(3, &transport)).unwrap()
+        } else {
+            member.rejoin(None).unwrap()
+        };
+        assert_eq!(*member.placement(), before, "what the others hold is what goes on");
+        assert_true_placement(&member);
+        member.rebalance(&random(4, &topology(3)), &loads()).unwrap();
+        assert_true_placement(&member);
+        member.placement().clone()
+    });
+    assert!(placements.iter().all(|placement| *placement == placements[0]));
+}
+
+#[test]
+fn a_rank_with_another_model_is_named_by_all() {
+    let (store, transport) = (in_process(), Arc::new(Threads::default()));
+    let errors = on_threads(3, |rank| {
+        let mut job = job(3, &transport);
+        if rank == RankId(2) {
+            job.layout = Arc::new(weights::layout(super::support::LAYERS, 1501).unwrap());
+        }
+        let session = Session::join(store.clone(), rank, 3, &deadlines()).unwrap();
+        Member::start(session, job).unwrap_err().to_string()
+    });
+    for (rank, error) in errors.iter().enumerate() {
+        let words = ["bytes of an expert", "1500 on rank 0", "1501 on rank 2", "comparing"];
+        assert!(words.iter().all(|word| error.contains(word)), "{error}");
+        assert!(error.contains(&format!("rank {rank},")), "{error}");
+    }
+}
+
+#[derive(Debug)]
+struct Misled;
+
+impl Hooks for Misled {
+    fn placement(&self, rank: RankId, placement: Arc<Placement>) -> Arc<Placement> {
+        if rank == RankId(1) { Arc::new(random(77, &topology(3))) } else { placement }
+    }
+}
+
+#[test]
+fn a_rank_with_another_plan_is_named_before_the_first_byte() {
+    let (store, transport) = (in_process(), Arc::new(Threads::default()));
+    on_threads(3, |rank| {
+        let mut job = job(3, &transport);
+        job.settings.hooks = Arc::new(Misled);
+        let start = job.start.clone();
+        let session = Session::join(store.clone(), rank, 3, &deadlines()).unwrap();
+        let mut member = Member::start(session, job).unwrap();
+        let error = member.rebalance(&random(1, &topology(3)), &loads()).unwrap_err().to_string();
+        assert!(error.contains("agreeing") && error.contains("on rank 1"), "{error}");
+        assert_eq!(*member.placement(), start);
+        assert_true_placement(&member);
+    });
+}
+
+#[test]
+fn a_rank_that_does_not_come_is_named() {
+    let mut deadlines = deadlines();
+    deadlines.store.join = std::time::Duration::from_millis(300);
+    let store = in_process();
+    let errors =
+        on_threads(2, |rank| Session::join(store.clone(), rank, 3, &deadlines).unwrap_err().to_string());
+    assert!(errors[0].contains("rank 2 did not come") && errors[0].contains("rendezvous"), "{}", errors[0]);
+    assert!(errors[1].contains("rank 0"), "{}", errors[1]);
+}
+
+#[test]
+fn groups_of_one_job_do_not_wait_for_each_other() {
+    // Two replicas of two pipeline stages: two groups of two ranks. Rank 2 of the job never comes; its group is 2 and 3.
+    let sizes = Parallelism {
+        world_size: 4,
+        tensor: 1,
+        pipeline: 2,
+        data: 2,
+        expert: None,
+        order: RankOrder::PipelineDataTensor,
+    };
+    let layout = GroupLayout::new(&sizes).unwrap();
+    let store = in_process();
+    let transport = Arc::new(Threads::default());
+    let mut deadlines = deadlines();
+    deadlines.store.join = std::time::Duration::from_millis(500);
+    let outcomes = on_threads(4, |global| {
+        if global == RankId(2) {
+            return None;
+        }
+        let (group, rank) = layout.place(global).unwrap();
+        let corner = Arc::new(layout.corner(store.clone(), group).unwrap());
+        let session = Session::join(corner, rank, 2, &deadlines);
+        Some(session.and_then(|session| {
+            let mut member = Member::start(session, job(2, &transport))?;
+            let hosts = member.session().hosts()?;
+            assert!(hosts.len() == 2 && hosts[0] == hosts[1], "both run here");
+            member.rebalance(&random(1, &topology(2)), &loads()).map(|moved| moved.bytes_wrong)
+        }))
+    });
+    assert!(matches!(outcomes[..2], [Some(Ok(0)), Some(Ok(0))]), "{outcomes:?}");
+    let alone = outcomes[3].as_ref().unwrap().as_ref().unwrap_err().to_string();
+    assert!(alone.contains("rendezvous"), "{alone}");
+}
