@@ -382,7 +382,7 @@ impl Member {
     }
 
     /// The message of the lowest rank, which makes it meanwhile.
-    pub(super) fn from_leader(
+    pub(super) fn plan_of_leader(
         &mut self,
         make: impl FnOnce(&Self) -> Result<Vec<u8>, EngineError>,
     ) -> Result<Vec<u8>, EngineError> {

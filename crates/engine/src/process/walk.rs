@@ -72,7 +72,7 @@ impl Rebalance {
     ) -> Result<Window, EngineError> {
         let rank = member.rank();
         let current = member.placement().clone();
-        let message = member.from_leader(|member| {
+        let message = member.plan_of_leader(|member| {
             let start = Instant::now();
             let request = Request::new(loads, &self.topology, &self.plan).with_current(member.placement());
             let plan = planner.plan(&request)?;
