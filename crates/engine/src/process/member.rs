@@ -235,7 +235,9 @@ impl Member {
             exchanged.time = start.elapsed();
             match outcome {
                 Outcome::Completed => return Ok(exchanged),
-                Outcome::Aborted { cause: Cause::TooLate { .. }, .. } if self.margin < 1 << 16 => {
+                Outcome::Aborted { cause, silent, .. }
+                    if is_too_late(&cause) && silent.is_empty() && self.margin < 1 << 16 =>
+                {
                     self.margin *= 4;
                     sum = Some(exchanged);
                     self.connect()?;
@@ -399,6 +401,12 @@ impl Member {
         let message = self.session.group.broadcast("plan", leader, &message, deadline);
         at(rank, Stage::Planning, message)
     }
+}
+
+/// Whether nothing is wrong but a margin that was too small. By the end of an exchange every rank has heard why another
+/// failed; so an abort that nobody explained was that of a rank that reached the step first.
+fn is_too_late(cause: &Cause) -> bool {
+    matches!(cause, Cause::TooLate { .. } | Cause::ReachedFirst { .. } | Cause::ByRecord { .. })
 }
 
 fn step_time(job: &Job) -> Duration {

@@ -114,6 +114,11 @@ impl Peers {
         })
     }
 
+    /// Whether a rank had begun the step proposed for a wave already.
+    pub(super) fn is_too_late(&self, rank: RankId, wave: usize) -> bool {
+        self.waves.get(&wave).and_then(|heard| heard.get(&rank)).is_some_and(|heard| heard.too_late)
+    }
+
     /// Members of which `missing` holds.
     pub(super) fn missing(&self, wave: usize, missing: impl Fn(&Heard) -> bool) -> Vec<RankId> {
         self.of_wave(wave).filter(|(_, h)| missing(h)).map(|(r, _)| r).collect()

@@ -290,7 +290,20 @@ impl Exchange {
         self.peers.see_alive(from);
         self.peers.hear(from, note);
         if let Note::Failed { cause } = note {
-            self.fail(Cause::PeerFailed { rank: from, detail: cause.clone() });
+            let wave = self.wave;
+            let cause = if self.peers.is_too_late(from, wave) {
+                Cause::TooLate { rank: from, wave }
+            } else {
+                Cause::PeerFailed { rank: from, detail: cause.clone() }
+            };
+            // The record may have been faster than the note that says why: then this is why.
+            let unexplained =
+                matches!(self.doomed, Some(Cause::ByRecord { .. } | Cause::ReachedFirst { .. }));
+            if self.phase == Phase::Stopping && unexplained {
+                self.doomed = Some(cause);
+            } else {
+                self.fail(cause);
+            }
         }
         self.advance();
     }
