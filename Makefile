@@ -7,7 +7,7 @@ TRACE := tests/data/day_26x64.npz
 
 REPORT := target/report.html
 
-.PHONY: help run report test test-python test-integrations check test-faults test-report bench bench-peers tools python
+.PHONY: help run report test test-python test-integrations check test-faults test-report bench bench-peers kernels kernel-check tools python
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,8 +26,16 @@ test-report: report
 	tests/browser/loads.sh $(REPORT)
 	tests/browser/planted.sh $(REPORT)
 
+# Kernels: their source runs on the CPU among the tests of eplb-comm; here they are compiled for GPUs, where there is an nvcc.
 test: tools check test-python ## Run every test that needs no GPU and no Python packages
 	$(CARGO) test --workspace --locked
+	kernels/build.sh target/kernels || [ $$? = 3 ]
+
+kernels: ## Compile the GPU kernels; fetches the CUDA 13.0 compiler packages if there is no nvcc
+	kernels/build.sh target/kernels --fetch
+
+kernel-check: tools ## Prepare target/kernel-check, with which kernels/check.sh runs on a GPU machine without Rust
+	kernels/check.sh --prepare
 
 test-python: python
 	PYTHONPATH=bindings/python python3 -m unittest discover -s bindings/python/tests
@@ -53,12 +61,12 @@ bench: tools ## The criterion suites
 bench-peers: tools python ## Compare with the published planners of SGLang, vLLM and vllm-ascend, installed into .venv
 	python3 benches/peers/compare.py
 
-# A linker is all that is needed beside Rust.
+# A linker, and a C++ compiler for the kernels' tests, are all that is needed beside Rust.
 tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.89 or later"; exit 1; }
-	@command -v cc >/dev/null || { \
-	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq gcc libc6-dev; \
-	  else sudo apt-get update -qq && sudo apt-get install -y -qq gcc libc6-dev; fi; }
+	@{ command -v cc && command -v c++; } >/dev/null || { \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq gcc g++ libc6-dev; \
+	  else sudo apt-get update -qq && sudo apt-get install -y -qq gcc g++ libc6-dev; fi; }
 
 # For the Python side: 3.11 or later, with venv where packages are installed.
 python:

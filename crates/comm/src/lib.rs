@@ -10,6 +10,7 @@ pub mod error;
 pub mod fault;
 pub mod fence;
 pub mod host;
+pub mod kernels;
 pub mod local;
 pub mod memory;
 pub mod pattern;

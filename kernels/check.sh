@@ -1,0 +1,89 @@
+#!/usr/bin/env bash
+# The kernels on a real GPU: twins, planted faults, compute-sanitizer, figures.
+#
+#   kernels/check.sh --prepare     where there is Rust: puts cases and fatbins into target/kernel-check
+#   kernels/check.sh               where there is a GPU and nvcc: runs all with those files, prints a table, and writes logs and
+#                                  figures to $OUT (target/kernel-check/out if that is not set)
+#
+# Exit code 0: all that was asked of this machine was run and held. A step that could not run is a failure.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+dir=target/kernel-check
+
+if [ "${1:-}" = --prepare ]; then
+  set -e
+  mkdir -p $dir
+  kernels/build.sh $dir --fetch
+  cargo build --release --locked --quiet -p eplb-comm --example kernel_vectors
+  strip -o $dir/kernel_vectors target/release/examples/kernel_vectors
+  $dir/kernel_vectors $dir/small.vec small 1
+  exit 0
+fi
+
+out=${OUT:-$dir/out}
+mkdir -p "$out"
+failed=0
+table=()
+row() { table+=("$(printf '%-46s %s' "$1" "$2")"); }
+
+# step NAME SECONDS EXPECTED-CODE COMMAND..: runs with a time limit, its output in a log of its name.
+step() {
+  local name=$1 limit=$2 expected=$3 began=$SECONDS code=0
+  shift 3
+  timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
+  if [ $code = "$expected" ]; then
+    row "$name" "ok ($((SECONDS - began)) s)"
+    return 0
+  fi
+  row "$name" "FAILED: exit code $code, not $expected; see $name.log"
+  tail -5 "$out/$name.log"
+  failed=1
+  return 1
+}
+
+finish() {
+  printf '%s\n' "${table[@]}" | tee "$out/table.txt"
+  [ $failed = 0 ] && echo "KERNEL CHECKS HELD" || echo "KERNEL CHECKS FAILED"
+  exit $failed
+}
+
+nvcc=$(kernels/nvcc.sh) || { row nvcc "FAILED: no nvcc"; failed=1; finish; }
+arch=sm_$(nvidia-smi --query-gpu=compute_cap --format=csv,noheader | head -1 | tr -d .)
+row GPU "$(nvidia-smi --query-gpu=name,driver_version --format=csv,noheader | head -1), $arch"
+
+build() { "$nvcc" -std=c++17 -O2 -lineinfo -arch="$arch" "$@" kernels/test/check.cu; }
+export -f build; export nvcc arch
+step build-check 120 0 bash -c "build -o $out/check & build -DEPLB_PLANTS -o $out/check-plants & wait -n && wait -n" || finish
+
+vectors=$dir/small.vec
+if $dir/kernel_vectors "$out/large.vec" large 7 >"$out/vectors.log" 2>&1; then
+  vectors=$out/large.vec
+  step twins-large 120 0 "$out/check" "$vectors" --grids 1,7,132,264
+fi
+step twins-small 60 0 "$out/check" $dir/small.vec --grids 1,2,5,64
+
+# Each fault must make the check fail; what only a sanitizer can be sure to see is planted below.
+for fault in PaddingCounted HashWithoutLayer NoBarrier TailLeftOut PitchIgnored WordsLeftOut PositionLeftOut LastWordLeftOut; do
+  step "fault-$fault" 60 1 "$out/check-plants" $dir/small.vec --plant $fault --grids 5
+done
+
+# sanitize NAME TOOL EXPECTED-CODE ARGUMENTS..: 99 = the tool found something.
+sanitize() {
+  local name=$1 tool=$2 expected=$3
+  shift 3
+  step "$name" 150 "$expected" compute-sanitizer --tool "$tool" --error-exitcode 99 "$@"
+}
+small=("$dir/small.vec" --exact --grids 3)
+sanitize memcheck memcheck 0 "$out/check" "${small[@]}"
+sanitize racecheck racecheck 0 "$out/check" "${small[@]}"
+sanitize initcheck initcheck 0 "$out/check" "${small[@]}"
+sanitize synccheck synccheck 0 "$out/check" "${small[@]}"
+sanitize memcheck-finds-ReadBehind memcheck 99 "$out/check-plants" "${small[@]}" --plant ReadBehind
+sanitize racecheck-finds-NoBarrier racecheck 99 "$out/check-plants" "${small[@]}" --plant NoBarrier
+sanitize initcheck-finds-NotUploaded initcheck 99 "$out/check-plants" "${small[@]}" --plant NotUploaded
+
+if step figures 240 0 python3 kernels/bench/bench.py --fatbins $dir --json "$out/figures.json"; then
+  cat "$out/figures.log"
+fi
+rm -f "$out/large.vec" "$out/check" "$out/check-plants"
+finish
