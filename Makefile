@@ -61,7 +61,7 @@ bench: tools ## The criterion suites
 bench-peers: tools python ## Compare with the published planners of SGLang, vLLM and vllm-ascend, installed into .venv
 	python3 benches/peers/compare.py
 
-# A linker, and a C++ compiler for the kernels' tests, are all that is needed beside Rust.
+# A linker is all that building needs beside Rust; tests compile C and C++ (the C interface, the kernels on the CPU).
 tools:
 	@command -v $(CARGO) >/dev/null || { echo "cargo is missing: install Rust 1.89 or later"; exit 1; }
 	@{ command -v cc && command -v c++; } >/dev/null || { \

@@ -1,0 +1,43 @@
+//! The C ABI: `libeplb` and its header `include/eplb.h`.
+//!
+//! Conventions, the same for every function:
+//!
+//! - It returns [`Status`]; [`eplb_last_error`] then tells in words what was wrong, for the calling thread. Results are
+//!   written through pointers, and only if the status is `Ok`.
+//! - Handles (`eplb_planner`, `eplb_plan`, `eplb_trace`) are made by one function and freed by another, once; freeing null does
+//!   nothing. A handle may be used by several threads at a time, but not be freed while it is used.
+//! - Memory that a caller passes in is only read or written during the call; nothing of it is kept.
+//! - Structures begin with `struct_size`, set by their `_init` function: a library that knows more fields than the caller
+//!   takes the defaults for them, one that knows fewer says so.
+//! - A panic inside becomes [`Status::Internal`]; it never crosses the boundary.
+//! - Null where something is needed, and lengths that do not fit, are errors that name the argument.
+
+mod call;
+mod plan;
+mod planner;
+mod request;
+mod status;
+mod structs;
+mod trace;
+
+pub use call::eplb_last_error;
+pub use plan::*;
+pub use planner::*;
+pub use request::*;
+pub use status::Status;
+pub use trace::*;
+
+/// Version of this interface: it changes when a program built against an older header may no longer run.
+pub const EPLB_ABI_VERSION: u32 = 0;
+
+/// The interface version of the library, to be compared with `EPLB_ABI_VERSION` of the header.
+#[unsafe(no_mangle)]
+pub extern "C" fn eplb_abi_version() -> u32 {
+    EPLB_ABI_VERSION
+}
+
+/// The version of the library as text, for ever valid.
+#[unsafe(no_mangle)]
+pub extern "C" fn eplb_version() -> *const std::ffi::c_char {
+    concat!(env!("CARGO_PKG_VERSION"), "\0").as_ptr().cast()
+}

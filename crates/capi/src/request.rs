@@ -1,0 +1,221 @@
+//! What a plan is made from, as C sees it.
+
+use std::ffi::c_char;
+
+use eplb_core::{LoadMatrix, Placement, RankId, Topology};
+use eplb_plan::{Budget, Options, PlanError, Policy};
+use ndarray::{Array2, Array3};
+
+use crate::call::{self, Failure};
+use crate::status::Status;
+use crate::structs::{self, Growing};
+
+/// Loads, ranks, the placement in force and the options of a plan. Fill it with `eplb_plan_request_init` first.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct PlanRequest {
+    /// Size of this structure; set by `eplb_plan_request_init`.
+    pub struct_size: usize,
+    /// Tokens per logical expert, `[steps, layers, experts]` in C order.
+    pub loads: *const f64,
+    /// Steps of the window; 1 for summed loads.
+    pub steps: usize,
+    /// MoE layers.
+    pub layers: usize,
+    /// Logical experts per layer.
+    pub experts: usize,
+    /// Ranks.
+    pub ranks: usize,
+    /// Slots per layer over all ranks; where they do not divide, the first ranks have one more. Not read if
+    /// `slots_of_rank` is given.
+    pub slots: usize,
+    /// Slots of each rank, `[ranks]`, or null: equally many.
+    pub slots_of_rank: *const u32,
+    /// Nodes: ranks are divided over them in order.
+    pub nodes: usize,
+    /// Speed of each rank, `[ranks]`, or null: all are equal.
+    pub speed_of_rank: *const f64,
+    /// Not 0 where a rank is dead, `[ranks]`, or null: all live.
+    pub dead: *const u8,
+    /// The placement in force, `phy2log [layers, slots]` with -1 for empty slots, or null.
+    pub current: *const i32,
+    /// Name of the policy, or null: `incremental` if `current` is given, else `balanced`.
+    pub policy: *const c_char,
+    /// Expert groups of the router, for `deepseek`.
+    pub groups: usize,
+    /// Wanted balancedness, 0 to 1, or NaN: none.
+    pub target: f64,
+    /// Most moves of `incremental`, or -1: no limit.
+    pub max_moves: i64,
+    /// Most moves to any one rank, or -1: no limit.
+    pub max_moves_per_rank: i64,
+    /// Most bytes moved, or -1: no limit. Needs `expert_bytes`.
+    pub max_bytes: i64,
+    /// Most bytes moved to any one rank, or -1: no limit. Needs `expert_bytes`.
+    pub max_bytes_per_rank: i64,
+    /// Bytes of one expert with all that moves with it, or 0: not known.
+    pub expert_bytes: u64,
+    /// Seed of policy `random`.
+    pub seed: u64,
+    /// Most replicas of one expert, or 0: no limit.
+    pub max_replicas: usize,
+}
+
+// SAFETY: repr(C), `struct_size` is first; integers, floats and raw pointers take any bits.
+unsafe impl Growing for PlanRequest {
+    const LEAST: usize = size_of::<Self>();
+
+    fn defaults() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            loads: std::ptr::null(),
+            steps: 1,
+            layers: 0,
+            experts: 0,
+            ranks: 0,
+            slots: 0,
+            slots_of_rank: std::ptr::null(),
+            nodes: 1,
+            speed_of_rank: std::ptr::null(),
+            dead: std::ptr::null(),
+            current: std::ptr::null(),
+            policy: std::ptr::null(),
+            groups: 1,
+            target: f64::NAN,
+            max_moves: -1,
+            max_moves_per_rank: -1,
+            max_bytes: -1,
+            max_bytes_per_rank: -1,
+            expert_bytes: 0,
+            seed: 0,
+            max_replicas: 0,
+        }
+    }
+}
+
+/// Sets every field to its default. `struct_size` is `sizeof(struct eplb_plan_request)` of the caller's header.
+///
+/// # Safety
+/// `request` is null or points to `struct_size` bytes that can be written.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_plan_request_init(request: *mut PlanRequest, struct_size: usize) -> Status {
+    call::run(|| {
+        if request.is_null() || !request.is_aligned() || struct_size < size_of::<usize>() {
+            return Err(Failure::argument("request is null, not aligned, or struct_size is too small"));
+        }
+        // SAFETY: it has at least the bytes of its first field.
+        unsafe { request.cast::<usize>().write(struct_size) };
+        // SAFETY: `struct_size` is set, and as many bytes can be written.
+        unsafe { structs::write(PlanRequest::defaults(), request, "request") }
+    })
+}
+
+/// A limit, -1 = none.
+fn limit<T: TryFrom<i64>>(value: i64, name: &str) -> Result<Option<T>, Failure> {
+    if value == -1 {
+        return Ok(None);
+    }
+    let limit = T::try_from(value);
+    limit.map(Some).map_err(|_| Failure::argument(format!("{name} is {value}; give a limit, or -1 for none")))
+}
+
+/// A request in the planner's own types.
+#[derive(Debug)]
+pub(crate) struct Owned {
+    pub(crate) loads: LoadMatrix,
+    pub(crate) topology: Topology,
+    pub(crate) current: Option<Placement>,
+    pub(crate) options: Options,
+}
+
+fn plan_failure(error: impl Into<PlanError>) -> Failure {
+    Failure::new(Status::Plan, error.into())
+}
+
+impl PlanRequest {
+    /// # Safety
+    /// Pointers are null or point to as much as the fields say.
+    pub(crate) unsafe fn take(&self) -> Result<Owned, Failure> {
+        let count = |sizes: &[usize]| {
+            let product = sizes.iter().try_fold(1usize, |all, &size| all.checked_mul(size));
+            product.ok_or_else(|| Failure::argument(format!("sizes {sizes:?} multiply to too much")))
+        };
+        if self.ranks == 0 || self.nodes == 0 {
+            return Err(Failure::argument("ranks and nodes must be at least 1"));
+        }
+        // SAFETY: as the caller promises.
+        let loads =
+            unsafe { call::array(self.loads, count(&[self.steps, self.layers, self.experts])?, "loads") }?;
+        let loads = Array3::from_shape_vec((self.steps, self.layers, self.experts), loads.to_vec())
+            .map_err(Failure::argument)?;
+        let loads = LoadMatrix::from_window(loads).map_err(plan_failure)?;
+        // SAFETY: as the caller promises.
+        let topology = unsafe { self.topology() }?;
+        let current = if self.current.is_null() {
+            None
+        } else {
+            let len = count(&[self.layers, topology.slots()])?;
+            // SAFETY: as the caller promises.
+            let current = unsafe { call::array(self.current, len, "current") }?;
+            let current = Array2::from_shape_vec((self.layers, topology.slots()), current.to_vec())
+                .map_err(Failure::argument)?;
+            Some(Placement::with_missing(self.experts, current).map_err(plan_failure)?)
+        };
+        let policy = if !self.policy.is_null() {
+            // SAFETY: as the caller promises.
+            unsafe { call::text(self.policy, "policy") }?.parse().map_err(plan_failure)?
+        } else if current.is_some() {
+            Policy::Incremental
+        } else {
+            Policy::Balanced
+        };
+        let options = Options {
+            policy,
+            groups: self.groups,
+            target: (!self.target.is_nan()).then_some(self.target),
+            budget: Budget {
+                moves: limit(self.max_moves, "max_moves")?,
+                moves_per_rank: limit(self.max_moves_per_rank, "max_moves_per_rank")?,
+                bytes: limit(self.max_bytes, "max_bytes")?,
+                bytes_per_rank: limit(self.max_bytes_per_rank, "max_bytes_per_rank")?,
+            },
+            expert_bytes: Vec::from_iter((self.expert_bytes > 0).then_some(self.expert_bytes)),
+            seed: self.seed,
+            max_replicas: (self.max_replicas > 0).then_some(self.max_replicas),
+            ..Options::default()
+        };
+        Ok(Owned { loads, topology, current, options })
+    }
+
+    /// # Safety
+    /// As [`PlanRequest::take`].
+    unsafe fn topology(&self) -> Result<Topology, Failure> {
+        let mut topology = if self.slots_of_rank.is_null() {
+            Topology::uniform(self.ranks, self.slots)
+        } else {
+            // SAFETY: as the caller promises.
+            let slots = unsafe { call::array(self.slots_of_rank, self.ranks, "slots_of_rank") }?;
+            Topology::new(&slots.iter().map(|&slots| slots as usize).collect::<Vec<_>>())
+        }
+        .map_err(plan_failure)?
+        .with_nodes(self.nodes)
+        .map_err(plan_failure)?;
+        if !self.speed_of_rank.is_null() {
+            // SAFETY: as the caller promises.
+            let speed = unsafe { call::array(self.speed_of_rank, self.ranks, "speed_of_rank") }?;
+            topology = topology.with_speed(speed).map_err(plan_failure)?;
+        }
+        if !self.dead.is_null() {
+            // SAFETY: as the caller promises.
+            let dead = unsafe { call::array(self.dead, self.ranks, "dead") }?;
+            let dead: Vec<RankId> = dead
+                .iter()
+                .enumerate()
+                .filter(|(_, dead)| **dead != 0)
+                .map(|(rank, _)| RankId::at(rank))
+                .collect();
+            topology = topology.with_dead(&dead).map_err(plan_failure)?;
+        }
+        Ok(topology)
+    }
+}

@@ -1,0 +1,17 @@
+//! Status codes.
+
+/// How a call ended.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Status {
+    /// It did what it says.
+    Ok = 0,
+    /// An argument is null, has another size than expected, or a value that means nothing.
+    InvalidArgument = 1,
+    /// The request contradicts itself or cannot be answered: bad loads, too few slots, ..
+    Plan = 2,
+    /// A file could not be read, or does not hold what it should.
+    Trace = 3,
+    /// A fault in the library itself; the handle that was used should be freed.
+    Internal = 4,
+}

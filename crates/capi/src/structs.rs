@@ -1,0 +1,64 @@
+//! Structures that grow from version to version.
+
+use crate::call::Failure;
+
+/// A structure whose first field is its size as the caller knows it.
+///
+/// # Safety
+/// `repr(C)`, first field `struct_size: usize`, and every bit pattern is a value of it.
+pub(crate) unsafe trait Growing: Copy {
+    /// The size of its first version.
+    const LEAST: usize;
+    /// The defaults; `struct_size` is the size known here.
+    fn defaults() -> Self;
+}
+
+/// Reads a structure of the caller's: fields that it does not know have their defaults.
+///
+/// # Safety
+/// `given` is null or points to a structure of which `struct_size` bytes can be read.
+pub(crate) unsafe fn read<T: Growing>(given: *const T, name: &str) -> Result<T, Failure> {
+    if given.is_null() || !given.is_aligned() {
+        return Err(Failure::argument(format!("{name} is null or not aligned")));
+    }
+    // SAFETY: the first field of every such structure is its size, and at least that can be read.
+    let size = unsafe { given.cast::<usize>().read() };
+    check_size::<T>(size, name)?;
+    let mut full = T::defaults();
+    // SAFETY: `size` bytes can be read there, and fit in `full`; any bits are a value of `T`.
+    unsafe {
+        std::ptr::copy_nonoverlapping(given.cast::<u8>(), (&raw mut full).cast::<u8>(), size);
+    }
+    Ok(full)
+}
+
+/// Writes a structure to the caller's: as many fields as it knows.
+///
+/// # Safety
+/// `out` is null or points to a structure whose `struct_size` is set, and of which as many bytes can be written.
+pub(crate) unsafe fn write<T: Growing>(value: T, out: *mut T, name: &str) -> Result<(), Failure> {
+    if out.is_null() || !out.is_aligned() {
+        return Err(Failure::argument(format!("{name} is null or not aligned")));
+    }
+    // SAFETY: the first field of every such structure is its size, and it is set.
+    let size = unsafe { out.cast::<usize>().read() };
+    check_size::<T>(size, name)?;
+    // SAFETY: `size` bytes can be written there, and `value` has as many.
+    unsafe {
+        std::ptr::copy_nonoverlapping((&raw const value).cast::<u8>(), out.cast::<u8>(), size);
+        out.cast::<usize>().write(size);
+    }
+    Ok(())
+}
+
+fn check_size<T: Growing>(size: usize, name: &str) -> Result<(), Failure> {
+    if (T::LEAST..=size_of::<T>()).contains(&size) {
+        return Ok(());
+    }
+    Err(Failure::argument(format!(
+        "{name}: struct_size is {size}, expected {} to {}: call its _init function, and use the header of the library \
+         that is loaded",
+        T::LEAST,
+        size_of::<T>()
+    )))
+}

@@ -1,0 +1,119 @@
+//! The header compiles as C11 and C++17 without a warning, and a C program that plans runs clean under sanitizers.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+
+const WARNINGS: &[&str] = &["-Wall", "-Wextra", "-Werror", "-pedantic"];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
+}
+
+/// The folder of the libraries that cargo has built beside this test.
+fn libraries() -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    test.parent().unwrap().to_owned()
+}
+
+fn output(command: &mut Command) -> Output {
+    let shown = format!("{command:?}");
+    command
+        .output()
+        .unwrap_or_else(|error| panic!("{shown}: {error}; install a C and C++ compiler (gcc, g++)"))
+}
+
+fn succeed(command: &mut Command) -> String {
+    let shown = format!("{command:?}");
+    let done = output(command);
+    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
+    assert!(done.status.success(), "{shown}\n{out}{err}");
+    out.into_owned()
+}
+
+fn compile(sources: &[&Path], program: &Path, flags: &[&str]) -> Command {
+    let mut command = Command::new("cc");
+    command.args(["-std=c11", "-g"]).args(WARNINGS).args(flags);
+    command.arg("-I").arg(root().join("crates/capi/include")).args(sources);
+    command.arg("-o").arg(program).arg("-L").arg(libraries()).args(["-leplb", "-lpthread", "-lm"]);
+    // The soname is not the name of the file that cargo writes.
+    let soname = libraries().join("libeplb.so.0");
+    if !soname.exists() {
+        // Another test may be making it at the same time.
+        drop(std::os::unix::fs::symlink("libeplb.so", &soname));
+    }
+    command
+}
+
+fn run(program: &Path) -> Command {
+    let mut command = Command::new(program);
+    command.env("LD_LIBRARY_PATH", libraries());
+    command
+}
+
+#[test]
+fn the_header_compiles_as_c11_and_cpp17() {
+    for (compiler, language, standard) in [("cc", "c", "-std=c11"), ("c++", "c++", "-std=c++17")] {
+        let header = root().join("crates/capi/include/eplb.h");
+        let source = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("header.{language}"));
+        std::fs::write(
+            &source,
+            format!("#include {header:?}\nint main(void) {{ return (int)eplb_abi_version(); }}\n"),
+        )
+        .unwrap();
+        succeed(
+            Command::new(compiler)
+                .args([standard, "-fsyntax-only", "-x", language])
+                .args(WARNINGS)
+                .arg(&source),
+        );
+    }
+}
+
+#[test]
+fn a_c_program_plans_under_sanitizers() {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plan");
+    let flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+    succeed(&mut compile(&[&root().join("bindings/c/plan.c")], &program, &flags));
+    let told = succeed(&mut run(&program));
+    assert!(
+        told.contains("first plan: balancedness 0.9") || told.contains("first plan: balancedness 1.0"),
+        "{told}"
+    );
+    assert!(told.contains("second plan: balancedness 0.9"), "{told}");
+    assert!(told.contains("as expected: 16 slots for 32 experts"), "{told}");
+}
+
+/// The sanitizers are on: a program that reads a freed plan does not pass.
+#[test]
+fn a_use_after_free_is_noticed() {
+    let source = Path::new(env!("CARGO_TARGET_TMPDIR")).join("freed.c");
+    std::fs::write(
+        &source,
+        "#include <stdlib.h>\nint main(void) { volatile int *gone = malloc(4); free((void *)gone); return *gone; }\n",
+    )
+    .unwrap();
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("freed");
+    let flags = ["-fsanitize=address,undefined", "-Wno-use-after-free"];
+    succeed(&mut compile(&[&source], &program, &flags));
+    let done = output(&mut run(&program));
+    assert!(!done.status.success());
+    assert!(String::from_utf8_lossy(&done.stderr).contains("heap-use-after-free"));
+}
+
+#[test]
+fn the_shared_library_has_a_soname_and_exports_only_its_interface() {
+    let library = libraries().join("libeplb.so");
+    let dynamic = succeed(Command::new("readelf").args(["-d", "-W"]).arg(&library));
+    assert!(dynamic.contains("soname: [libeplb.so.0]"), "{dynamic}");
+    let symbols = succeed(Command::new("nm").args(["-D", "--defined-only"]).arg(&library));
+    let foreign: Vec<&str> = symbols
+        .lines()
+        .filter_map(|line| line.split(' ').next_back())
+        .filter(|s| !s.starts_with("eplb_"))
+        .collect();
+    assert!(foreign.is_empty(), "{foreign:?}");
+    let header = std::fs::read_to_string(root().join("crates/capi/include/eplb.h")).unwrap();
+    for symbol in symbols.lines().filter_map(|line| line.split(' ').next_back()) {
+        assert!(header.contains(&format!("{symbol}(")), "{symbol} is not in the header");
+    }
+}
