@@ -22,7 +22,7 @@ fi
 cp "$page" "$work/visited.html"
 cat >>"$work/visited.html" <<'VISIT'
 <script>
-const chart = document.querySelector('.key + svg'), box = chart.getBoundingClientRect();
+const chart = document.querySelector('.key').parentElement.querySelector('.chart'), box = chart.getBoundingClientRect();
 document.querySelector('.key button').click();
 chart.dispatchEvent(new PointerEvent('pointermove', { clientX: box.left + box.width / 2, clientY: box.top + 50 }));
 </script>

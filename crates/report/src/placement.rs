@@ -136,13 +136,17 @@ impl PlacementPicture<'_> {
                         x + cells.width / 2.0,
                         y + cells.height / 2.0 + 3.0
                     ));
-                } else if replicated > 0 {
+                }
+                if replicated > 0 {
                     let most = held.len().max(1) as f64;
-                    let radius = 0.34 * cells.width.min(cells.height) * (replicated as f64 / most).sqrt();
+                    // In the middle of the cell, or small in its corner where a number stands.
+                    let (part, across, down) =
+                        if self.numbers { (0.16, 0.88, 0.2) } else { (0.34, 0.5, 0.5) };
+                    let radius = part * cells.width.min(cells.height) * (replicated as f64 / most).sqrt();
                     push(format!(
                         "<circle cx=\"{:.2}\" cy=\"{:.2}\" r=\"{radius:.2}\" fill=\"{ink}\" fill-opacity=\"0.45\"/>",
-                        x + cells.width / 2.0,
-                        y + cells.height / 2.0
+                        x + cells.width * across,
+                        y + cells.height * down
                     ));
                 }
                 push("</g>".into());
@@ -184,10 +188,9 @@ impl PlacementPicture<'_> {
                 y + 22.0
             );
         }
-        let marked = if self.numbers { "" } else { "; a dot marks replicas" };
         let _ = writeln!(
             svg,
-            "<text class=\"dim\" x=\"{:.1}\" y=\"{:.1}\">load of a rank / mean over ranks{marked}</text>",
+            "<text class=\"dim\" x=\"{:.1}\" y=\"{:.1}\">load of a rank / mean over ranks; a dot marks replicas</text>",
             MARGIN,
             y - 8.0
         );
@@ -225,6 +228,7 @@ mod tests {
         assert_eq!(svg.matches("<g>").count(), svg.matches("</g>").count());
         let numbers = PlacementPicture { numbers: true, before: None, ..picture }.svg().unwrap();
         assert!(numbers.contains(">1.25</text>") && !numbers.contains("before"));
+        assert_eq!(numbers.matches("<circle").count(), 2 * 2, "replicas are marked beside numbers too");
         let three = Topology::uniform(3, 3).unwrap();
         assert!(PlacementPicture { topology: &three, ..picture }.svg().is_err());
     }

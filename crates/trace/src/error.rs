@@ -116,7 +116,7 @@ pub enum TraceError {
         found: u64,
     },
     /// A damaged zip file, or one with features that numpy does not write.
-    #[error("{file}: bad zip file: {reason}")]
+    #[error("{file}: bad zip file, damaged or truncated: {reason}")]
     Zip {
         /// File or array.
         file: String,

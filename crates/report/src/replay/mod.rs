@@ -218,7 +218,7 @@ impl ReplayReport<'_> {
             lines.push(Line { name: "bound", values: oracle, plans: None });
         }
         format!(
-            "<section><h2>Balance over time</h2>{}{}<p class=\"note\">Balancedness: in each layer the mean load of the ranks \
+            "<section><h2>Balance over time</h2>{}<div class=\"scroll\">{}</div><p class=\"note\">Balancedness: in each layer the mean load of the ranks \
              over the largest, then the mean over layers; 1 is perfect. Pale lines are single steps, bold ones the mean while one \
              plan was in force; marks below the axis are plans. The axis need not start at 0. Point at the chart for the numbers \
              of a step, click a name to hide its lines.</p></section>\n",
@@ -250,7 +250,7 @@ impl ReplayReport<'_> {
             minor: true,
         }));
         format!(
-            "<section><h2>Balance against moves</h2>{}<p class=\"note\">Up is better balance, left is fewer experts moved; \
+            "<section><h2>Balance against moves</h2><div class=\"scroll\">{}</div><p class=\"note\">Up is better balance, left is fewer experts moved; \
              mind that a step to the right means many times more moves. {}</p></section>\n",
             chart::scatter(
                 "Balance against moves",
@@ -312,7 +312,7 @@ impl ReplayReport<'_> {
             })
             .collect();
         format!(
-            "<section><h2>Replicas at the end</h2>{}<p class=\"note\">Experts of all layers, by how many slots hold \
+            "<section><h2>Replicas at the end</h2><div class=\"scroll\">{}</div><p class=\"note\">Experts of all layers, by how many slots hold \
              them.</p></section>\n",
             chart::stacked("Replicas of experts", &["1 slot", "2 slots", "3 slots", "4 or more"], &bars)
         )

@@ -1,6 +1,6 @@
 // Shows the values of the step that is pointed at, and hides lines. The page is whole without it.
 for (const key of document.querySelectorAll('.key')) {
-  const chart = key.nextElementSibling, cursor = chart.querySelector('.cursor'), step = key.querySelector('.step');
+  const chart = key.parentElement.querySelector('.chart'), cursor = chart.querySelector('.cursor'), step = key.querySelector('.step');
   const { first, steps, left, right } = key.dataset;
   const lines = [...key.querySelectorAll('button')].map(button => ({
     button, output: button.querySelector('output'), values: button.dataset.values.split(' ') }));

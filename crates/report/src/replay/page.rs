@@ -30,7 +30,7 @@ h1 { font-size: 30px; line-height: 1.2; margin: 0 0 12px; overflow-wrap: anywher
 h2 { font-size: 19px; margin: 0 0 14px }\n\
 .lead { font-size: 19px; margin: 0 0 8px } .facts, .note { color: var(--dim) } .note { font-size: 14px; margin: 10px 0 0 }\n\
 section { background: var(--card); border: 1px solid var(--line); border-radius: 10px; padding: 22px; margin: 22px 0 }\n\
-.scroll { overflow-x: auto }\n\
+.scroll { overflow-x: auto } .scroll .chart { min-width: 640px }\n\
 table { border-collapse: collapse; width: 100%; font-size: 14.5px; font-variant-numeric: tabular-nums }\n\
 th, td { text-align: right; padding: 8px 10px; border-bottom: 1px solid var(--line); white-space: nowrap }\n\
 thead th { color: var(--dim); font-weight: 500; white-space: normal; vertical-align: bottom }\n\
