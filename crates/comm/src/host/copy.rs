@@ -62,8 +62,7 @@ impl Run {
 
 /// Calls `visit` for each run of at most `most` bytes that makes up a tensor.
 fn tensor_runs(from: View, to: View, most: usize, visit: &mut impl FnMut(Run)) {
-    let gapless = |view: &View| view.rows == 1 || view.pitch == view.row_bytes;
-    let (rows, bytes) = match gapless(&from) && gapless(&to) {
+    let (rows, bytes) = match from.is_gapless() && to.is_gapless() {
         true => (1, from.rows * from.row_bytes),
         false => (from.rows, from.row_bytes),
     };

@@ -61,7 +61,7 @@ impl HostFence {
     }
 
     /// Whether it was passed or failed.
-    pub(crate) fn is_settled(&self) -> bool {
+    pub fn is_settled(&self) -> bool {
         self.state.load(Ordering::Acquire) != PENDING
     }
 
@@ -82,7 +82,7 @@ impl HostFence {
 
     /// Calls `wake` with the outcome once the fence is passed or failed: at once if it is. Wakers must be short and
     /// never panic; they run on the thread that settles the fence, with no lock of the fence held.
-    pub(crate) fn on_settled(&self, wake: impl FnOnce(Result<(), CommError>) + Send + 'static) {
+    pub fn on_settled(&self, wake: impl FnOnce(Result<(), CommError>) + Send + 'static) {
         let result = {
             let mut settled = self.lock();
             if !self.is_settled() {

@@ -75,6 +75,14 @@ impl ReadGuard {
         })
     }
 
+    /// All rows of a tensor as one slice, where they lie without gaps. Panics if the layer has no such tensor.
+    pub fn whole(&self, tensor: usize) -> Option<&[u8]> {
+        let view = self.view(tensor);
+        // SAFETY: as in `rows`; without gaps the rows fill `rows * row_bytes` bytes of the region.
+        let slice = || unsafe { std::slice::from_raw_parts(view.base.as_ptr(), view.rows * view.row_bytes) };
+        view.is_gapless().then(slice)
+    }
+
     pub(super) fn view(&self, tensor: usize) -> View {
         self.memory.view(&self.site, tensor)
     }
@@ -120,6 +128,17 @@ impl WriteGuard {
                 std::slice::from_raw_parts_mut(view.base.as_ptr().add(row * view.pitch), view.row_bytes)
             }
         })
+    }
+
+    /// All rows of a tensor as one slice to be written, where they lie without gaps: the content is unknown from now
+    /// on. Panics if the layer has no such tensor.
+    pub fn whole_mut(&mut self, tensor: usize) -> Option<&mut [u8]> {
+        self.begin();
+        let view = self.view(tensor);
+        // SAFETY: as in `rows_mut`; without gaps the rows fill `rows * row_bytes` bytes of the region.
+        let slice =
+            || unsafe { std::slice::from_raw_parts_mut(view.base.as_ptr(), view.rows * view.row_bytes) };
+        view.is_gapless().then(slice)
     }
 
     /// States what was written.

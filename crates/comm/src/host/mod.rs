@@ -1,5 +1,6 @@
 //! Twins of device memory, streams and fences on host memory: the whole engine runs on them with no accelerator.
 
+mod apart;
 mod check;
 mod content;
 mod copy;
@@ -15,6 +16,7 @@ mod staging;
 mod stream;
 mod worker;
 
+pub use apart::places_apart;
 pub use content::{Content, Generation};
 pub use copy::copy;
 pub use fence::HostFence;
@@ -24,4 +26,4 @@ pub use stream::{HostStream, StreamOptions};
 
 pub(crate) use plant::CopyFault;
 pub(crate) use split::SplitCopy;
-pub(crate) use worker::panic_message;
+pub use worker::panic_message;

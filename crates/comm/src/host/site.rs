@@ -29,6 +29,13 @@ pub(super) struct View {
     pub(super) pitch: usize,
 }
 
+impl View {
+    /// Whether its rows follow each other without gaps.
+    pub(super) fn is_gapless(&self) -> bool {
+        self.rows == 1 || self.pitch == self.row_bytes
+    }
+}
+
 impl HostMemory {
     /// Finds a place.
     ///

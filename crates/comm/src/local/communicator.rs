@@ -12,6 +12,7 @@ use super::ticket::LocalTicket;
 use crate::communicator::{Carried, Communicator, Progress, Ticket};
 use crate::error::CommError;
 use crate::fence::{Fence, FenceState};
+use crate::host::places_apart;
 
 /// The `local` backend: memcpy between the memories of one process, on threads of the group.
 ///
@@ -73,7 +74,7 @@ impl Communicator for LocalCommunicator {
             return Err(CommError::Aborted { rank: self.rank, cause: cause.clone() });
         }
         check::places_exist(self.pool.memories(), transfers)?;
-        check::places_apart(&self.pool.memories()[self.rank.index()], transfers)?;
+        places_apart(&self.pool.memories()[self.rank.index()], transfers)?;
         let own: Vec<Transfer> = transfers.iter().filter(|t| t.dest == self.rank).copied().collect();
         if !own.is_empty() {
             self.pool.start_threads()?;

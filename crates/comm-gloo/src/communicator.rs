@@ -1,0 +1,335 @@
+//! One rank's end of the group.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Instant;
+
+use eplb_comm::host::{HostMemory, places_apart};
+use eplb_comm::local::{LocalCommunicator, LocalGroup};
+use eplb_comm::store::Store;
+use eplb_comm::{Carried, CommError, Communicator, Fence, FenceState, Memory, Progress, Ticket};
+use eplb_core::{RankId, Transfer};
+use gloo_sys::Gloo;
+
+use crate::cells::{self, Cells};
+use crate::check;
+use crate::cut::Cut;
+use crate::error::GlooError;
+use crate::facts::Facts;
+use crate::mesh::Caller;
+use crate::options::Options;
+use crate::shared::Shared;
+use crate::ticket::GlooTicket;
+use crate::{lane, progress};
+
+/// The `gloo` backend: TCP between the memories of processes.
+///
+/// Both ends of a transfer take part: a rank is done with a wave when what it receives is in and what it sends is out. Its threads,
+/// connections and packing memory are made by [`GlooCommunicator::connect`]: the lanes, one for deadlines, one that watches the
+/// connections, one that listens to the store, and one inside Gloo. A group of one rank makes none of them, and needs no library.
+///
+/// `abort`, a failure and a drop with a wave open end the group for all ranks, see the [crate's page](crate). Dropping ends the threads;
+/// it takes no longer than two operations of the store.
+#[derive(Debug)]
+pub struct GlooCommunicator {
+    body: Body,
+    memory: Arc<HostMemory>,
+    store: Arc<dyn Store>,
+    options: Options,
+}
+
+#[derive(Debug)]
+enum Body {
+    Alone(LocalCommunicator),
+    Group(Group),
+}
+
+struct Group {
+    shared: Arc<Shared>,
+    tickets: BTreeMap<Ticket, Open>,
+    next: u64,
+    packing_bytes: usize,
+    workers: Vec<JoinHandle<()>>,
+    listener: Option<JoinHandle<()>>,
+}
+
+#[derive(Debug)]
+struct Open {
+    ticket: Arc<GlooTicket>,
+    reported: bool,
+}
+
+impl fmt::Debug for Group {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Group")
+            .field("mesh", &self.shared.mesh)
+            .field("tickets", &self.tickets)
+            .finish_non_exhaustive()
+    }
+}
+
+impl GlooCommunicator {
+    /// Connects `memory`'s rank with the others, each of which calls this with the same store and world size. Blocks until all
+    /// are connected or the deadline passes.
+    ///
+    /// # Errors
+    /// The library is missing, ranks do not fit together, or not all of them could be connected in time.
+    pub fn connect(
+        memory: Arc<HostMemory>,
+        world_size: usize,
+        store: Arc<dyn Store>,
+        options: Options,
+        deadline: Instant,
+    ) -> Result<Self, GlooError> {
+        check_options(&memory, world_size, &options)?;
+        let body = match world_size {
+            1 => {
+                let mut group = LocalGroup::new(vec![memory.clone()], 1)?;
+                // One memory makes one communicator.
+                let unmade =
+                    || CommError::NoThread { what: "a group of one rank".into(), detail: String::new() };
+                Body::Alone(group.pop().ok_or_else(unmade)?)
+            }
+            _ => Body::Group(Group::connect(&memory, world_size, &store, &options, deadline)?),
+        };
+        Ok(Self { body, memory, store, options })
+    }
+
+    /// Ends this communicator, for all ranks, and connects anew under the next generation. Every rank calls it.
+    ///
+    /// # Errors
+    /// As [`GlooCommunicator::connect`].
+    pub fn rebuild(mut self, deadline: Instant) -> Result<Self, GlooError> {
+        // On record before the new attempt looks for a generation.
+        let quiet = self.abort("it is rebuilt");
+        quiet.wait(self.memory.rank(), "the communicator that is rebuilt to come to rest", deadline)?;
+        let (memory, store) = (self.memory.clone(), self.store.clone());
+        let (world_size, options) = (self.world_size(), self.options.clone());
+        drop(self);
+        Self::connect(memory, world_size, store, options, deadline)
+    }
+
+    /// Generation of its connections: rises with every rebuilding; `None` for a group of one rank.
+    pub fn generation(&self) -> Option<u64> {
+        match &self.body {
+            Body::Alone(_) => None,
+            Body::Group(group) => Some(group.shared.mesh.generation),
+        }
+    }
+
+    /// Bytes of memory for packing messages, made at the start; none are added later.
+    pub fn packing_bytes(&self) -> usize {
+        match &self.body {
+            Body::Alone(_) => 0,
+            Body::Group(group) => group.packing_bytes,
+        }
+    }
+}
+
+fn check_options(memory: &HostMemory, world_size: usize, options: &Options) -> Result<(), GlooError> {
+    let rank = memory.rank();
+    let refuse = |what, found: usize, reason: &str| {
+        Err(GlooError::Options { rank, what, found: found.to_string(), reason: reason.into() })
+    };
+    if rank.index() >= world_size {
+        return refuse("world_size", world_size, "it counts all ranks, this one included");
+    }
+    for (what, value) in
+        [("lanes", options.lanes), ("window", options.window), ("piece_bytes", options.piece_bytes)]
+    {
+        if value == 0 {
+            return refuse(what, value, "at least 1 is needed");
+        }
+    }
+    Ok(())
+}
+
+impl Group {
+    fn connect(
+        memory: &Arc<HostMemory>,
+        world_size: usize,
+        store: &Arc<dyn Store>,
+        options: &Options,
+        deadline: Instant,
+    ) -> Result<Self, GlooError> {
+        let rank = memory.rank();
+        let cut = Cut::new(memory.layout(), options.small_bytes, options.piece_bytes);
+        let largest = cut.largest_packed(memory.layout());
+        let (count, bytes) = cells::size(largest, options.window, options.lanes, options.packing_bytes);
+        let packing: Vec<Cells> =
+            (0..options.lanes).map(|_| Cells::new(rank, count, bytes)).collect::<Result<_, _>>()?;
+        let caller = Caller {
+            gloo: Gloo::load()?,
+            rank,
+            world_size,
+            store: store.clone(),
+            options,
+            facts: Facts::of(&**memory, options, 0),
+        };
+        let mesh = caller.connect(deadline)?;
+        let shared = Arc::new(Shared::new(memory.clone(), mesh, cut, options.clone()));
+        // Made first, so that its drop ends the threads if one of them cannot be started.
+        let mut group = Self {
+            shared: shared.clone(),
+            tickets: BTreeMap::new(),
+            next: 0,
+            packing_bytes: options.lanes * count * bytes,
+            workers: Vec::new(),
+            listener: None,
+        };
+        for (number, cells) in packing.into_iter().enumerate() {
+            let shared = shared.clone();
+            group
+                .workers
+                .push(start(format!("gloo-lane-{number}"), move || lane::run(&shared, number, cells))?);
+        }
+        let progress = shared.clone();
+        group.workers.push(start("gloo-progress".into(), move || progress::run(&progress))?);
+        let sentry = shared.clone();
+        group.workers.push(start("gloo-sentry".into(), move || progress::watch(&sentry))?);
+        group.listener = Some(start("gloo-listen".into(), move || progress::listen(&shared))?);
+        Ok(group)
+    }
+
+    fn open(&self, ticket: Ticket) -> Result<&Open, CommError> {
+        let unknown = || CommError::UnknownTicket { rank: self.shared.rank, ticket: ticket.0 };
+        self.tickets.get(&ticket).ok_or_else(unknown)
+    }
+
+    fn submit(
+        &mut self,
+        transfers: &Arc<[Transfer]>,
+        after: Fence,
+        deadline: Instant,
+    ) -> Result<Ticket, CommError> {
+        let shared = &self.shared;
+        if let Some(aborted) = shared.lock().refusal() {
+            return Err(aborted);
+        }
+        check::places_exist(&shared.memory, &shared.mesh.facts, transfers)?;
+        places_apart(&shared.memory, transfers)?;
+        self.tickets.retain(|_, open| !open.reported);
+        let name = Ticket(self.next);
+        let generation = shared.mesh.generation;
+        let ticket =
+            Arc::new(GlooTicket::new(self.next, generation, shared.rank, transfers, after, deadline));
+        self.next += 1;
+        self.tickets.insert(name, Open { ticket: ticket.clone(), reported: false });
+        if !ticket.is_over() {
+            let mut state = shared.lock();
+            // A group that has failed takes no more: the wave ends at once like those that were open then, as late if it is.
+            match state.failed.clone() {
+                Some(error) if matches!(ticket.poll(), Ok(false)) => ticket.fail(error),
+                Some(_) => {}
+                None => {
+                    state.open.push(ticket.clone());
+                    state.queue.push_back(ticket);
+                }
+            }
+            drop(state);
+            shared.changed.notify_all();
+        }
+        Ok(name)
+    }
+
+    fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
+        if !self.open(ticket)?.ticket.poll()? {
+            return Ok(Progress::Pending);
+        }
+        if let Some(open) = self.tickets.get_mut(&ticket) {
+            open.reported = true;
+        }
+        Ok(Progress::Done)
+    }
+}
+
+fn start(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, CommError> {
+    let what = format!("the thread {name}");
+    let started = std::thread::Builder::new().name(name).spawn(work);
+    started.map_err(|error| CommError::NoThread { what, detail: error.to_string() })
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        let shared = &self.shared;
+        if self.tickets.values().any(|open| !open.ticket.is_over()) {
+            shared.abort("the communicator was dropped");
+        }
+        let deadline = || Instant::now() + shared.options.report;
+        let mut state = shared.lock();
+        state.shutdown = true;
+        drop(state);
+        shared.changed.notify_all();
+        shared.mesh.sentry.dismiss();
+        let dismissed = shared.mesh.alarm.dismiss(deadline());
+        for worker in self.workers.drain(..) {
+            // They catch the panics of what they carry; one that died all the same needs no joining.
+            let _ = worker.join();
+        }
+        let Some(listener) = self.listener.take() else { return };
+        // A listener that cannot be told ends with the store, or with the process.
+        if dismissed.is_ok() {
+            let _ = listener.join();
+            let _ = shared.mesh.alarm.remove(deadline());
+        }
+    }
+}
+
+impl Communicator for GlooCommunicator {
+    fn backend(&self) -> &'static str {
+        "gloo"
+    }
+
+    fn rank(&self) -> RankId {
+        self.memory.rank()
+    }
+
+    fn world_size(&self) -> usize {
+        match &self.body {
+            Body::Alone(_) => 1,
+            Body::Group(group) => group.shared.mesh.facts.len(),
+        }
+    }
+
+    fn submit(
+        &mut self,
+        transfers: &Arc<[Transfer]>,
+        after: Fence,
+        deadline: Instant,
+    ) -> Result<Ticket, CommError> {
+        match &mut self.body {
+            Body::Alone(alone) => alone.submit(transfers, after, deadline),
+            Body::Group(group) => group.submit(transfers, after, deadline),
+        }
+    }
+
+    fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
+        match &mut self.body {
+            Body::Alone(alone) => alone.poll(ticket),
+            Body::Group(group) => group.poll(ticket),
+        }
+    }
+
+    fn done(&mut self, ticket: Ticket) -> Result<Fence, CommError> {
+        match &mut self.body {
+            Body::Alone(alone) => alone.done(ticket),
+            Body::Group(group) => Ok(Fence::new(group.open(ticket)?.ticket.clone())),
+        }
+    }
+
+    fn abort(&mut self, cause: &str) -> Fence {
+        match &mut self.body {
+            Body::Alone(alone) => alone.abort(cause),
+            Body::Group(group) => group.shared.abort(cause),
+        }
+    }
+
+    fn carried(&self) -> Carried {
+        match &self.body {
+            Body::Alone(alone) => alone.carried(),
+            Body::Group(group) => group.shared.carried(),
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! The threads that carry waves.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use eplb_comm::CommError;
+use eplb_comm::host::{HostFence, panic_message};
+
+use crate::alarm::Fault;
+use crate::cells::Cells;
+use crate::run::{Run, Trouble};
+use crate::shared::{Seen, Shared};
+use crate::ticket::GlooTicket;
+
+/// Shortest and longest pause between two looks at a fence that cannot wake a thread by itself.
+const PAUSES: (Duration, Duration) = (Duration::from_micros(10), Duration::from_millis(1));
+
+/// Carries waves until the communicator ends. `number` is the lane's place in `shared.waits`.
+pub(crate) fn run(shared: &Arc<Shared>, number: usize, mut cells: Cells) {
+    while let Some(ticket) = next(shared) {
+        let carried = catch_unwind(AssertUnwindSafe(|| carry(shared, number, &mut cells, &ticket)));
+        if let Err(payload) = carried {
+            let detail = panic_message(payload.as_ref());
+            let what = format!("carrying ticket {}", ticket.number);
+            ticket.fail(CommError::Panicked { rank: shared.rank, what, detail });
+            shared.raise_own(format!("carrying ticket {} panicked", ticket.number));
+        }
+        // The run is gone, and with it its buffers and guards.
+        cells.reset();
+        shared.lock().busy -= 1;
+        shared.changed.notify_all();
+    }
+}
+
+/// The next wave in order of submission; `None` at the end.
+fn next(shared: &Shared) -> Option<Arc<GlooTicket>> {
+    let mut state = shared.lock();
+    loop {
+        if state.shutdown {
+            return None;
+        }
+        if state.fault.is_none()
+            && let Some(ticket) = state.queue.pop_front()
+        {
+            state.busy += 1;
+            return Some(ticket);
+        }
+        state = shared.wait(state, None);
+    }
+}
+
+fn carry(shared: &Arc<Shared>, number: usize, cells: &mut Cells, ticket: &Arc<GlooTicket>) {
+    let result = wait_for_gate(shared, ticket).and_then(|open| match open {
+        true => Run::new(shared, ticket, number, cells).go(),
+        false => Ok(()),
+    });
+    let Err(trouble) = result else { return };
+    match trouble {
+        // Whoever asked for it has said so.
+        Trouble::Stopped => {}
+        Trouble::Own(error) => {
+            let cause = error.to_string();
+            ticket.fail(error);
+            shared.raise_own(cause);
+        }
+        Trouble::Link { peer, cause } => {
+            let fault = Fault { blamed: peer, ..Fault::own(shared.rank, cause) };
+            shared.raise(Seen { fault, recorded: false });
+        }
+    }
+}
+
+/// Waits until the wave may start. False: it was over before.
+fn wait_for_gate(shared: &Arc<Shared>, ticket: &Arc<GlooTicket>) -> Result<bool, Trouble> {
+    if ticket.after.poll().map_err(Trouble::Own)? {
+        return Ok(ticket.may_go_on());
+    }
+    let host = ticket.after.state().as_any().downcast_ref::<HostFence>();
+    if let Some(host) = host {
+        // Weak: a fence that is never settled must not keep the communicator.
+        let shared = Arc::downgrade(shared);
+        host.on_settled(move |_| {
+            if let Some(shared) = shared.upgrade() {
+                shared.wake();
+            }
+        });
+    }
+    let mut pause = PAUSES.0;
+    loop {
+        // Polled without the lock: fences are foreign code.
+        if ticket.after.poll().map_err(Trouble::Own)? {
+            return Ok(ticket.may_go_on());
+        }
+        if shared.is_stopping() || !ticket.may_go_on() {
+            return Ok(false);
+        }
+        let state = shared.lock();
+        if shared.is_stopping() || host.is_some_and(HostFence::is_settled) {
+            continue;
+        }
+        let look_again = match host {
+            Some(_) => ticket.deadline,
+            None => ticket.deadline.min(Instant::now() + pause),
+        };
+        drop(shared.wait(state, Some(look_again)));
+        pause = (pause * 2).min(PAUSES.1);
+    }
+}

@@ -1,0 +1,80 @@
+//! Sees connections break, whether or not bytes are under way.
+//!
+//! Gloo tells of a broken connection only whoever has an operation on it, and not even all of those: a send that it is in the middle of
+//! writing may wait for ever. A receive that was posted and not begun is told reliably. So one is posted on every connection, for a
+//! message that nobody sends.
+
+use std::ptr::NonNull;
+use std::time::Duration;
+
+use eplb_core::RankId;
+use gloo_sys::{Buffer, Context, GlooError};
+
+use crate::slot::WaveId;
+
+/// How often the connections are looked at until the broken one shows.
+const LOOKS: usize = 100;
+
+/// The receives that nobody answers.
+#[derive(Debug)]
+pub(crate) struct Sentry {
+    /// One buffer with a receive from every peer: what the thread blocks on.
+    any: Buffer,
+    /// One buffer per peer, to find out which one it was.
+    each: Vec<(RankId, Buffer)>,
+    /// Where bytes would land. Dropped after the buffers: fields drop in their order.
+    _landing: Box<[u64]>,
+}
+
+impl Sentry {
+    pub(crate) fn post(context: &Context, generation: u64) -> Result<Self, GlooError> {
+        let me = context.rank();
+        let peers: Vec<usize> = (0..context.world_size()).filter(|&peer| peer != me).collect();
+        let mut landing = vec![0u64; peers.len() + 1].into_boxed_slice();
+        let slot = |number| WaveId { generation, sequence: u64::MAX - 1, hash: 0 }.slot(number, 0);
+        let buffer = |word: &mut u64| {
+            // SAFETY: the word lies in a box that outlives the buffer, see the field, and that nobody looks at.
+            unsafe { context.buffer(NonNull::from(word).cast(), size_of::<u64>()) }
+        };
+        let Some((first, rest)) = landing.split_first_mut() else { unreachable!("one word at least") };
+        let any = buffer(first)?;
+        peers.iter().try_for_each(|&peer| any.recv(peer, slot(0)))?;
+        let mut each = Vec::new();
+        for (&peer, word) in peers.iter().zip(rest) {
+            let one = buffer(word)?;
+            one.recv(peer, slot(1))?;
+            each.push((RankId::at(peer), one));
+        }
+        Ok(Self { any, each, _landing: landing })
+    }
+
+    /// Blocks until a connection breaks, and names its peer; `None` after [`Sentry::dismiss`].
+    pub(crate) fn watch(&self) -> Option<(RankId, String)> {
+        let error = self.any.wait_recv(None).err()?;
+        // Gloo tells the receives of a connection one after another: the other one may be told a moment later.
+        for _ in 0..LOOKS {
+            if let Some(found) = self.each.iter().find_map(broken) {
+                return Some(found);
+            }
+            std::thread::sleep(Duration::from_micros(200));
+        }
+        Some((RankId::at(self.any_peer()), error.to_string()))
+    }
+
+    /// A peer to name when none can be told from the others; with two ranks it is the right one.
+    fn any_peer(&self) -> usize {
+        self.each.first().map_or(0, |(peer, _)| peer.index())
+    }
+
+    /// Ends the watch.
+    pub(crate) fn dismiss(&self) {
+        self.any.cancel_recv();
+    }
+}
+
+/// The error of a connection that is broken.
+fn broken((peer, buffer): &(RankId, Buffer)) -> Option<(RankId, String)> {
+    // The wait returns at once: with the error where there is one, else cancelled.
+    buffer.cancel_recv();
+    buffer.wait_recv(None).err().map(|error| (*peer, error.to_string()))
+}

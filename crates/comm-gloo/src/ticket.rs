@@ -1,0 +1,116 @@
+//! One rank's part of a submitted wave.
+
+use std::any::Any;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
+
+use eplb_comm::host::HostFence;
+use eplb_comm::{CommError, Fence, FenceState};
+use eplb_core::{RankId, Transfer};
+
+use crate::slot::{WaveId, wave_hash};
+
+/// A wave whole, and what of it this rank takes part in. It is the state behind the fence of `done`: a poll after the
+/// deadline fails it.
+///
+/// Ordering: the lane that carries it passes the fence after the last byte (release), a poll acquires.
+#[derive(Debug)]
+pub(crate) struct GlooTicket {
+    pub(crate) number: u64,
+    pub(crate) wave: WaveId,
+    rank: RankId,
+    pub(crate) transfers: Arc<[Transfer]>,
+    /// Indices of the transfers from or to this rank, in canonical order.
+    pub(crate) own: Vec<usize>,
+    pub(crate) after: Fence,
+    left: AtomicUsize,
+    fence: Arc<HostFence>,
+    submitted: Instant,
+    pub(crate) deadline: Instant,
+}
+
+impl GlooTicket {
+    pub(crate) fn new(
+        number: u64,
+        generation: u64,
+        rank: RankId,
+        transfers: &Arc<[Transfer]>,
+        after: Fence,
+        deadline: Instant,
+    ) -> Self {
+        let part = |&(_, t): &(usize, &Transfer)| t.source == rank || t.dest == rank;
+        let own: Vec<usize> = transfers.iter().enumerate().filter(part).map(|(at, _)| at).collect();
+        let fence = HostFence::new();
+        if own.is_empty() {
+            fence.pass();
+        }
+        Self {
+            number,
+            wave: WaveId { generation, sequence: number, hash: wave_hash(transfers) },
+            rank,
+            transfers: transfers.clone(),
+            left: AtomicUsize::new(own.len()),
+            own,
+            after,
+            fence,
+            submitted: Instant::now(),
+            deadline,
+        }
+    }
+
+    /// Whether it ended, well or not.
+    pub(crate) fn is_over(&self) -> bool {
+        self.fence.is_settled()
+    }
+
+    /// Whether bytes of it may be carried: it is not over, and its deadline has not passed.
+    pub(crate) fn may_go_on(&self) -> bool {
+        matches!(self.poll(), Ok(false))
+    }
+
+    /// One transfer is through and its guards are gone.
+    pub(crate) fn transfer_done(&self) {
+        if self.left.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.fence.pass();
+        }
+    }
+
+    pub(crate) fn fail(&self, cause: CommError) {
+        self.fence.fail(cause);
+    }
+
+    /// The error that it ended with, if it did.
+    pub(crate) fn failure(&self) -> Option<CommError> {
+        self.fence.poll().err()
+    }
+
+    /// In words.
+    pub(crate) fn describe(&self) -> String {
+        let left = self.left.load(Ordering::Relaxed);
+        format!("wave of ticket {} ({left} of {} transfers left)", self.number, self.own.len())
+    }
+}
+
+impl FenceState for GlooTicket {
+    fn poll(&self) -> Result<bool, CommError> {
+        if self.fence.poll()? {
+            return Ok(true);
+        }
+        if Instant::now() < self.deadline {
+            return Ok(false);
+        }
+        self.fence.fail(CommError::Timeout {
+            rank: self.rank,
+            what: self.describe(),
+            waited: self.submitted.elapsed(),
+        });
+        // The last transfer may have ended in between; then it passed.
+        self.fence.poll()
+    }
+
+    /// The host fence inside, which can wake a waiter.
+    fn as_any(&self) -> &dyn Any {
+        &*self.fence
+    }
+}
