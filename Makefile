@@ -7,7 +7,7 @@ TRACE := tests/data/day_26x64.npz
 
 REPORT := target/report.html
 
-.PHONY: help run report test test-python test-integrations check test-faults test-report bench bench-peers kernels kernel-check tools python
+.PHONY: help run report test test-python test-integrations check test-faults test-report bench bench-peers kernels kernel-check gloo gloo-tools tools python
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -27,8 +27,8 @@ test-report: report
 	tests/browser/planted.sh $(REPORT)
 
 # Kernels: their source runs on the CPU among the tests of eplb-comm; here they are compiled for GPUs, where there is an nvcc.
-test: tools check test-python ## Run every test that needs no GPU and no Python packages
-	$(CARGO) test --workspace --locked
+test: tools gloo-tools check test-python ## Run every test that needs no GPU and no Python packages
+	EPLB_LIBCLANG=required $(CARGO) test --workspace --locked
 	kernels/build.sh target/kernels || [ $$? = 3 ]
 
 kernels: ## Compile the GPU kernels; fetches the CUDA 13.0 compiler packages if there is no nvcc
@@ -60,6 +60,15 @@ bench: tools ## The criterion suites
 
 bench-peers: tools python ## Compare with the published planners of SGLang, vLLM and vllm-ascend, installed into .venv
 	python3 benches/peers/compare.py
+
+gloo: gloo-tools ## Build target/release/libeplb_gloo.so, which the gloo backend loads; installs libgloo-dev
+	$(CARGO) build --release --locked --quiet -p gloo-sys
+
+# Where Gloo's headers are, cargo builds libeplb_gloo.so beside every program; its tests need them, and libclang.
+gloo-tools: tools
+	@{ test -e /usr/include/gloo/config.h && ls /usr/lib/llvm-*/lib/libclang*.so*; } >/dev/null 2>&1 || { \
+	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq libgloo-dev libclang-dev; \
+	  else sudo apt-get update -qq && sudo apt-get install -y -qq libgloo-dev libclang-dev; fi; }
 
 # A linker is all that building needs beside Rust; tests compile C and C++ (the C interface, the kernels on the CPU).
 tools:
