@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Our planner beside the published planners of SGLang, vLLM and vllm-ascend: same loads, same run, one thread each.
 
-    python3 benches/peers/compare.py [--rounds 7] [--shape N] [--out table.md]
+    python3 benches/peers/compare.py [--rounds 5] [--shape N] [--out table.md]
 
 Makes a virtual environment in .venv (see packages.py), then runs itself there. Every planner runs on its own: a first
 plan for the loads of before, then, with that in place, a second plan for loads that have drifted. The second plan is
@@ -162,7 +162,7 @@ def table(name, kinds):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--rounds", type=int, default=7, help="times that every planner is timed (default 7)")
+    parser.add_argument("--rounds", type=int, default=5, help="times that every planner is timed (default 5)")
     parser.add_argument("--shape", type=int, choices=range(len(SHAPES)), help="only this shape")
     parser.add_argument("--out", type=Path, help="also write the tables to this file")
     args = parser.parse_args()

@@ -55,8 +55,10 @@ def make(home):
         return
     if sys.version_info < (3, 11):
         sys.exit(f"Python 3.11 or later is needed, this is {sys.version.split()[0]}")
-    own_torch = importlib.util.find_spec("torch") is not None
-    print(f"making {home}", "with the torch that is installed" if own_torch else "", file=sys.stderr)
+    # What another virtual environment holds is not seen from a new one.
+    own_torch = sys.prefix == sys.base_prefix and importlib.util.find_spec("torch") is not None
+    what = "using the torch that is installed" if own_torch else "installing torch: this may take minutes"
+    print(f"making {home}, {what}", file=sys.stderr)
     venv.create(home, with_pip=True, system_site_packages=own_torch)
     run([*pip(home), "install", *IMPORTED])
     if not own_torch:
@@ -71,6 +73,7 @@ def planners(home):
     done = home / "peers.done"
     if done.exists():
         return
+    print("downloading " + ", ".join(WHEELS), file=sys.stderr)
     versions = []
     for package, wanted in WHEELS.items():
         with tempfile.TemporaryDirectory() as folder:

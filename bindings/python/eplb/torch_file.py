@@ -70,9 +70,11 @@ class Tensor:
         size = size_of(self.dtype)
         last = self.offset + sum((n - 1) * s for n, s in zip(self.shape, self.stride))
         data = self.storage.read()
-        if (last + 1) * size > len(data):
+        # Repeated elements (a stride of 0) would let a small file claim any amount of memory.
+        needed = max(last + 1, self.count()) * size
+        if needed > len(data):
             raise DumpError(
-                f"{self.storage.name} holds {len(data)} bytes, but the tensor of shape {self.shape} needs {(last + 1) * size}"
+                f"{self.storage.name} holds {len(data)} bytes, but the tensor of shape {self.shape} needs {needed}"
             )
         runs, axes = 1, len(self.shape)
         # The innermost axes that lie in C order are copied as one run.
@@ -110,7 +112,11 @@ class _Archive:
 
     def entry(self, name):
         try:
-            return self.zipped.read(self.root + name)
+            info = self.zipped.getinfo(self.root + name)
+            if info.compress_type != zipfile.ZIP_STORED:
+                # Torch compresses nothing; a few bytes that claim to be gigabytes are not its work.
+                raise DumpError(f"{name} is compressed, which torch does not do")
+            return self.zipped.read(info)
         except KeyError:
             raise DumpError(f"truncated: {name} is not in the archive") from None
         except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:

@@ -197,6 +197,7 @@ class Convert(unittest.TestCase):
             ({"logical_count": tensor("0", (0, 1, 3))}, "logical_count has shape [0, 1, 3]"),
             ({"logical_count": tensor("0", (2, 1, 4))}, "logical_count: data/0 holds 24 bytes", "needs 32"),
             ({"logical_count": tensor("0", (2, 1, 3), offset=1)}, "logical_count: data/0 holds 24 bytes"),
+            ({"logical_count": tensor("0", (1 << 24, 1 << 20, 3), (0, 0, 1))}, "logical_count: data/0 holds 24 bytes"),
             ({"logical_count": tensor("7", (2, 1, 3))}, "logical_count: truncated: data/7"),
             ({"logical_count": tensor("0", (2, 1, 3), (-3, 3, 1))}, "stride (-3, 3, 1)"),
             ({"logical_count": tensor("0", (1 << 40, 1 << 40, 3), (0, 0, 0))}, "a tensor claims shape"),
@@ -248,6 +249,9 @@ class Convert(unittest.TestCase):
         ]:
             dump.write_bytes(content)
             self.assertIn(word, self.refused(dump))
+        with zipfile.ZipFile(dump, "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr("dump/data.pkl", bytes(1 << 20))
+        self.assertIn("data.pkl is compressed", self.refused(dump))
         with zipfile.ZipFile(dump, "w") as file:
             file.writestr("counts.npy", b"")
         self.assertIn("no data.pkl", self.refused(dump))

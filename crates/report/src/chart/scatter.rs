@@ -169,8 +169,8 @@ struct Label {
     anchor: &'static str,
 }
 
-/// Places for the names, main points first: right, above, below or left of the point, the first that covers neither a
-/// point nor a name that has its place; right if all do.
+/// Places for the names, main points first: right (above for minor points), above, below or left of the point, the first
+/// that covers neither a point nor a name that has its place; the first of all if there is none.
 fn labels(points: &[Point], places: &[(f64, f64)]) -> Vec<Label> {
     let mut taken: Vec<[f64; 4]> =
         places.iter().map(|&(x, y)| [x - 6.0, y - 6.0, x + 6.0, y + 6.0]).collect();
@@ -181,12 +181,16 @@ fn labels(points: &[Point], places: &[(f64, f64)]) -> Vec<Label> {
         let (x, y) = places[i];
         // Letters of 12 pixels are 6.6 wide in the mean.
         let wide = points[i].name.chars().count() as f64 * 6.6;
-        let sides = [
+        let mut sides = [
             (x + 11.0, y + 4.0, "start", x + 11.0),
             (x, y - 11.0, "middle", x - wide / 2.0),
             (x, y + 20.0, "middle", x - wide / 2.0),
             (x - 11.0, y + 4.0, "end", x - 11.0 - wide),
         ];
+        if points[i].minor {
+            // A line joins these: above it there is room.
+            sides.swap(0, 1);
+        }
         let box_of = |y: f64, left: f64| [left, y - 10.0, left + wide, y + 3.0];
         let free = |b: [f64; 4]| {
             b[2] <= WIDTH
