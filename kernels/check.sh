@@ -2,8 +2,8 @@
 # The kernels on a real GPU: twins, planted faults, compute-sanitizer, figures.
 #
 #   kernels/check.sh --prepare     where there is Rust: puts cases and fatbins into target/kernel-check
-#   kernels/check.sh               where there is a GPU and nvcc: runs all with those files, prints a table, and writes logs and
-#                                  figures to $OUT (target/kernel-check/out if that is not set)
+#   kernels/check.sh               where there is a GPU and nvcc: runs all with those files, prints a table, and writes it, figures
+#                                  and logs to $OUT (target/kernel-check/out if that is not set)
 #
 # Exit code 0: all that was asked of this machine was run and held. A step that could not run is a failure.
 set -uo pipefail
@@ -23,6 +23,7 @@ fi
 out=${OUT:-$dir/out}
 mkdir -p "$out"
 work=$(mktemp -d)
+mkdir "$work/logs"
 trap 'rm -rf "$work"' EXIT
 failed=0
 table=()
@@ -32,18 +33,19 @@ row() { table+=("$(printf '%-46s %s' "$1" "$2")"); }
 step() {
   local name=$1 limit=$2 expected=$3 began=$SECONDS code=0
   shift 3
-  timeout -k 5 "$limit" "$@" >"$out/$name.log" 2>&1 || code=$?
+  timeout -k 5 "$limit" "$@" >"$work/logs/$name.log" 2>&1 || code=$?
   if [ $code = "$expected" ]; then
     row "$name" "ok ($((SECONDS - began)) s)"
     return 0
   fi
   row "$name" "FAILED: exit code $code, not $expected; see $name.log"
-  tail -5 "$out/$name.log"
+  tail -5 "$work/logs/$name.log"
   failed=1
   return 1
 }
 
 finish() {
+  tar -czf "$out/logs.tar.gz" -C "$work" logs
   printf '%s\n' "${table[@]}" | tee "$out/table.txt"
   [ $failed = 0 ] && echo "KERNEL CHECKS HELD" || echo "KERNEL CHECKS FAILED"
   exit $failed
@@ -80,10 +82,10 @@ sanitize racecheck racecheck 0 "$work/check" "${small[@]}"
 sanitize initcheck initcheck 0 "$work/check" "${small[@]}"
 sanitize synccheck synccheck 0 "$work/check" "${small[@]}"
 sanitize memcheck-finds-ReadBehind memcheck 99 "$work/check-plants" "${small[@]}" --plant ReadBehind
-sanitize racecheck-finds-NoBarrier racecheck 99 "$work/check-plants" "${small[@]}" --plant NoBarrier
+sanitize racecheck-finds-SumsNotAwaited racecheck 99 "$work/check-plants" "${small[@]}" --plant SumsNotAwaited
 sanitize initcheck-finds-NotUploaded initcheck 99 "$work/check-plants" "${small[@]}" --plant NotUploaded
 
 if step figures 240 0 python3 kernels/bench/bench.py --fatbins $dir --json "$out/figures.json"; then
-  cat "$out/figures.log"
+  cat "$work/logs/figures.log"
 fi
 finish

@@ -3,8 +3,9 @@
 // Twin on the CPU, with the definition: crates/comm/src/kernels/checksum.rs. Needs no header, so that NVRTC takes the
 // file as it is. The sum over words does not depend on their order, so blocks add their parts as they finish.
 //
-// Work is cut into units of UNIT bytes, numbered over the whole list; a block takes a run of neighbouring units. Launch:
-// a one-dimensional grid of any size, blocks of THREADS threads, no dynamic shared memory; sums set to 0 before.
+// Work is cut into units of UNIT bytes, numbered over the whole list; a block takes a run of neighbouring units, and sums
+// what of it lies in one entry as one piece. Launch: a one-dimensional grid of any size, blocks of THREADS threads, no
+// dynamic shared memory; sums set to 0 before.
 
 // Faults that the check plants to see that it finds them: kernels/test/faults.h. In what is shipped there are none.
 #ifndef PLANTED
@@ -16,9 +17,11 @@ namespace eplb_checksum {
 typedef unsigned long long u64;
 typedef unsigned int u32;
 
-constexpr u64 UNIT = 65536;
+constexpr u64 UNIT = 8192;
 constexpr u32 THREADS = 256;
 constexpr u32 IN_FLIGHT = 8;
+// Most units of a piece: offsets in it are 32-bit numbers.
+constexpr u64 PIECE = 1 << 17;
 constexpr u64 GOLDEN = 0x9e3779b97f4a7c15ull;
 
 // One tensor of one expert. Its stream is its rows one after another, without gaps.
@@ -66,23 +69,26 @@ __device__ __forceinline__ u64 gather(const Part& part, u64 at, u64 end, u64 row
 
 // A stream without gaps at an address that is a multiple of 16: whole words in pairs, then the rest.
 __device__ __forceinline__ u64 sum_run(const Part& part, u64 key, u64 begin, u64 end) {
+  constexpr u32 ROUND = THREADS * IN_FLIGHT;
   const u32 pairs = (u32)((end - begin) / 16);
-  u64 sum = 0;
+  const ulonglong2* from = (const ulonglong2*)(part.base + begin) + threadIdx.x;
+  u64 place = begin / 8 + 2 * threadIdx.x, sum = 0;
+  u32 left = pairs;
 #pragma unroll 1
-  for (u32 first = threadIdx.x; first < pairs; first += THREADS * IN_FLIGHT) {
-    const ulonglong2* from = (const ulonglong2*)(part.base + begin) + first;
+  for (; left >= ROUND; left -= ROUND, from += ROUND, place += 2 * ROUND) {
     ulonglong2 held[IN_FLIGHT];
 #pragma unroll
-    for (u32 i = 0; i < IN_FLIGHT; ++i) {
-      if (first + i * THREADS < pairs) held[i] = __ldcs(from + i * THREADS);
-    }
-    u64 place = begin / 8 + 2ull * first;
+    for (u32 i = 0; i < IN_FLIGHT; ++i) held[i] = __ldcs(from + i * THREADS);
 #pragma unroll
-    for (u32 i = 0; i < IN_FLIGHT; ++i, place += 2 * THREADS) {
-      if (first + i * THREADS < pairs) {
-        sum += weigh(held[i].x, key_at(key, place)) + weigh(held[i].y, key_at(key, place + 1));
-      }
+    for (u32 i = 0; i < IN_FLIGHT; ++i) {
+      const u64 at = place + 2 * i * THREADS;
+      sum += weigh(held[i].x, key_at(key, at)) + weigh(held[i].y, key_at(key, at + 1));
     }
+  }
+#pragma unroll 1
+  for (u32 at = threadIdx.x; at < left; at += THREADS, from += THREADS, place += 2 * THREADS) {
+    const ulonglong2 held = __ldcs(from);
+    sum += weigh(held.x, key_at(key, place)) + weigh(held.y, key_at(key, place + 1));
   }
   const u64 at = begin + pairs * 16ull + threadIdx.x * 8ull;
   if (at < end && !PLANTED(LastWordLeftOut)) sum += weigh(gather(part, at, end, 0, at), key_at(key, at / 8));
@@ -108,18 +114,18 @@ __device__ __forceinline__ u64 sum_pitched(const Part& part, u64 key, u64 begin,
   return sum;
 }
 
-__device__ __forceinline__ u64 sum_unit(const Part& part, u64 unit) {
+// Part begin..end of the stream of a tensor.
+__device__ __forceinline__ u64 sum_part(const Part* entry, u64 begin, u64 end) {
+  Part part = *entry;
   const u64 key = mix(GOLDEN * (part.tensor + 1ull));
-  const u64 bytes = part.rows * part.row_bytes, begin = unit * UNIT;
-  const u64 end = begin + UNIT < bytes ? begin + UNIT : bytes;
-  u64 sum = 0;
-  if (unit == 0 && threadIdx.x == 0) sum = mix(key ^ bytes);
-  Part flat = part;
+  const u64 bytes = part.rows * part.row_bytes;
+  end = end < bytes ? end : bytes;
+  const u64 size = begin == 0 && threadIdx.x == 0 ? mix(key ^ bytes) : 0;
   if (part.rows == 1 || part.pitch == part.row_bytes) {
-    flat.rows = 1, flat.row_bytes = bytes, flat.pitch = bytes;
-    if ((part.base & 15) == 0) return sum + sum_run(flat, key, begin, end);
+    part.rows = 1, part.row_bytes = bytes, part.pitch = bytes;
+    if ((part.base & 15) == 0) return size + sum_run(part, key, begin, end);
   }
-  return sum + sum_pitched(flat, key, begin, end);
+  return size + sum_pitched(part, key, begin, end);
 }
 
 // Adds what all threads of the block have to one entry of sums.
@@ -127,7 +133,7 @@ __device__ __forceinline__ void add_up(u64 sum, u64* total) {
   static __shared__ u64 warps[THREADS / 32];
   for (int lanes = 16; lanes > 0; lanes /= 2) sum += __shfl_down_sync(0xffffffffu, sum, lanes);
   if (threadIdx.x % 32 == 0) warps[threadIdx.x / 32] = sum;
-  __syncthreads();
+  if (!PLANTED(SumsNotAwaited)) __syncthreads();
   if (threadIdx.x == 0) {
     for (u32 warp = 1; warp < THREADS / 32; ++warp) sum += warps[warp];
     atomicAdd(total, sum);
@@ -158,14 +164,18 @@ extern "C" __global__ void __launch_bounds__(256, 2)
   u32 entry = entry_of(parts, count, unit);
   u32 into = parts[entry].sum;
   u64 sum = 0;
-  for (; unit < last; ++unit) {
-    while (entry + 1 < count && parts[entry + 1].first_unit <= unit) ++entry;
-    const Part part = parts[entry];
-    if (part.sum != into) {
+  while (unit < last) {
+    const u64 first = parts[entry].first_unit;
+    const u64 next = entry + 1 < count ? parts[entry + 1].first_unit : units;
+    u64 stop = next < last ? next : last;
+    stop = stop - unit < PIECE ? stop : unit + PIECE;
+    if (parts[entry].sum != into) {
       add_up(sum, &sums[into]);
-      sum = 0, into = part.sum;
+      sum = 0, into = parts[entry].sum;
     }
-    sum += sum_unit(part, unit - part.first_unit);
+    sum += sum_part(&parts[entry], (unit - first) * UNIT, (stop - first) * UNIT);
+    entry += stop == next;
+    unit = stop;
   }
   add_up(sum, &sums[into]);
 }

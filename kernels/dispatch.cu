@@ -4,7 +4,8 @@
 // takes the file as it is. All that changes from step to step (rows that count, mask, tag, salt, maps) is read from
 // device memory: a captured graph replays with today's values.
 //
-// Launch: a one-dimensional grid of any size, blocks of a multiple of 32 threads up to 1024, dynamic shared memory of
+// Launch: a one-dimensional grid of any size, blocks of up to 1024 threads (large blocks for large batches: every block adds
+// each expert that it met to global memory once), dynamic shared memory of
 // 4 * experts bytes if experts <= SHARED_EXPERTS and none otherwise. tokens * k < 2^31.
 
 // Faults that the check plants to see that it finds them: kernels/test/faults.h. In what is shipped there are none.
@@ -74,29 +75,52 @@ __device__ __forceinline__ u64 mix(u64 z) {
   return z ^ (z >> 31);
 }
 
-// The slot of an expert for a token, -1 if it has none.
-__device__ __forceinline__ int replica(const Maps& maps, u64 key, u32 token, u32 expert) {
-  const int* row = maps.log2phy + (u64)expert * maps.columns;
-  int count = maps.logcnt[expert];
-  count = count < (int)maps.columns ? count : (int)maps.columns;
-  int chosen = -1;
-  if (count <= 0) return chosen;
-  if ((u32)row[0] < maps.slots) chosen = row[0];
-  if (count == 1) return chosen;
-  const u64 hash = mix(key ^ ((u64)token << 32 | expert));
-  const float point = (float)(u32)(hash >> 40) * (1.0f / 16777216.0f);
-  float sum = 0.0f;
-#pragma unroll 1
-  for (int column = 0; column < count; ++column) {
-    const int slot = row[column];
-    if ((u32)slot >= maps.slots) continue;
-    const float part = maps.share[slot];
-    if (!(part > 0.0f)) continue;
-    chosen = slot;
-    sum += part;
-    if (point < sum) break;
+// The slots to which GROUP neighbouring choices go: expert -1 = none, and -1 for an expert that has no slot. `token` and
+// `column` are those of the first choice. What all of them need is loaded before any is decided: the loads of one choice
+// depend on each other, those of several do not.
+__device__ __forceinline__ void choose(const Maps& maps, u64 key, u32 k, u32 token, u32 column,
+                                       const int (&experts)[GROUP], int (&slots)[GROUP]) {
+  const bool pairs = maps.columns > 1;
+  int counts[GROUP], firsts[GROUP], seconds[GROUP];
+  float first_parts[GROUP], second_parts[GROUP];
+#pragma unroll
+  for (u32 i = 0; i < GROUP; ++i) {
+    const bool any = experts[i] >= 0;
+    const int* row = maps.log2phy + (u64)(any ? experts[i] : 0) * maps.columns;
+    counts[i] = any ? maps.logcnt[experts[i]] : 0;
+    firsts[i] = any ? row[0] : -1;
+    seconds[i] = any && pairs ? row[1] : -1;
   }
-  return chosen;
+#pragma unroll
+  for (u32 i = 0; i < GROUP; ++i) {
+    counts[i] = counts[i] < (int)maps.columns ? counts[i] : (int)maps.columns;
+    first_parts[i] = counts[i] > 1 && (u32)firsts[i] < maps.slots ? maps.share[firsts[i]] : 0.0f;
+    second_parts[i] = counts[i] > 1 && (u32)seconds[i] < maps.slots ? maps.share[seconds[i]] : 0.0f;
+  }
+#pragma unroll
+  for (u32 i = 0; i < GROUP; ++i) {
+    int chosen = counts[i] > 0 && (u32)firsts[i] < maps.slots ? firsts[i] : -1;
+    if (counts[i] > 1) {
+      const u64 hash = mix(key ^ ((u64)token << 32 | (u32)experts[i]));
+      const float point = (float)(u32)(hash >> 40) * (1.0f / 16777216.0f);
+      float sum = first_parts[i] > 0.0f ? first_parts[i] : 0.0f;
+      if (point >= sum && second_parts[i] > 0.0f) {
+        chosen = seconds[i];
+        sum += second_parts[i];
+      }
+      const int* row = maps.log2phy + (u64)experts[i] * maps.columns;
+#pragma unroll 1
+      for (int at = 2; at < counts[i] && point >= sum; ++at) {
+        const int slot = row[at];
+        const float part = (u32)slot < maps.slots ? maps.share[slot] : 0.0f;
+        if (!(part > 0.0f)) continue;
+        chosen = slot;
+        sum += part;
+      }
+    }
+    slots[i] = chosen;
+    if (++column == k) column = 0, ++token;
+  }
 }
 
 template <typename Id>
@@ -152,38 +176,44 @@ __device__ __forceinline__ void run(const Choices& choices, const Counts& counts
     Id ids[GROUP];
     load<Id>(choices, packed, first, end, ids);
     const bool tokens_matter = DISPATCH || choices.mask;
-    u32 token = tokens_matter ? first / k : 0, column = first - token * k;
-    Four<Id> slots;
+    const u32 first_token = tokens_matter ? first / k : 0, first_column = first - first_token * k;
+    u32 token = first_token, column = first_column;
+    int experts[GROUP];
 #pragma unroll
     for (u32 i = 0; i < GROUP; ++i) {
       const Id id = ids[i];
-      int slot = -1;
+      experts[i] = -1;
       if (first + i < counted && !(choices.mask && !choices.mask[token])) {
         if (id >= 0 && id < limit) {
           const int expert = counts.phy2log ? counts.phy2log[id] : (int)id;
-          const bool known = (u32)expert < counts.experts;
-          if (known && loads) {
-            if (shared)
-              atomicAdd(&eplb_bins[expert], 1u);
-            else
-              atomicAdd(&loads[expert], 1ull);
+          if ((u32)expert < counts.experts) {
+            experts[i] = expert;
+            if (loads && shared) atomicAdd(&eplb_bins[expert], 1u);
+            if (loads && !shared) atomicAdd(&loads[expert], 1ull);
+          } else {
+            ++missing;
           }
-          if (DISPATCH && known) slot = replica(maps, key, token, (u32)expert);
-          missing += !known || (DISPATCH && slot < 0);
         } else {
           strange += id != -1;
         }
       }
-      slots.id[i] = (Id)slot;
       if (tokens_matter && ++column == k) column = 0, ++token;
     }
     if (!DISPATCH) continue;
+    int chosen[GROUP];
+    choose(maps, key, k, first_token, first_column, experts, chosen);
+    Four<Id> slots;
+#pragma unroll
+    for (u32 i = 0; i < GROUP; ++i) {
+      slots.id[i] = (Id)chosen[i];
+      missing += experts[i] >= 0 && chosen[i] < 0;
+    }
     Id* out = (Id*)maps.out;
     if (packed_out && first + GROUP <= total) {
       *(Four<Id>*)(out + first) = slots;
       continue;
     }
-    token = first / k, column = first - token * k;
+    token = first_token, column = first_column;
 #pragma unroll
     for (u32 i = 0; i < GROUP; ++i) {
       if (first + i < total) out[token * maps.out_stride + column] = slots.id[i];
@@ -205,20 +235,22 @@ __device__ __forceinline__ void run(const Choices& choices, const Counts& counts
 
 }  // namespace eplb_dispatch
 
-extern "C" __global__ void eplb_record_i32(eplb_dispatch::Choices choices, eplb_dispatch::Counts counts) {
+extern "C" __global__ void __launch_bounds__(1024)
+    eplb_record_i32(eplb_dispatch::Choices choices, eplb_dispatch::Counts counts) {
   eplb_dispatch::run<int, false>(choices, counts, eplb_dispatch::Maps());
 }
 
-extern "C" __global__ void eplb_record_i64(eplb_dispatch::Choices choices, eplb_dispatch::Counts counts) {
+extern "C" __global__ void __launch_bounds__(1024)
+    eplb_record_i64(eplb_dispatch::Choices choices, eplb_dispatch::Counts counts) {
   eplb_dispatch::run<long long, false>(choices, counts, eplb_dispatch::Maps());
 }
 
-extern "C" __global__ void eplb_dispatch_i32(eplb_dispatch::Choices choices, eplb_dispatch::Counts counts,
-                                             eplb_dispatch::Maps maps) {
+extern "C" __global__ void __launch_bounds__(1024)
+    eplb_dispatch_i32(eplb_dispatch::Choices choices, eplb_dispatch::Counts counts, eplb_dispatch::Maps maps) {
   eplb_dispatch::run<int, true>(choices, counts, maps);
 }
 
-extern "C" __global__ void eplb_dispatch_i64(eplb_dispatch::Choices choices, eplb_dispatch::Counts counts,
-                                             eplb_dispatch::Maps maps) {
+extern "C" __global__ void __launch_bounds__(1024)
+    eplb_dispatch_i64(eplb_dispatch::Choices choices, eplb_dispatch::Counts counts, eplb_dispatch::Maps maps) {
   eplb_dispatch::run<long long, true>(choices, counts, maps);
 }

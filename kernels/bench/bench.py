@@ -53,10 +53,10 @@ class Driver:
         self.call("cuModuleGetFunction", ctypes.byref(function), module, name.encode())
         return function
 
-    def launch(self, function, grid, shared, *args):
+    def launch(self, function, grid, shared, *args, threads=256):
         pointers = (PTR * len(args))(*(ctypes.cast(ctypes.pointer(arg), PTR) for arg in args))
         stream = PTR(torch.cuda.current_stream().cuda_stream)
-        self.call("cuLaunchKernel", function, grid, 1, 1, 256, 1, 1, shared, stream, pointers, None)
+        self.call("cuLaunchKernel", function, grid, 1, 1, threads, 1, 1, shared, stream, pointers, None)
 
 
 def graphed(calls):
@@ -107,6 +107,7 @@ class Recording:
 
     def __init__(self, driver, fatbins):
         self.driver = driver
+        self.sms = torch.cuda.get_device_properties(0).multi_processor_count
         image = open(f"{fatbins}/dispatch.fatbin", "rb").read()
         self.kernels = {(what, bits): driver.kernel(image, f"eplb_{what}_i{bits}")
                         for what in ("record", "dispatch") for bits in (32, 64)}
@@ -121,11 +122,12 @@ class Recording:
         self.maps = [log2phy.cuda(), (log2phy >= 0).sum(1, dtype=torch.int32).cuda(), share.cuda()]
         self.salt = torch.zeros(1, dtype=torch.int64, **cuda)
 
-    def blocks(self, tokens, per_block):
-        most = 8 * torch.cuda.get_device_properties(0).multi_processor_count
-        return max(1, min(most, -(-tokens * self.K // per_block)))
-
-    def launch(self, what, ids, out=None, per_block=2048):
+    def launch(self, what, ids, out=None, shape=(1024, 1, 2)):
+        """One launch of blocks of shape[0] threads, as many as give every thread shape[1] groups of four choices, and at most
+        shape[2] per multiprocessor."""
+        threads, groups, most = shape
+        blocks = -(-ids.shape[0] * self.K // (4 * threads * groups))
+        blocks = max(1, min(most * self.sms, blocks))
         bits = 8 * ids.element_size()
         tokens = ids.shape[0]
         choices = Choices(ids.data_ptr(), self.K, None, None, tokens, self.K)
@@ -135,7 +137,7 @@ class Recording:
             log2phy, logcnt, share = self.maps
             args.append(Maps(log2phy.data_ptr(), logcnt.data_ptr(), share.data_ptr(), self.salt.data_ptr(), out.data_ptr(),
                              self.K, self.COLUMNS, self.SLOTS, 3, 0))
-        self.driver.launch(self.kernels[what, bits], self.blocks(tokens, per_block), 4 * self.EXPERTS, *args)
+        self.driver.launch(self.kernels[what, bits], blocks, 4 * self.EXPERTS, *args, threads=threads)
 
     def check(self, ids):
         self.loads.zero_()
@@ -167,9 +169,13 @@ class Recording:
         wide = [i.flatten().long() for i in inputs[:8]]
         row = {"tokens": tokens, "ids": str(dtype).replace("torch.", ""), "floor_us": size / ceiling * 1e6}
         timed = lambda calls: seconds(graphed(calls), len(calls)) * 1e6
-        for per_block in (1024, 2048, 4096):
-            row[f"record_us_{per_block}"] = timed([lambda i=i: self.launch("record", i, per_block=per_block) for i in inputs])
-        row["dispatch_us"] = timed([lambda i=i, n=n: self.launch("dispatch", i, outs[n % len(outs)]) for n, i in enumerate(inputs)])
+        for shape in ((256, 1, 8), (512, 1, 4), (1024, 1, 2), (1024, 2, 1)):
+            name = "x".join(map(str, shape))
+            row[f"record_{name}"] = timed([lambda i=i: self.launch("record", i, shape=shape) for i in inputs])
+        for shape in ((256, 1, 8), (1024, 1, 2)):
+            name = "x".join(map(str, shape))
+            row[f"dispatch_{name}"] = timed([lambda i=i, n=n: self.launch("dispatch", i, outs[n % len(outs)], shape)
+                                             for n, i in enumerate(inputs)])
         row["scatter_add_us"] = timed([lambda i=i: count.scatter_add_(0, i, ones) for i in wide])
         # bincount waits for the host, so no graph takes it.
         row["bincount_us"] = seconds(lambda: [torch.bincount(i, minlength=self.EXPERTS) for i in wide], len(wide)) * 1e6
@@ -184,7 +190,7 @@ class Moving:
     """Commits and checksums of experts of four tensors (44 MB, as a large model has them)."""
 
     TENSORS = [29360128, 14680064, 7168, 3584]
-    COPY_UNIT, CHECKSUM_UNIT = 32 << 10, 64 << 10
+    COPY_UNIT, CHECKSUM_UNIT = 4 << 10, 8 << 10
 
     def __init__(self, driver, fatbins):
         self.driver = driver
@@ -215,7 +221,7 @@ class Moving:
         words = [number for i in range(2000) for number in (maps.data_ptr() + 8 * i, i + 1)]
         words = as_device(words)
         row = {"experts": experts, "bytes": total, "floor_us": 2 * total / ceiling * 1e6}
-        for factor in (1, 2, 4):
+        for factor in (1, 2, 3, 6):
             run = lambda: self.driver.launch(self.commit, factor * self.sms, 0, PTR(entries.data_ptr()), U32(count), U64(units),
                                              PTR(words.data_ptr()), U32(2000))
             dest.zero_()
@@ -232,7 +238,7 @@ class Moving:
         source = torch.randint(0, 255, (total + total // 64,), dtype=torch.uint8, device="cuda")
         dest = torch.zeros(total, dtype=torch.uint8, device="cuda")
         entries, count, units = self.copies(source, dest, experts, pitch_gap=gap)
-        run = lambda: self.driver.launch(self.copy, 2 * self.sms, 0, PTR(entries.data_ptr()), U32(count), U64(units))
+        run = lambda: self.driver.launch(self.copy, 3 * self.sms, 0, PTR(entries.data_ptr()), U32(count), U64(units))
         run()
         first = source[: (7168 + gap) * 4].view(4, -1)[:, :7168].flatten()
         assert torch.equal(dest[: first.numel()], first), "pitched copy"
@@ -287,7 +293,7 @@ def main():
     sizes = [64, 8192] if args.quick else [64, 1024, 8192, 65536, 1 << 20]
     result = {"device": torch.cuda.get_device_name(), "copy_bytes_per_s": copy, "read_bytes_per_s": read}
     result["recording"] = [recording.figures(read, n, t) for n in sizes for t in (torch.int32, torch.int64)]
-    table("load recording, us per launch (256 experts, top 8; record_us_N: N choices per block)", result["recording"])
+    table("load recording, us per launch (256 experts, top 8; AxBxC: threads of a block, groups of 4 choices per thread, most blocks per multiprocessor)", result["recording"])
     result["commit"] = [moving.commits(n, copy) for n in ([1] if args.quick else [1, 4, 32])]
     table("commit of experts of 44 MB and 2000 words, us (Nx: N blocks per multiprocessor)", result["commit"])
     result["gather"] = [moving.pitched(4, copy, gap) for gap in (1024, 16, 8, 4)]

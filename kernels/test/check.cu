@@ -220,9 +220,9 @@ void launch_choices(const Case& arrays, Memory& memory, unsigned grid) {
   maps.out = memory.at<uint8_t>("out") + n[5] * id_bytes, maps.out_stride = n[3];
   maps.columns = n[9], maps.slots = n[8], maps.layer = n[12];
   const unsigned shared = counts.experts <= eplb_dispatch::SHARED_EXPERTS ? 4 * counts.experts : 0;
-  constexpr unsigned BLOCK = 256;
-  if (n[13]) launch(id_bytes == 4 ? eplb_dispatch_i32 : eplb_dispatch_i64, grid, BLOCK, shared, choices, counts, maps);
-  else launch(id_bytes == 4 ? eplb_record_i32 : eplb_record_i64, grid, BLOCK, shared, choices, counts);
+  const unsigned block = grid == 1 ? 1024 : 256;
+  if (n[13]) launch(id_bytes == 4 ? eplb_dispatch_i32 : eplb_dispatch_i64, grid, block, shared, choices, counts, maps);
+  else launch(id_bytes == 4 ? eplb_record_i32 : eplb_record_i64, grid, block, shared, choices, counts);
 }
 
 // Offsets in a list become addresses.

@@ -14,6 +14,7 @@
   fault(PitchIgnored)      /* rows are written without gaps */                                          \
   fault(WordsLeftOut)      /* the maps stay as they were: bytes move, tokens go to the old expert */    \
   fault(PositionLeftOut)   /* the checksum does not see order */                                        \
+  fault(SumsNotAwaited)    /* sums of warps are read before they are written */                         \
   fault(LastWordLeftOut)   /* ... nor the last bytes of a tensor */                                     \
   fault(NotUploaded)       /* an input is never written: only initcheck can be sure to see it */
 // clang-format on

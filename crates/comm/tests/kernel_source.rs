@@ -55,6 +55,7 @@ fn kernels_give_what_their_twins_give_and_planted_faults_are_seen() {
         ("PitchIgnored", "rows"),
         ("WordsLeftOut", "commit"),
         ("PositionLeftOut", "checksum"),
+        ("SumsNotAwaited", "checksum"),
         ("LastWordLeftOut", "checksum"),
         ("NotUploaded", "dispatch"),
     ] {

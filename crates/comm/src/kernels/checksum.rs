@@ -17,7 +17,7 @@
 use super::{GOLDEN, mix};
 
 /// Bytes of a unit of work of a checksum: `UNIT` of `kernels/checksum.cu`.
-pub const CHECKSUM_UNIT: u64 = 64 << 10;
+pub const CHECKSUM_UNIT: u64 = 8 << 10;
 
 /// One tensor of one expert, in the list of a launch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -171,9 +171,9 @@ mod tests {
             sum: 7,
         };
         let mut list = [part, part];
-        assert_eq!(ChecksumPart::number_units(&mut list), 4);
-        assert_eq!(list[1].first_unit, 2);
+        assert_eq!(ChecksumPart::number_units(&mut list), 20);
+        assert_eq!(list[1].first_unit, 10);
         let bytes = list[1].to_bytes();
-        assert_eq!((bytes[0], bytes[8], bytes[32], bytes[40], bytes[44]), (5, 2, 2, 6, 7));
+        assert_eq!((bytes[0], bytes[8], bytes[32], bytes[40], bytes[44]), (5, 2, 10, 6, 7));
     }
 }

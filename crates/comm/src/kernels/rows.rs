@@ -5,7 +5,7 @@ use eplb_core::LayerLayout;
 use super::error::KernelError;
 
 /// Bytes of a unit of work of a copy: `UNIT` of `kernels/rows.cu`.
-pub const COPY_UNIT: u64 = 32 << 10;
+pub const COPY_UNIT: u64 = 4 << 10;
 
 /// One entry of a list of copies: rows that are pitched at both ends.
 ///
