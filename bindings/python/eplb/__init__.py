@@ -1,1 +1,17 @@
-"""eplb for Python: load balancing of Mixture-of-Experts inference. `python -m eplb.convert` converts recorder dumps."""
+"""eplb for Python: expert-parallel load balancing of Mixture-of-Experts inference.
+
+>>> import eplb
+>>> plan = eplb.plan([[90, 10, 50, 50]], slots=6, ranks=2)
+>>> plan.placement.phy2log  # which expert is in which slot, [layers, slots]  # doctest: +SKIP
+
+`rebalance_experts` has the signature of DeepSeek's EPLB. `python -m eplb.convert` converts recorder dumps. Arrays come
+back in the kind that was given: torch tensors for torch tensors, numpy arrays for numpy arrays, nested lists for lists.
+Neither torch nor numpy is needed.
+"""
+
+from eplb._native import EplbError, library_path, version
+from eplb.deepseek import rebalance_experts
+from eplb.planning import Placement, Plan, plan
+from eplb.trace import Trace
+
+__all__ = ["EplbError", "Placement", "Plan", "Trace", "library_path", "plan", "rebalance_experts", "version"]

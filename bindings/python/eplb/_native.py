@@ -1,0 +1,175 @@
+"""The shared library behind this package: where it is, its functions, and its errors as exceptions.
+
+ctypes lets go of the interpreter's lock during every call, so that other threads go on while a plan is made.
+"""
+
+import ctypes
+import os
+import threading
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
+from pathlib import Path
+from typing import Any, List, Optional
+
+#: The interface version that this package was written for (`EPLB_ABI_VERSION` of the header).
+ABI_VERSION = 0
+
+_STATUS = {1: "invalid argument", 2: "plan", 3: "trace", 4: "internal error"}
+
+
+class EplbError(RuntimeError):
+    """What the library refused, in its own words; `kind` is one of "invalid argument", "plan", "trace", "internal error"."""
+
+    def __init__(self, message: str, kind: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+class PlanRequest(ctypes.Structure):
+    """`struct eplb_plan_request`."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("loads", POINTER(c_double)),
+        ("steps", c_size_t),
+        ("layers", c_size_t),
+        ("experts", c_size_t),
+        ("ranks", c_size_t),
+        ("slots", c_size_t),
+        ("slots_of_rank", POINTER(c_uint32)),
+        ("nodes", c_size_t),
+        ("speed_of_rank", POINTER(c_double)),
+        ("dead", POINTER(c_uint8)),
+        ("current", POINTER(c_int32)),
+        ("policy", c_char_p),
+        ("groups", c_size_t),
+        ("target", c_double),
+        ("max_moves", c_int64),
+        ("max_moves_per_rank", c_int64),
+        ("max_bytes", c_int64),
+        ("max_bytes_per_rank", c_int64),
+        ("expert_bytes", c_uint64),
+        ("seed", c_uint64),
+        ("max_replicas", c_size_t),
+    ]
+
+
+class PlanSummary(ctypes.Structure):
+    """`struct eplb_plan_summary`."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("layers", c_size_t),
+        ("slots", c_size_t),
+        ("experts", c_size_t),
+        ("max_replicas", c_size_t),
+        ("moves", c_size_t),
+        ("local_copies", c_size_t),
+        ("duplicates", c_size_t),
+        ("shortages", c_size_t),
+        ("left_out", c_size_t),
+        ("lost", c_size_t),
+        ("balancedness_before", c_double),
+        ("balancedness", c_double),
+        ("balancedness_min", c_double),
+        ("balancedness_share", c_double),
+        ("balancedness_steps", c_double),
+        ("bound", c_double),
+    ]
+
+
+# Name -> kinds of arguments; all return a status.
+_FUNCTIONS = {
+    "eplb_planner_new": [c_size_t, POINTER(c_void_p)],
+    "eplb_planner_plan": [c_void_p, POINTER(PlanRequest), POINTER(c_void_p)],
+    "eplb_plan_request_init": [POINTER(PlanRequest), c_size_t],
+    "eplb_plan_summarize": [c_void_p, POINTER(PlanSummary)],
+    "eplb_plan_phy2log": [c_void_p, POINTER(c_int32), c_size_t],
+    "eplb_plan_log2phy": [c_void_p, c_size_t, POINTER(c_int32), c_size_t],
+    "eplb_plan_logcnt": [c_void_p, POINTER(c_uint32), c_size_t],
+    "eplb_plan_share": [c_void_p, POINTER(c_double), c_size_t],
+    "eplb_trace_open": [c_char_p, POINTER(c_void_p)],
+    "eplb_trace_shape": [c_void_p, POINTER(c_size_t)],
+    "eplb_trace_loads": [c_void_p, c_size_t, c_size_t, POINTER(c_double), c_size_t],
+}
+
+# Functions that free a handle.
+_FREE = ["eplb_planner_free", "eplb_plan_free", "eplb_trace_free"]
+
+_lock = threading.Lock()
+_library: Optional[ctypes.CDLL] = None
+
+
+def _candidates() -> List[Path]:
+    """Where the library may be, best first: `EPLB_LIBRARY`, beside this file (a wheel), a build of this repository."""
+    named = os.environ.get("EPLB_LIBRARY")
+    if named:
+        return [Path(named)]
+    here = Path(__file__).resolve().parent
+    target = Path(os.environ.get("CARGO_TARGET_DIR", here.parents[2] / "target"))
+    return [here / "libeplb.so", target / "release" / "libeplb.so", target / "debug" / "libeplb.so"]
+
+
+def library_path() -> Path:
+    """The file of the shared library that this package uses.
+
+    Raises `ImportError` if there is none, saying where it was looked for.
+    """
+    candidates = _candidates()
+    for path in candidates:
+        if path.is_file():
+            return path
+    looked = ", ".join(str(path) for path in candidates)
+    raise ImportError(
+        f"libeplb.so is not there (looked at {looked}): install the wheel, build it with "
+        "`cargo build --release -p eplb-capi`, or name it in EPLB_LIBRARY"
+    )
+
+
+def library() -> ctypes.CDLL:
+    """The shared library, loaded once."""
+    global _library
+    with _lock:
+        if _library is None:
+            path = library_path()
+            loaded = ctypes.CDLL(str(path))
+            loaded.eplb_abi_version.restype = c_uint32
+            found = loaded.eplb_abi_version()
+            if found != ABI_VERSION:
+                raise ImportError(f"{path} has interface version {found}, this package needs {ABI_VERSION}")
+            loaded.eplb_version.restype = c_char_p
+            loaded.eplb_last_error.restype = c_char_p
+            for name, arguments in _FUNCTIONS.items():
+                function = getattr(loaded, name)
+                function.argtypes, function.restype = arguments, c_int
+            for name in _FREE:
+                function = getattr(loaded, name)
+                function.argtypes, function.restype = [c_void_p], None
+            _library = loaded
+        return _library
+
+
+def version() -> str:
+    """The version of the shared library."""
+    return library().eplb_version().decode()
+
+
+def call(name: str, *arguments: Any) -> None:
+    """Calls a function of the library; raises `EplbError` with its words if it fails."""
+    loaded = library()
+    status = getattr(loaded, name)(*arguments)
+    if status != 0:
+        raise EplbError(loaded.eplb_last_error().decode(), _STATUS.get(status, "unknown"))
+
+
+class Handle:
+    """Something that the library made and that is freed with this object."""
+
+    def __init__(self, free: str, make: str, *arguments: Any) -> None:
+        self.pointer = c_void_p()
+        call(make, *arguments, byref(self.pointer))
+        self._free = getattr(library(), free)
+
+    def __del__(self) -> None:
+        pointer, self.pointer = getattr(self, "pointer", None), c_void_p()
+        if pointer:
+            self._free(pointer)

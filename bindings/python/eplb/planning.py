@@ -1,0 +1,177 @@
+"""Plans: where each expert and its replicas should live."""
+
+import ctypes
+import threading
+from ctypes import byref, c_double, c_int32, c_size_t, c_uint8, c_uint32
+from typing import Any, Dict, Optional
+
+from eplb import _native, arrays
+from eplb._native import Handle, PlanRequest, PlanSummary, call
+
+_planners: Dict[int, Handle] = {}
+_lock = threading.Lock()
+
+
+def _planner(threads: int) -> Handle:
+    """The planner with so many threads; made once, because its memory is used again from plan to plan."""
+    with _lock:
+        if threads not in _planners:
+            _planners[threads] = Handle("eplb_planner_free", "eplb_planner_new", c_size_t(threads))
+        return _planners[threads]
+
+
+class Placement:
+    """Which expert is in which slot.
+
+    phy2log: `[layers, slots]`, -1 = empty. log2phy: `[layers, experts, columns]`, ascending slots, -1 = no more.
+    logcnt: `[layers, experts]`, the number of slots of each expert.
+    """
+
+    def __init__(self, phy2log: Any, log2phy: Any, logcnt: Any) -> None:
+        self.phy2log = phy2log
+        self.log2phy = log2phy
+        self.logcnt = logcnt
+
+
+class Plan:
+    """A placement, the split over its replicas, and what they are worth on the loads planned for.
+
+    Balancedness is per layer the mean over ranks of rank load / the largest, 0 to 1, then the mean over the layers with any
+    load; at even split over the replicas unless said.
+
+    placement: `Placement`. share: `[layers, slots]`, the part of its expert's tokens that each slot gets.
+    balancedness, balancedness_min (the worst layer), balancedness_share (with `share`), balancedness_steps (mean over the
+    steps of the window), bound (what no placement can exceed), balancedness_before (`None` without a current placement).
+    moves: slots whose expert was not on their rank before; local_copies: inside ranks (`None` without a current placement).
+    duplicates, shortages, left_out, lost: slots that hold a second copy on their rank; empty slots; experts without a
+    slot; experts that only dead ranks held.
+    """
+
+    def __init__(self, handle: Handle, kind: arrays.Kind, with_current: bool) -> None:
+        summary = PlanSummary(struct_size=ctypes.sizeof(PlanSummary))
+        call("eplb_plan_summarize", handle.pointer, byref(summary))
+        layers, slots, experts, columns = summary.layers, summary.slots, summary.experts, max(summary.max_replicas, 1)
+        phy2log = arrays.room((layers, slots), c_int32)
+        call("eplb_plan_phy2log", handle.pointer, phy2log.pointer, len(phy2log))
+        log2phy = arrays.room((layers, experts, columns), c_int32)
+        call("eplb_plan_log2phy", handle.pointer, columns, log2phy.pointer, len(log2phy))
+        logcnt = arrays.room((layers, experts), c_uint32)
+        call("eplb_plan_logcnt", handle.pointer, logcnt.pointer, len(logcnt))
+        share = arrays.room((layers, slots), c_double)
+        call("eplb_plan_share", handle.pointer, share.pointer, len(share))
+        self.placement = Placement(*(arrays.give(values, kind, "int64") for values in (phy2log, log2phy, logcnt)))
+        self.share = arrays.give(share, kind, "float64")
+        self.balancedness: float = summary.balancedness
+        self.balancedness_min: float = summary.balancedness_min
+        self.balancedness_share: float = summary.balancedness_share
+        self.balancedness_steps: float = summary.balancedness_steps
+        self.bound: float = summary.bound
+        self.balancedness_before: Optional[float] = summary.balancedness_before if with_current else None
+        self.moves: Optional[int] = summary.moves if with_current else None
+        self.local_copies: Optional[int] = summary.local_copies if with_current else None
+        self.duplicates: int = summary.duplicates
+        self.shortages: int = summary.shortages
+        self.left_out: int = summary.left_out
+        self.lost: int = summary.lost
+
+    def __repr__(self) -> str:
+        moved = "" if self.moves is None else f", moves={self.moves}"
+        return f"Plan(balancedness={self.balancedness:.4f}, bound={self.bound:.4f}{moved})"
+
+
+def plan(
+    loads: Any,
+    *,
+    ranks: int,
+    slots: Optional[int] = None,
+    slots_of_rank: Any = None,
+    nodes: int = 1,
+    current: Any = None,
+    policy: Optional[str] = None,
+    target: Optional[float] = None,
+    max_moves: Optional[int] = None,
+    max_moves_per_rank: Optional[int] = None,
+    max_bytes: Optional[int] = None,
+    max_bytes_per_rank: Optional[int] = None,
+    expert_bytes: Optional[int] = None,
+    speed_of_rank: Any = None,
+    dead: Any = (),
+    groups: int = 1,
+    max_replicas: Optional[int] = None,
+    seed: int = 0,
+    threads: int = 1,
+) -> Plan:
+    """Plans where experts should live.
+
+    loads: tokens per logical expert, `[layers, experts]`, or a window `[steps, layers, experts]`. Torch tensor, numpy array or
+    nested lists; the plan's arrays are of the same kind, on the CPU.
+    ranks, slots: ranks, and slots per layer over all of them; or `slots_of_rank`, `[ranks]`. nodes: ranks are divided over
+    them in order.
+    current: `phy2log [layers, slots]` in force, or a `Placement`. policy: "balanced", "incremental", "split", "deepseek",
+    "static" or "random"; default: "incremental" with `current`, else "balanced".
+    target: wanted balancedness. max_..: limits of "incremental", in all and per receiving rank; those in bytes need
+    `expert_bytes`, the bytes of one expert. speed_of_rank: `[ranks]`. dead: numbers of dead ranks. groups: of the router, for
+    "deepseek". max_replicas: of one expert. seed: of "random". threads: of the planner; the plan does not depend on it.
+
+    Raises `EplbError` for a request that cannot be answered, `ValueError` for arrays of the wrong shape.
+    """
+    kind = arrays.kind_of(loads)
+    window = arrays.take(loads, c_double, "loads", (2, 3))
+    steps, layers, experts = (1, *window.shape) if len(window.shape) == 2 else window.shape
+    request = PlanRequest()
+    call("eplb_plan_request_init", byref(request), ctypes.sizeof(PlanRequest))
+    # What the request points to must live until the call is over.
+    held = [window]
+
+    def hold(given: Any, c_type: Any, name: str, dims: int) -> Any:
+        values = arrays.take(given, c_type, name, (dims,))
+        held.append(values)
+        return values
+
+    request.loads = window.pointer
+    request.steps, request.layers, request.experts = steps, layers, experts
+    request.ranks, request.nodes, request.groups, request.seed = ranks, nodes, groups, seed
+    if slots_of_rank is not None:
+        of_rank = hold(slots_of_rank, c_uint32, "slots_of_rank", 1)
+        if len(of_rank) != ranks:
+            raise ValueError(f"slots_of_rank has {len(of_rank)} values for {ranks} ranks")
+        request.slots_of_rank, total = of_rank.pointer, sum(of_rank.tolist())
+    elif slots is not None:
+        request.slots = total = slots
+    else:
+        raise ValueError("give slots (over all ranks) or slots_of_rank")
+    if current is not None:
+        phy2log = hold(getattr(current, "phy2log", current), c_int32, "current", 2)
+        if phy2log.shape != (layers, total):
+            raise ValueError(f"current has shape {list(phy2log.shape)}; loads and slots say {[layers, total]}")
+        request.current = phy2log.pointer
+    if speed_of_rank is not None:
+        speed = hold(speed_of_rank, c_double, "speed_of_rank", 1)
+        if len(speed) != ranks:
+            raise ValueError(f"speed_of_rank has {len(speed)} values for {ranks} ranks")
+        request.speed_of_rank = speed.pointer
+    gone = [int(rank) for rank in dead]
+    if any(not 0 <= rank < ranks for rank in gone):
+        raise ValueError(f"dead: {gone} of ranks 0 to {ranks - 1}")
+    if gone:
+        request.dead = hold([int(rank in gone) for rank in range(ranks)], c_uint8, "dead", 1).pointer
+    if policy is not None:
+        request.policy = policy.encode()
+    if target is not None:
+        request.target = target
+    limits = {
+        "max_moves": max_moves,
+        "max_moves_per_rank": max_moves_per_rank,
+        "max_bytes": max_bytes,
+        "max_bytes_per_rank": max_bytes_per_rank,
+        "expert_bytes": expert_bytes,
+        "max_replicas": max_replicas,
+    }
+    for name, limit in limits.items():
+        if limit is not None:
+            if limit < (1 if name in ("expert_bytes", "max_replicas") else 0):
+                raise ValueError(f"{name} is {limit}")
+            setattr(request, name, limit)
+    made = Handle("eplb_plan_free", "eplb_planner_plan", _planner(threads).pointer, byref(request))
+    del held
+    return Plan(made, kind, current is not None)

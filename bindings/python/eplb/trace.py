@@ -1,0 +1,40 @@
+"""Traces of loads on disk."""
+
+import os
+from ctypes import c_double, c_size_t
+from typing import Any, Optional, Tuple, Union
+
+from eplb import arrays
+from eplb._native import Handle, call
+
+
+class Trace:
+    """A trace: tokens per step, layer and logical expert, `[T, L, E]`.
+
+    Reads `.npy`, `.npz` and `.csv` files, records of SGLang, vLLM and vllm-ascend among them (`eplb trace info` says what a file
+    is taken for). Torch dumps of SGLang's recorder are converted first: `python -m eplb.convert`.
+
+    Raises `EplbError` that names the file and the field if it cannot be read.
+    """
+
+    def __init__(self, path: Union[str, "os.PathLike[str]"]) -> None:
+        self._handle = Handle("eplb_trace_free", "eplb_trace_open", os.fsencode(path))
+        sizes = (c_size_t * 3)()
+        call("eplb_trace_shape", self._handle.pointer, sizes)
+        #: (steps, layers, experts)
+        self.shape: Tuple[int, int, int] = (sizes[0], sizes[1], sizes[2])
+
+    def loads(self, first: int = 0, steps: Optional[int] = None, kind: arrays.Kind = "list") -> Any:
+        """Loads of `steps` steps from `first` on (default: all that follow), `[steps, layers, experts]`.
+
+        kind: "list", "numpy" or "torch".
+        """
+        if kind not in ("list", "numpy", "torch"):
+            raise ValueError(f"kind is {kind!r}; use list, numpy or torch")
+        total, layers, experts = self.shape
+        steps = total - first if steps is None else steps
+        if first < 0 or steps < 1 or first + steps > total:
+            raise ValueError(f"steps {first} to {first + steps} of a trace of {total}")
+        values = arrays.room((steps, layers, experts), c_double)
+        call("eplb_trace_loads", self._handle.pointer, first, steps, values.pointer, len(values))
+        return arrays.give(values, kind, "float64")
