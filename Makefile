@@ -7,7 +7,7 @@ TRACE := tests/data/day_26x64.npz
 
 REPORT := target/report.html
 
-.PHONY: help run report test test-python test-integrations check test-faults test-report bench bench-peers kernels kernel-check gloo gloo-tools tools python
+.PHONY: help run report test test-python test-integrations check test-faults test-report bench wheel bench-peers kernels kernel-check gloo gloo-tools tools python
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -37,15 +37,23 @@ kernels: ## Compile the GPU kernels; fetches the CUDA 13.0 compiler packages if 
 kernel-check: tools ## Prepare target/kernel-check, with which kernels/check.sh runs on a GPU machine without Rust
 	kernels/check.sh --prepare
 
-test-python: python
+test-python: tools python
+	$(CARGO) build --locked --quiet -p eplb-capi
 	PYTHONPATH=bindings/python python3 -m unittest discover -s bindings/python/tests
+
+wheel: tools python ## Build the Python package for all versions of Python into target/wheels
+	python3 bindings/python/build_backend/eplb_build.py target/wheels
 
 test-integrations: tools python ## Tests with torch and numpy, installed into .venv: dumps that torch itself writes
 	python3 benches/peers/packages.py
-	$(CARGO) build --locked --quiet -p eplb-cli
+	$(CARGO) build --locked --quiet -p eplb-cli -p eplb-capi
 	cd benches/peers && ../../.venv/bin/python -m unittest test_scores
 	EPLB=$${CARGO_TARGET_DIR:-target}/debug/eplb PYTHONPATH=bindings/python \
 	  .venv/bin/python -m unittest discover -s tests/python
+	rm -rf target/wheel-check && python3 bindings/python/build_backend/eplb_build.py target/wheel-check
+	.venv/bin/python -m pip install --quiet --no-deps --target target/wheel-check/installed target/wheel-check/*.whl
+	cd target/wheel-check/installed && PYTHONPATH=. ../../../.venv/bin/python -c \
+	  'import eplb; assert "wheel-check" in eplb.__file__; assert eplb.plan([[3, 1]], ranks=2, slots=4).balancedness == 1'
 
 check: tools
 	$(CARGO) fmt --all --check
