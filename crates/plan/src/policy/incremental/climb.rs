@@ -11,6 +11,8 @@ use super::state::State;
 pub(super) struct Goal {
     /// Balancedness that is enough.
     pub(super) level: f64,
+    /// Whether ways out of local optima are looked for.
+    pub(super) escapes: bool,
     /// Moves that are enough.
     pub(super) moves: u32,
     /// Moves that no rank may exceed.
@@ -56,6 +58,7 @@ impl Climb {
                     state.apply(ranks, change);
                     path.changes.push(change);
                 }
+                None if !goal.escapes => return,
                 None => {
                     path.ended = !escape::escape(state, scan, ranks, hot, goal.moves_per_rank, path, escape);
                 }

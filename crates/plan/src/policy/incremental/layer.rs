@@ -44,7 +44,7 @@ pub(super) struct Task<'a> {
 
 impl Task<'_> {
     /// Writes what live ranks hold: no expert twice on a rank, none more often than allowed.
-    pub(super) fn start_row(&self, layer: usize, rows: &mut Rows, start: &mut [i32]) {
+    fn start_row(&self, layer: usize, rows: &mut Rows, start: &mut [i32]) {
         let Rows { seen, count, .. } = rows;
         let current = self.request.current_row(layer).unwrap_or_default();
         seen.clear();
@@ -53,13 +53,24 @@ impl Task<'_> {
         count.resize(seen.len(), 0);
         start.fill(EMPTY);
         for &rank in self.ranks.live() {
-            for slot in self.ranks.slots(rank as usize) {
-                let Ok(expert) = usize::try_from(current[slot]) else { continue };
-                if std::mem::replace(&mut seen[expert], rank) != rank && count[expert] < self.limit {
-                    count[expert] += 1;
-                    start[slot] = current[slot];
+            let slots = self.ranks.slots(rank as usize);
+            for (start, &held) in start[slots.clone()].iter_mut().zip(&current[slots]) {
+                let Ok(expert) = usize::try_from(held) else { continue };
+                let (seen, count) = (&mut seen[expert], &mut count[expert]);
+                if *seen != rank && *count < self.limit {
+                    *seen = rank;
+                    *count += 1;
+                    *start = held;
                 }
             }
+        }
+    }
+
+    /// The same for a layer whose path has been begun.
+    pub(super) fn write_start(&self, layer: usize, path: &Path, rows: &mut Rows, start: &mut [i32]) {
+        match self.request.current_row(layer) {
+            Some(current) if path.starts_as_is => start.copy_from_slice(current),
+            _ => self.start_row(layer, rows, start),
         }
     }
 
@@ -77,14 +88,16 @@ impl Task<'_> {
         state.aim = aim(&state.weight, self.ranks, self.limit, heavy) * (1.0 + slack);
         let mut start = std::mem::take(&mut rows.start);
         start.resize(self.request.topology.slots(), EMPTY);
-        self.start_row(layer, rows, &mut start);
         if path.points.is_empty() {
+            self.start_row(layer, rows, &mut start);
+            path.starts_as_is = self.request.current_row(layer) == Some(&start[..]);
             state.start(self.ranks, &start, &start);
             path.patience = PATIENCE * start.len();
             path.ended = heaviest == 0.0;
             self.restore(climb, path);
             path.stop(&climb.state, climb.state.value(self.ranks));
         } else {
+            self.write_start(layer, path, rows, &mut start);
             rows.row.clone_from(&start);
             path.write_all(&mut rows.row);
             state.start(self.ranks, &rows.row, &start);

@@ -39,7 +39,6 @@ mod state;
 
 use crate::curve::CurvePoint;
 use crate::error::PlanError;
-use crate::options::Options;
 use crate::request::Request;
 use crate::workers::Workers;
 use climb::Goal;
@@ -50,9 +49,10 @@ use spend::Market;
 
 pub(in crate::policy) use layer::Scratch;
 
-/// How far layers climb at first and, if their mean falls short of the target, after that: parts of the way from the
-/// target to full balance. Layers overshoot, so that at first a little less than the target is asked of each.
-const LEVELS: [f64; 3] = [-0.06, 0.25, 1.0];
+/// How far layers climb at first and, while their mean falls short of the target, after that: parts of the way from the
+/// target to full balance, and whether ways out of local optima, which cost much more than changes one by one, are
+/// looked for. Layers overshoot, so that at first a little less than the target is asked of each.
+const ROUNDS: [(f64, bool); 4] = [(-0.06, false), (0.25, false), (0.25, true), (1.0, true)];
 
 /// A fresh plan of a layer must be better by this much to be a stop when no target asks for it.
 const FRESH_GAIN: f64 = 1e-3;
@@ -64,10 +64,10 @@ pub(super) fn place(request: &Request<'_>, workers: &Workers, phy2log: &mut [i32
     let paths = climb(task, workers);
     let mut rows = Rows::default();
     let mut market =
-        Market::open(request, &ranks, &paths, |layer, row| task.start_row(layer, &mut rows, row));
-    market.spend(|layer, row| task.start_row(layer, &mut rows, row), |_| ());
+        Market::open(request, &ranks, &paths, |layer, row| task.write_start(layer, &paths[layer], &mut rows, row));
+    market.spend(|layer, row| task.write_start(layer, &paths[layer], &mut rows, row), |_| ());
     for (layer, row) in phy2log.chunks_exact_mut(request.topology.slots()).enumerate() {
-        task.start_row(layer, &mut rows, row);
+        task.write_start(layer, &paths[layer], &mut rows, row);
         paths[layer].write(market.point(layer), row);
     }
     Ok(())
@@ -90,9 +90,9 @@ pub(crate) fn curve(request: &Request<'_>, workers: &Workers) -> Result<Vec<Curv
     };
     let mut rows = Rows::default();
     let mut market =
-        Market::open(request, &ranks, &paths, |layer, row| task.start_row(layer, &mut rows, row));
+        Market::open(request, &ranks, &paths, |layer, row| task.write_start(layer, &paths[layer], &mut rows, row));
     let mut points = vec![here(&market)];
-    market.spend(|layer, row| task.start_row(layer, &mut rows, row), |market| points.push(here(market)));
+    market.spend(|layer, row| task.write_start(layer, &paths[layer], &mut rows, row), |market| points.push(here(market)));
     Ok(points)
 }
 
@@ -113,18 +113,17 @@ fn climb(task: Task<'_>, workers: &Workers) -> Vec<Path> {
     let layers = request.loads.layers();
     let target = request.options.target;
     let mut paths: Vec<Path> = Vec::new();
-    for level in LEVELS {
+    for (level, escapes) in ROUNDS {
         // Without a target the best is wanted at once.
-        let level = target.map_or(1.0, |target| (target + level * (1.0 - target)).max(0.0));
+        let (level, escapes) = match target {
+            Some(target) => ((target + level * (1.0 - target)).max(0.0), escapes),
+            None => (1.0, true),
+        };
         paths = workers.map_layers(layers, |layer, scratch| {
             let mut path = paths.get(layer).cloned().unwrap_or_default();
             if !path.ended && path.last().is_none_or(|last| last.value < level) {
-                task.climb(
-                    layer,
-                    &mut path,
-                    goal(request.options, request, layer, level),
-                    &mut scratch.incremental,
-                );
+                let goal = goal(request, layer, level, escapes);
+                task.climb(layer, &mut path, goal, &mut scratch.incremental);
             }
             path
         });
@@ -139,15 +138,16 @@ fn climb(task: Task<'_>, workers: &Workers) -> Vec<Path> {
 }
 
 /// How far a layer may climb: no further than the budget could pay.
-fn goal(options: &Options, request: &Request<'_>, layer: usize, level: f64) -> Goal {
+fn goal(request: &Request<'_>, layer: usize, level: f64, escapes: bool) -> Goal {
     let bytes = request.expert_bytes(layer).unwrap_or(0);
     let affordable = |moves: Option<usize>, budget: Option<u64>| {
         let by_bytes = budget.and_then(|budget| budget.checked_div(bytes)).unwrap_or(u64::MAX);
         u32::try_from(by_bytes.min(moves.unwrap_or(usize::MAX) as u64)).unwrap_or(u32::MAX)
     };
-    let budget = options.budget;
+    let budget = request.options.budget;
     Goal {
         level,
+        escapes,
         moves: affordable(budget.moves, budget.bytes),
         moves_per_rank: affordable(budget.moves_per_rank, budget.bytes_per_rank),
     }
@@ -171,7 +171,7 @@ fn add_fresh(task: Task<'_>, workers: &Workers, paths: &mut [Path]) {
     let least_gain = if request.options.target.is_some() { 0.0 } else { FRESH_GAIN };
     let (mut rows, mut start) = (Rows::default(), vec![-1; slots]);
     for ((layer, path), row) in paths.iter_mut().enumerate().zip(fresh.chunks_exact(slots)) {
-        task.start_row(layer, &mut rows, &mut start);
+        task.write_start(layer, path, &mut rows, &mut start);
         let (value, moves) = layer::score(request.layer_loads(layer), ranks, row, &start);
         if path.last().is_some_and(|last| value > last.value + least_gain && moves > last.moves) {
             path.end_fresh(row, moves, value);

@@ -20,6 +20,8 @@ pub(super) struct Path {
     pub(super) changes: Vec<Change>,
     /// Stops with more moves and more value each; the first is the start.
     pub(super) points: Vec<Point>,
+    /// Whether the layer starts from exactly what is in place.
+    pub(super) starts_as_is: bool,
     /// Whether no change is left that helps.
     pub(super) ended: bool,
     /// Searches that ways out of local optima may still make.
