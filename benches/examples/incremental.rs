@@ -2,7 +2,7 @@
 //!
 //! `cargo run --release -p eplb-benches --example incremental`: generated loads. `-- --loads FILE.npy --shape N`: loads
 //! of two steps from a file, before and after. `-- --shape N --rounds R --seed S --target B`: one shape, R rounds, another
-//! seed, one target. `-- --count --shape N --target B --rounds R`: plans R times and prints nothing, to be run under
+//! seed, one target; `--slots P --ranks G` after `--shape` puts its model on other slots and ranks. `-- --count --shape N --target B --rounds R`: plans R times and prints nothing, to be run under
 //! `valgrind --tool=callgrind`.
 //!
 //! The placement in force is the global `deepseek` plan of the loads before. Times are the least of all rounds; every
@@ -44,6 +44,14 @@ impl Asked {
                 "--shape" => {
                     let n: usize = value()?.parse()?;
                     asked.shapes = vec![*SHAPES.get(n).ok_or(format!("shapes are 0..{}", SHAPES.len()))?];
+                }
+                "--slots" => {
+                    let slots: usize = value()?.parse()?;
+                    asked.shapes.iter_mut().for_each(|shape| shape.slots = slots);
+                }
+                "--ranks" => {
+                    let ranks: usize = value()?.parse()?;
+                    asked.shapes.iter_mut().for_each(|shape| shape.ranks = ranks);
                 }
                 "--rounds" => asked.rounds = value()?.parse()?,
                 "--seed" => asked.seed = value()?.parse()?,

@@ -19,6 +19,9 @@ const EXCHANGES: usize = 40;
 /// The worst rank, or the sum over ranks, must fall by this part: less is rounding.
 const LEAST_FALL: f64 = 1e-9;
 
+/// With the worst rank this close to the aim, as a part of it, there is too little to gain.
+const CLOSE: f64 = 0.01;
+
 /// Memory of an escape.
 #[derive(Debug, Default)]
 pub(super) struct Memory {
@@ -42,7 +45,7 @@ fn better(now: (f64, f64), before: (f64, f64)) -> bool {
 
 /// Forces one replica from a light expert on a heavy one, then exchanges slots while that helps. Keeps the first
 /// attempt that leaves the worst rank less loaded, appends its changes and returns true; otherwise, or when the
-/// path's patience is at its end, leaves all as it was.
+/// path's patience is at its end or little is left to gain, leaves all as it was.
 pub(super) fn escape(
     state: &mut State,
     scan: &mut Scan,
@@ -52,6 +55,9 @@ pub(super) fn escape(
     path: &mut Path,
     memory: &mut Memory,
 ) -> bool {
+    if state.excess[hot] <= CLOSE * state.aim {
+        return false;
+    }
     let before = standing(state);
     candidates(state, ranks, hot, memory);
     let length = path.changes.len();

@@ -10,8 +10,8 @@ use crate::request::Request;
 /// How far above the bound ranks may stay when the best balance is wanted.
 const TOLERANCE: f64 = 2e-4;
 
-/// Searches that ways out of local optima may make, per slot.
-const PATIENCE: usize = 2;
+/// Slots of a layer for each search that ways out of local optima may make.
+const SLOTS_PER_SEARCH: usize = 4;
 
 /// No rank.
 const NOBODY: u32 = u32::MAX;
@@ -92,7 +92,7 @@ impl Task<'_> {
             self.start_row(layer, rows, &mut start);
             path.starts_as_is = self.request.current_row(layer) == Some(&start[..]);
             state.start(self.ranks, &start, &start);
-            path.patience = PATIENCE * start.len();
+            path.patience = start.len().div_ceil(SLOTS_PER_SEARCH);
             path.ended = heaviest == 0.0;
             self.restore(climb, path);
             path.stop(&climb.state, climb.state.value(self.ranks));
