@@ -1,7 +1,7 @@
 //! Promises of `incremental` as properties, from random placements on ranks that differ.
 
-use eplb_core::{LoadMatrix, Placement, RankId, Topology, metrics};
-use eplb_plan::{Budget, Options, Plan, Planner, Policy, Request};
+use eplb_core::{LayerId, LoadMatrix, Placement, RankId, Topology, metrics};
+use eplb_plan::{Budget, CurvePoint, Options, Plan, Planner, Policy, Request, Worth};
 use ndarray::Array2;
 use proptest::prelude::*;
 
@@ -51,14 +51,92 @@ fn case() -> impl Strategy<Value = Case> {
                 target: [None, Some(0.8), Some(0.95)][rng.random_range(0..3usize)],
                 budget: Budget {
                     moves: [None, Some(0), Some(3), Some(20)][rng.random_range(0..4usize)],
-                    ..Budget::default()
+                    moves_per_rank: [None, None, Some(1), Some(4)][rng.random_range(0..4usize)],
+                    bytes: [None, None, Some(7), Some(30)][rng.random_range(0..4usize)],
+                    bytes_per_rank: [None, None, Some(3), Some(9)][rng.random_range(0..4usize)],
                 },
+                expert_bytes: if rng.random_range(0..2) == 0 {
+                    vec![3]
+                } else {
+                    (2..).take(layers).collect()
+                },
+                worth: [None, Some(Worth { steps: 10.0, layer_seconds: 1e-9, link_gbps: 1.0 })]
+                    [rng.random_range(0..2usize)],
                 max_replicas: [None, Some(current.max_replicas())][rng.random_range(0..2usize)],
                 ..Options::default()
             };
             Case { loads, topology, current, options }
         },
     )
+}
+
+impl Case {
+    fn curve(&self) -> Vec<CurvePoint> {
+        let loads = LoadMatrix::from_sum(self.loads.clone()).unwrap();
+        let request = Request::new(&loads, &self.topology, &self.options).with_current(&self.current);
+        Planner::new(1).unwrap().curve(&request).unwrap()
+    }
+
+    fn bytes(&self, layer: usize) -> u64 {
+        let bytes = &self.options.expert_bytes;
+        *bytes.get(layer).unwrap_or(&bytes[0])
+    }
+
+    /// What each rank receives in each layer, `[ranks][layers]`.
+    fn received(&self, to: &Placement) -> Vec<Vec<usize>> {
+        let had = |layer: usize, rank: RankId, expert: i32| {
+            let row = self.current.layer(LayerId::at(layer));
+            self.topology.slots_of(rank).any(|slot| row[slot] == expert)
+        };
+        let layer = |rank: RankId, layer: usize| {
+            let row = to.layer(LayerId::at(layer));
+            let arrived = |&slot: &usize| row[slot] >= 0 && !had(layer, rank, row[slot]);
+            self.topology.slots_of(rank).filter(arrived).count()
+        };
+        let ranks = self.topology.all_ranks();
+        ranks.map(|rank| (0..to.layers()).map(|l| layer(rank, l)).collect()).collect()
+    }
+
+    /// Which limit a placement breaks. `lost` experts are put back whatever the limits say.
+    fn broken_budget(&self, to: &Placement, lost: bool) -> Option<&'static str> {
+        if lost {
+            return None;
+        }
+        let received = self.received(to);
+        let rank = |rank: &Vec<usize>| -> (usize, u64) {
+            let bytes = rank.iter().enumerate().map(|(layer, &n)| n as u64 * self.bytes(layer)).sum();
+            (rank.iter().sum(), bytes)
+        };
+        let ranks: Vec<(usize, u64)> = received.iter().map(rank).collect();
+        let budget = self.options.budget;
+        let all = ranks.iter().fold((0, 0), |sum, rank| (sum.0 + rank.0, sum.1 + rank.1));
+        if budget.moves.is_some_and(|most| all.0 > most) {
+            return Some("moves");
+        }
+        if budget.bytes.is_some_and(|most| all.1 > most) {
+            return Some("bytes");
+        }
+        if budget.moves_per_rank.is_some_and(|most| ranks.iter().any(|rank| rank.0 > most)) {
+            return Some("moves per rank");
+        }
+        let over = |most| ranks.iter().any(|rank| rank.1 > most);
+        budget.bytes_per_rank.is_some_and(over).then_some("bytes per rank")
+    }
+
+    /// A layer with moves that cost more than they save.
+    fn unpaid_layer(&self, plan: &Plan, worth: Worth) -> Option<usize> {
+        let received = self.received(&plan.placement);
+        let before = plan.before.as_ref().unwrap();
+        (0..plan.placement.layers()).find(|&layer| {
+            let moves: usize = received.iter().map(|rank| rank[layer]).sum();
+            let (Some(before), Some(after)) = (before.per_layer[layer], plan.after.per_layer[layer]) else {
+                return moves > 0;
+            };
+            let ranks = self.topology.live_ranks().count();
+            moves > 0
+                && worth.saved_seconds(before, after) <= worth.link_seconds(moves, self.bytes(layer), ranks)
+        })
+    }
 }
 
 proptest! {
@@ -79,6 +157,17 @@ proptest! {
         if let Some(most) = case.options.budget.moves {
             prop_assert!(moves <= most.max(lost), "{moves} moves of {most}, {lost} lost");
         }
+        prop_assert_eq!(case.broken_budget(&plan.placement, lost > 0), None);
+        if let Some(worth) = case.options.worth.filter(|_| case.topology.all_alive()) {
+            prop_assert_eq!(case.unpaid_layer(&plan, worth), None);
+            // Left alone means that every slot keeps what it holds.
+            let received = case.received(&plan.placement);
+            for layer in (0..plan.placement.layers()).filter(|&l| received.iter().all(|rank| rank[l] == 0)) {
+                let improved = plan.after.per_layer[layer] > plan.before.as_ref().unwrap().per_layer[layer];
+                let same = plan.placement.phy2log().row(layer) == case.current.phy2log().row(layer);
+                prop_assert!(same || improved);
+            }
+        }
         prop_assert!(plan.after.mean <= plan.bound.mean + 1e-9);
         for rank in case.topology.all_ranks().filter(|&r| !case.topology.is_alive(r)) {
             for slot in case.topology.slots_of(rank) {
@@ -92,6 +181,24 @@ proptest! {
                 prop_assert_eq!(moves, 0);
             }
         }
+    }
+
+    #[test]
+    fn the_curve_rises_and_ends_where_the_plan_does(case in case()) {
+        let (curve, plan) = (case.curve(), case.plan(&case.loads, 1));
+        prop_assert!(curve.is_sorted_by(|a, b| a.moves < b.moves && a.balancedness < b.balancedness));
+        let end = curve[curve.len() - 1];
+        let moves: usize = case.received(&plan.placement).iter().flatten().sum();
+        prop_assert_eq!(end.moves, moves);
+        prop_assert!((end.balancedness - plan.after.mean).abs() < 1e-9);
+        let slots = plan.total_slots() as f64;
+        prop_assert!(curve.iter().all(|point| point.moved_fraction == point.moves as f64 / slots));
+        let bytes: u64 = case
+            .received(&plan.placement)
+            .iter()
+            .map(|rank| rank.iter().enumerate().map(|(l, &n)| n as u64 * case.bytes(l)).sum::<u64>())
+            .sum();
+        prop_assert_eq!(end.bytes, Some(bytes));
     }
 
     #[test]
@@ -113,4 +220,76 @@ fn a_placement_in_force_is_needed() {
     let options = Options { policy: Policy::Incremental, ..Options::default() };
     let error = Planner::new(1).unwrap().plan(&Request::new(&loads, &topology, &options)).unwrap_err();
     assert!(error.to_string().contains("--current"), "{error}");
+}
+
+/// A layer that is far off balance, on 4 ranks with 3 slots, and room for gains of all sizes.
+fn skewed() -> Case {
+    let loads = Array2::from_shape_fn((3, 10), |(l, e)| 1.0 + ((e * (l + 3)) % 10) as f64 * (l + 1) as f64);
+    let row = [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1];
+    let current = Placement::new(10, Array2::from_shape_fn((3, 12), |(_, p)| row[p])).unwrap();
+    let options = Options { policy: Policy::Incremental, expert_bytes: vec![5], ..Options::default() };
+    Case { loads, topology: Topology::uniform(4, 12).unwrap(), current, options }
+}
+
+#[test]
+fn a_plan_beyond_its_budget_would_be_seen() {
+    // The planted fault: the plan is made without the budget that it is judged by.
+    let mut case = skewed();
+    let plan = case.plan(&case.loads, 1);
+    assert_eq!(case.broken_budget(&plan.placement, false), None);
+    let none = Budget::default();
+    for (budget, broken) in [
+        (Budget { moves: Some(1), ..none }, "moves"),
+        (Budget { bytes: Some(9), ..none }, "bytes"),
+        (Budget { moves_per_rank: Some(0), ..none }, "moves per rank"),
+        (Budget { bytes_per_rank: Some(4), ..none }, "bytes per rank"),
+    ] {
+        case.options.budget = budget;
+        assert_eq!(case.broken_budget(&plan.placement, false), Some(broken));
+        let kept = case.plan(&case.loads, 1);
+        assert_eq!(case.broken_budget(&kept.placement, false), None);
+    }
+}
+
+#[test]
+fn a_layer_that_does_not_pay_would_be_seen() {
+    let mut case = skewed();
+    let greedy = case.plan(&case.loads, 1);
+    // Moves cost more than all steps together take.
+    let dear = Worth { steps: 1.0, layer_seconds: 1e-9, link_gbps: 1e-3 };
+    assert!(case.unpaid_layer(&greedy, dear).is_some());
+    case.options.worth = Some(dear);
+    assert_eq!(case.plan(&case.loads, 1).placement, case.current);
+    // Moves cost next to nothing: nothing is left out.
+    case.options.worth = Some(Worth { steps: 1e9, layer_seconds: 1.0, link_gbps: 1e3 });
+    assert_eq!(case.plan(&case.loads, 1).placement, greedy.placement);
+    // In between some layers pay and others do not.
+    let between = |steps: f64| {
+        let mut case = case.clone();
+        case.options.worth = Some(Worth { steps, layer_seconds: 1e-9, link_gbps: 1.0 });
+        case.plan(&case.loads, 1).changes.unwrap().moves
+    };
+    let moves: Vec<usize> = (0..12).map(|power| between(2f64.powi(power))).collect();
+    assert!(moves.is_sorted(), "{moves:?}");
+    assert!(moves.iter().any(|&m| m > 0 && m < greedy.changes.as_ref().unwrap().moves), "{moves:?}");
+}
+
+#[test]
+fn numbers_that_mean_nothing_are_refused() {
+    let case = skewed();
+    let refused = |options: Options| {
+        let loads = LoadMatrix::from_sum(case.loads.clone()).unwrap();
+        let request = Request::new(&loads, &case.topology, &options).with_current(&case.current);
+        Planner::new(1).unwrap().plan(&request).unwrap_err().to_string()
+    };
+    let worth = Worth { steps: 10.0, layer_seconds: 1e-4, link_gbps: 50.0 };
+    let with = |worth| Options { worth: Some(worth), ..case.options.clone() };
+    assert!(refused(with(Worth { steps: 0.0, ..worth })).contains("worth.steps"));
+    assert!(refused(with(Worth { layer_seconds: f64::NAN, ..worth })).contains("worth.layer_seconds"));
+    assert!(refused(with(Worth { link_gbps: -1.0, ..worth })).contains("worth.link_gbps"));
+    let unknown = Options { expert_bytes: Vec::new(), ..case.options.clone() };
+    let budget = Budget { bytes: Some(1), ..Budget::default() };
+    assert!(refused(Options { budget, ..unknown.clone() }).contains("expert_bytes"));
+    assert!(refused(Options { worth: Some(worth), ..unknown }).contains("expert_bytes"));
+    assert!(refused(Options { expert_bytes: vec![1, 2], ..case.options.clone() }).contains("expert_bytes"));
 }
