@@ -36,6 +36,8 @@ mod ranks;
 mod scan;
 mod spend;
 mod state;
+#[cfg(test)]
+mod tests;
 
 use crate::curve::CurvePoint;
 use crate::error::PlanError;
@@ -63,8 +65,9 @@ pub(super) fn place(request: &Request<'_>, workers: &Workers, phy2log: &mut [i32
     let task = task(request, &ranks)?;
     let paths = climb(task, workers);
     let mut rows = Rows::default();
-    let mut market =
-        Market::open(request, &ranks, &paths, |layer, row| task.write_start(layer, &paths[layer], &mut rows, row));
+    let mut market = Market::open(request, &ranks, &paths, |layer, row| {
+        task.write_start(layer, &paths[layer], &mut rows, row)
+    });
     market.spend(|layer, row| task.write_start(layer, &paths[layer], &mut rows, row), |_| ());
     for (layer, row) in phy2log.chunks_exact_mut(request.topology.slots()).enumerate() {
         task.write_start(layer, &paths[layer], &mut rows, row);
@@ -89,10 +92,14 @@ pub(crate) fn curve(request: &Request<'_>, workers: &Workers) -> Result<Vec<Curv
         }
     };
     let mut rows = Rows::default();
-    let mut market =
-        Market::open(request, &ranks, &paths, |layer, row| task.write_start(layer, &paths[layer], &mut rows, row));
+    let mut market = Market::open(request, &ranks, &paths, |layer, row| {
+        task.write_start(layer, &paths[layer], &mut rows, row)
+    });
     let mut points = vec![here(&market)];
-    market.spend(|layer, row| task.write_start(layer, &paths[layer], &mut rows, row), |market| points.push(here(market)));
+    market.spend(
+        |layer, row| task.write_start(layer, &paths[layer], &mut rows, row),
+        |market| points.push(here(market)),
+    );
     Ok(points)
 }
 
