@@ -8,6 +8,7 @@ use eplb_plan::{Budget, Options, Policy};
 use eplb_trace::Trace;
 
 use crate::moves::MoveArgs;
+use crate::objective::ObjectiveArgs;
 use crate::output::Failure;
 use crate::ranks::RankArgs;
 
@@ -43,6 +44,9 @@ pub(crate) struct PlanArgs {
 
     #[command(flatten)]
     pub(crate) moves: MoveArgs,
+
+    #[command(flatten)]
+    pub(crate) objective: ObjectiveArgs,
 }
 
 impl PlanArgs {
@@ -50,7 +54,7 @@ impl PlanArgs {
     pub(crate) fn options(&self, policy: Policy) -> Options {
         let budget = self.moves.budget();
         let unlimited = policy == Policy::Incremental && budget == Budget::default();
-        Options {
+        self.objective.apply(Options {
             policy,
             groups: self.groups,
             seed: self.seed,
@@ -58,7 +62,7 @@ impl PlanArgs {
             target: self.target.or(unlimited.then_some(DEFAULT_TARGET)),
             budget,
             ..Options::default()
-        }
+        })
     }
 
     /// Threads to plan with.

@@ -4,6 +4,7 @@
 mod args;
 mod curve;
 mod moves;
+mod objective;
 mod output;
 mod plan;
 mod ranks;

@@ -178,6 +178,7 @@ fn report(args: &Args, plan: &Plan, experts: usize, plan_ms: f64, threads: usize
         "local_copies": plan.changes.map(|changes| changes.local_copies),
         "duplicates": plan.duplicates,
         "shortages": plan.shortages,
+        "predicted": args.plan.objective.report(plan),
         "dead": args.plan.ranks.dead,
         "lost": ids(&plan.lost),
         "left_out": ids(&plan.left_out),
@@ -222,6 +223,9 @@ fn text(args: &Args, plan: &Plan, experts: usize, plan_ms: f64, threads: usize) 
     line("  with the split", format!("{:.4}", plan.after_share.mean));
     line("  mean over steps", format!("{:.4}", plan.balancedness_steps));
     line("bound", format!("{:.4} (no placement can be better)", plan.bound.mean));
+    for (name, value) in args.plan.objective.lines(plan, args.plan.nodes) {
+        line(name, value);
+    }
     if let (Some(changes), Some(fraction)) = (plan.changes, moves_fraction(plan)) {
         line("moves", format!("{} ({:.2}% of the slots)", changes.moves, fraction * 100.0));
         line("copies inside ranks", changes.local_copies.to_string());

@@ -5,6 +5,7 @@ use std::str::FromStr;
 
 use crate::budget::{Budget, Worth};
 use crate::error::PlanError;
+use crate::objective::{CostModel, Dispatch, NodeRule};
 
 /// How a placement is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -91,6 +92,18 @@ pub struct Options {
     pub seed: u64,
     /// Most replicas of one expert (columns of the server's `log2phy`); `None` = no limit but the slots.
     pub max_replicas: Option<usize>,
+    /// What experts may do across nodes, [`Options::groups`] being the router's; `balanced`, but for `Strict` also
+    /// `incremental`. Other policies refuse it, as `deepseek` has a rule of its own.
+    pub nodes: NodeRule,
+    /// What a rank's time is made of; `balanced` and `incremental` make the worst rank's time small, and predictions
+    /// for all policies are made with it.
+    pub cost: CostModel,
+    /// What the server does with replicas; `balanced` and `incremental` plan for it, and predictions for all policies are
+    /// made under it.
+    pub dispatch: Dispatch,
+    /// So many experts of each layer, those with most tokens, get a replica on every live rank (`balanced` and
+    /// `incremental`; others refuse it).
+    pub replicate_top: usize,
 }
 
 impl Default for Options {
@@ -104,6 +117,10 @@ impl Default for Options {
             groups: 1,
             seed: 0,
             max_replicas: None,
+            nodes: NodeRule::default(),
+            cost: CostModel::default(),
+            dispatch: Dispatch::default(),
+            replicate_top: 0,
         }
     }
 }
@@ -112,6 +129,14 @@ impl Options {
     /// Most replicas of one expert when there are `slots` slots.
     pub(crate) fn replica_limit(&self, slots: usize) -> usize {
         self.max_replicas.unwrap_or(slots).min(slots)
+    }
+
+    /// Whether plans are judged by tokens at even split alone, whatever the nodes.
+    pub(crate) fn is_plain(&self) -> bool {
+        self.nodes == NodeRule::Free
+            && self.cost.per_expert == 0.0
+            && self.dispatch == Dispatch::Even
+            && self.replicate_top == 0
     }
 
     /// # Errors
@@ -134,6 +159,24 @@ impl Options {
             _ => Ok(()),
         };
         positive("groups", self.groups, "give the number of expert groups, 1 if there are none")?;
+        let CostModel { per_expert, per_token } = self.cost;
+        for (option, value) in [("cost.per_expert", per_expert), ("cost.per_token", per_token)] {
+            if !(value.is_finite() && value >= 0.0) {
+                let expected = "a time is a finite number, 0 or more";
+                return Err(PlanError::Option { option, value: value.to_string(), expected });
+            }
+        }
+        if per_expert + per_token == 0.0 {
+            let expected = "one of per_expert and per_token must be above 0, or every plan takes no time";
+            return Err(PlanError::Option { option: "cost", value: "0, 0".into(), expected });
+        }
+        if let NodeRule::Priced(price) = self.nodes
+            && !(price.is_finite() && price >= 0.0)
+        {
+            let expected =
+                "a price is a finite number, 0 or more; nodes that experts may not leave are the strict rule";
+            return Err(PlanError::Option { option: "nodes", value: price.to_string(), expected });
+        }
         positive("max_replicas", self.max_replicas.unwrap_or(1), "every expert needs at least 1 replica")
     }
 }

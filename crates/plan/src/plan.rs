@@ -5,7 +5,11 @@ use eplb_core::metrics::{self, Balance, Changes};
 use eplb_core::{ExpertId, LayerId, Placement, Share};
 
 use crate::error::PlanError;
+use crate::objective::{Dispatch, NodeRule};
 use crate::options::Policy;
+use crate::planner::split_share;
+use crate::policy::strict_bound;
+use crate::predict::Prediction;
 use crate::request::Request;
 use crate::workers::Workers;
 
@@ -37,8 +41,16 @@ pub struct Plan {
     pub after: Balance,
     /// Balancedness of the plan with [`Plan::share`].
     pub after_share: Balance,
-    /// Whether [`Plan::after`] has the wanted balancedness; `None` if none was asked for.
+    /// Whether [`Plan::after`] has the wanted balancedness; `None` if none was asked for. With node rules, another cost
+    /// model, another dispatch or experts on every rank it is [`Plan::predicted`]'s balance that should have it.
     pub target_reached: Option<bool>,
+    /// What ranks will take and what will cross nodes, under the request's cost model and dispatch.
+    pub predicted: Prediction,
+    /// The same for the current placement; `None` without one.
+    pub predicted_before: Option<Prediction>,
+    /// Under node rules, the best balancedness that whole groups on nodes, equally many on each, could reach; `None`
+    /// where that cannot be kept.
+    pub strict_bound: Option<Balance>,
     /// Mean over the steps of the window of the balancedness of each step, even split.
     pub balancedness_steps: f64,
     /// The best balancedness that any placement with any split could reach.
@@ -74,13 +86,35 @@ impl Plan {
             ),
         };
         let after = metrics::balancedness(sum, &placement, None, topology)?;
+        let predicted = Prediction::new(request, &placement, &share, workers);
+        let options = request.options;
+        let strict_bound = match options.nodes {
+            NodeRule::Free => None,
+            _ => strict_bound(request, workers),
+        };
+        let predicted_before = match request.current {
+            None => None,
+            Some(current) => {
+                let held = current.survivors(topology)?;
+                // Another dispatch never asks for the split.
+                let share = match options.dispatch {
+                    Dispatch::Share => split_share(request, &held, workers)?,
+                    _ => Share::even(&held),
+                };
+                Some(Prediction::new(request, &held, &share, workers))
+            }
+        };
+        let reached = if options.is_plain() { after.mean } else { predicted.balance.mean };
         Ok(Self {
-            policy: request.options.policy,
+            policy: options.policy,
             changes,
             duplicates: metrics::duplicates(&placement, topology)?,
             shortages,
             before,
-            target_reached: request.options.target.map(|target| after.mean >= target - TARGET_ROUNDING),
+            target_reached: options.target.map(|target| reached >= target - TARGET_ROUNDING),
+            predicted,
+            predicted_before,
+            strict_bound,
             after,
             after_share: metrics::balancedness(sum, &placement, Some(&share), topology)?,
             balancedness_steps: metrics::balancedness_steps(loads, &placement, None, topology)?,

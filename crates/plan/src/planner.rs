@@ -69,6 +69,14 @@ impl Planner {
     /// As [`Planner::plan`]; no placement in force.
     pub fn curve(&self, request: &Request<'_>) -> Result<Vec<CurvePoint>, PlanError> {
         request.check()?;
+        if !request.options.is_plain() {
+            return Err(PlanError::Unsupported {
+                policy: Policy::Incremental.name(),
+                reason: "the curve knows tokens at even split alone; leave out node prices, other costs, other dispatch and \
+                         replicate_top"
+                    .into(),
+            });
+        }
         policy::incremental::curve(request, &self.workers)
     }
 
@@ -77,17 +85,26 @@ impl Planner {
     /// # Errors
     /// A placement of another shape than the loads or the topology.
     pub fn split(&self, request: &Request<'_>, placement: &Placement) -> Result<Share, PlanError> {
-        check_shapes(request.loads.sum().dim(), placement, request.topology)?;
-        let splitter = Splitter::new(request.topology);
-        let phy2log = placement.phy2log();
-        // A placement keeps its map in C order, so it is one slice.
-        let (phy2log, slots) = (phy2log.as_slice().unwrap_or_default(), placement.slots());
-        let mut share = Array2::zeros((placement.layers(), slots));
-        let rows = share.as_slice_mut().unwrap_or_default();
-        self.workers.for_each_layer(rows, slots, |layer, share, scratch| {
-            let phy2log = &phy2log[layer * slots..][..slots];
-            splitter.split_layer(request.layer_loads(layer), phy2log, share, &mut scratch.split);
-        });
-        Ok(Share::new(share, placement)?)
+        split_share(request, placement, &self.workers)
     }
+}
+
+/// As [`Planner::split`].
+pub(crate) fn split_share(
+    request: &Request<'_>,
+    placement: &Placement,
+    workers: &Workers,
+) -> Result<Share, PlanError> {
+    check_shapes(request.loads.sum().dim(), placement, request.topology)?;
+    let splitter = Splitter::new(request.topology);
+    let phy2log = placement.phy2log();
+    // A placement keeps its map in C order, so it is one slice.
+    let (phy2log, slots) = (phy2log.as_slice().unwrap_or_default(), placement.slots());
+    let mut share = Array2::zeros((placement.layers(), slots));
+    let rows = share.as_slice_mut().unwrap_or_default();
+    workers.for_each_layer(rows, slots, |layer, share, scratch| {
+        let phy2log = &phy2log[layer * slots..][..slots];
+        splitter.split_layer(request.layer_loads(layer), phy2log, share, &mut scratch.split);
+    });
+    Ok(Share::new(share, placement)?)
 }

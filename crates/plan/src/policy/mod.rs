@@ -7,9 +7,12 @@
 mod balanced;
 mod deepseek;
 pub(crate) mod incremental;
+mod priced;
 mod random;
 mod split;
 mod static_;
+
+pub(crate) use self::priced::strict_bound;
 
 use ndarray::Array2;
 
@@ -25,6 +28,7 @@ pub(crate) struct Scratch {
     balanced: balanced::Scratch,
     deepseek: deepseek::Scratch,
     incremental: incremental::Scratch,
+    priced: priced::Scratch,
     random: random::Scratch,
     pub(crate) split: SplitScratch,
     static_: static_::Scratch,
@@ -36,9 +40,13 @@ pub(crate) fn place(request: &Request<'_>, workers: &Workers) -> Result<Array2<i
     let mut placed = Array2::from_elem(shape, -1);
     // A fresh array is one slice in C order.
     let phy2log = placed.as_slice_mut().unwrap_or_default();
+    priced::check(request)?;
+    let plain = request.options.is_plain();
     match request.options.policy {
         Policy::Static => static_::place(request, workers, phy2log),
         Policy::Random => random::place(request, workers, phy2log),
+        Policy::Balanced if !plain => priced::place(request, workers, phy2log)?,
+        Policy::Incremental if !plain => priced::place_within_budget(request, workers, phy2log)?,
         Policy::Balanced => balanced::place(request, workers, phy2log),
         Policy::Deepseek => deepseek::place(request, workers, phy2log)?,
         Policy::Incremental => incremental::place(request, workers, phy2log)?,

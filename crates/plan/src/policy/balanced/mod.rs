@@ -27,7 +27,10 @@ mod relabel;
 mod replace;
 mod replicas;
 mod search;
+mod sets;
 mod state;
+
+pub(super) use self::sets::Sets;
 
 use std::ops::Range;
 

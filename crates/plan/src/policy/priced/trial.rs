@@ -1,0 +1,209 @@
+//! What a change would be worth, and making it.
+
+use super::facts::{Facts, Layer};
+use super::parts::strays;
+use super::state::{MOST_PUTS, NONE, Put, State};
+
+/// A power mean of the ranks' times stands for the worst of them, so that it is worth something to relieve one of several
+/// ranks that are equally late. The power is 2^`doublings`: products and square roots alone, equal on every machine.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Power {
+    doublings: u32,
+    /// Times are divided by this one first.
+    scale: f64,
+}
+
+impl Power {
+    pub(super) fn new(doublings: u32, scale: f64) -> Self {
+        Self { doublings, scale: if scale > 0.0 { scale } else { 1.0 } }
+    }
+
+    #[inline]
+    fn of(self, time: f64) -> f64 {
+        (0..self.doublings).fold(time / self.scale, |power, _| power * power)
+    }
+
+    fn root(self, sum: f64) -> f64 {
+        (0..self.doublings).fold(sum.max(0.0), |root, _| root.sqrt()) * self.scale
+    }
+}
+
+/// Evaluates changes of one layer; owns its memory.
+#[derive(Debug, Default)]
+pub(super) struct Trial {
+    /// Sum of the powers of the ranks' times.
+    sum: f64,
+    power_of: Vec<f64>,
+    /// Tokens and active slots that ranks gain, and which ranks.
+    tokens: Vec<f64>,
+    active: Vec<i32>,
+    touched: Vec<usize>,
+    /// Experts whose replicas change; their places after the change, those of `experts[i]` from `start[i]` to
+    /// `start[i + 1]`, and the parts of these.
+    experts: Vec<u32>,
+    start: Vec<usize>,
+    places: Vec<u32>,
+    part: Vec<f64>,
+    /// Tokens of a group that each node would serve for others.
+    foreign: Vec<f64>,
+}
+
+impl Trial {
+    /// Gets ready for changes of this state.
+    pub(super) fn start(&mut self, facts: &Facts, layer: &Layer, state: &State, power: Power) {
+        self.power_of.clear();
+        self.power_of.extend((0..facts.ranks.len()).map(|rank| power.of(state.time(facts, layer, rank))));
+        self.sum = self.power_of.iter().sum();
+        self.tokens.clear();
+        self.tokens.resize(facts.ranks.len(), 0.0);
+        self.active.clear();
+        self.active.resize(facts.ranks.len(), 0);
+        self.touched.clear();
+    }
+
+    /// What the state is worth now: the power mean of the times and the price of the crossing.
+    pub(super) fn now(&self, facts: &Facts, state: &State, power: Power) -> f64 {
+        power.root(self.sum) + facts.price() * state.crossing
+    }
+
+    /// What it would be worth after a change. The puts concern different places; what they put is not on the rank yet.
+    pub(super) fn after(
+        &mut self,
+        facts: &Facts,
+        layer: &Layer,
+        state: &mut State,
+        puts: &[Put],
+        power: Power,
+    ) -> f64 {
+        self.find(facts, layer, state, puts);
+        let mut sum = self.sum;
+        for &rank in &self.touched {
+            let active = state.active[rank].saturating_add_signed(self.active[rank]);
+            let time = layer.time(facts, rank, active, state.tokens[rank] + self.tokens[rank]);
+            sum += power.of(time) - self.power_of[rank];
+        }
+        let mut worth = power.root(sum);
+        if facts.price() > 0.0 {
+            worth += facts.price() * (state.crossing + self.more_strays(facts, layer, state));
+        }
+        for rank in self.touched.drain(..) {
+            self.tokens[rank] = 0.0;
+            self.active[rank] = 0;
+        }
+        worth
+    }
+
+    /// Finds the experts whose replicas change, their parts after it, and what ranks gain.
+    fn find(&mut self, facts: &Facts, layer: &Layer, state: &mut State, puts: &[Put]) {
+        debug_assert!(puts.len() <= MOST_PUTS);
+        self.experts.clear();
+        for expert in puts.iter().flat_map(|put| [state.expert[put.place as usize], put.expert]) {
+            if expert != NONE && !self.experts.contains(&expert) {
+                self.experts.push(expert);
+            }
+        }
+        self.start.clear();
+        self.places.clear();
+        self.part.clear();
+        // All of their tokens off, so that each is then split as if it came last.
+        for i in 0..self.experts.len() {
+            let expert = self.experts[i];
+            let weight = layer.weight[expert as usize];
+            for &place in state.holders(facts, expert) {
+                let rank = facts.rank_of(place);
+                touch(&mut self.touched, rank);
+                self.tokens[rank] -= weight * state.part[place as usize];
+            }
+            self.start.push(self.places.len());
+            let from = self.places.len();
+            let stays = |place: &&u32| puts.iter().all(|put| put.place != **place);
+            self.places.extend(state.holders(facts, expert).iter().filter(stays));
+            self.places.extend(puts.iter().filter(|put| put.expert == expert).map(|put| put.place));
+            self.places[from..].sort_unstable();
+            if weight > 0.0 {
+                for put in puts {
+                    let rank = facts.rank_of(put.place);
+                    touch(&mut self.touched, rank);
+                    self.active[rank] += i32::from(put.expert == expert)
+                        - i32::from(state.expert[put.place as usize] == expert);
+                }
+            }
+        }
+        self.start.push(self.places.len());
+        let mut parts = std::mem::take(&mut state.parts);
+        for (i, &expert) in self.experts.iter().enumerate() {
+            let weight = layer.weight[expert as usize];
+            let places = &self.places[self.start[i]..self.start[i + 1]];
+            let (tokens, active) = (&self.tokens, &self.active);
+            let before = |rank: usize| {
+                let active = state.active[rank].saturating_add_signed(active[rank]);
+                layer.time(facts, rank, active, state.tokens[rank] + tokens[rank])
+            };
+            parts.find(facts, layer, weight, places, before, &mut self.part);
+            for (&place, &part) in places.iter().zip(&self.part[self.start[i]..]) {
+                let rank = facts.rank_of(place);
+                touch(&mut self.touched, rank);
+                self.tokens[rank] += weight * part;
+            }
+        }
+        state.parts = parts;
+    }
+
+    /// How much more of the layer's tokens would cross nodes.
+    fn more_strays(&mut self, facts: &Facts, layer: &Layer, state: &mut State) -> f64 {
+        let mut more = 0.0;
+        for i in 0..self.experts.len() {
+            let group = facts.group_of(self.experts[i]);
+            if self.experts[..i].iter().any(|&expert| facts.group_of(expert) == group) {
+                continue;
+            }
+            self.foreign.clear();
+            self.foreign.extend_from_slice(state.foreign(facts, group));
+            more -= strays(&self.foreign);
+            let mut parts = std::mem::take(&mut state.parts);
+            for (j, &expert) in self.experts.iter().enumerate().skip(i) {
+                if facts.group_of(expert) != group {
+                    continue;
+                }
+                let weight = layer.weight[expert as usize];
+                let old = state.holders(facts, expert);
+                parts.add_foreign(
+                    facts,
+                    weight,
+                    old,
+                    |at| state.part[old[at] as usize],
+                    -1.0,
+                    &mut self.foreign,
+                );
+                let (start, end) = (self.start[j], self.start[j + 1]);
+                let new = &self.places[start..end];
+                parts.add_foreign(facts, weight, new, |at| self.part[start + at], 1.0, &mut self.foreign);
+            }
+            state.parts = parts;
+            more += strays(&self.foreign);
+        }
+        more
+    }
+
+    /// Makes a change.
+    pub(super) fn make(
+        &mut self,
+        facts: &Facts,
+        layer: &Layer,
+        state: &mut State,
+        puts: &[Put],
+        power: Power,
+    ) {
+        for put in puts {
+            state.expert[put.place as usize] = put.expert;
+        }
+        state.settle(facts, layer);
+        self.start(facts, layer, state, power);
+    }
+}
+
+fn touch(touched: &mut Vec<usize>, rank: usize) {
+    if !touched.contains(&rank) {
+        touched.push(rank);
+    }
+}
