@@ -1,11 +1,12 @@
 //! The planner: threads, and the way from a request to a plan.
 
 use eplb_core::metrics::check_shapes;
-use eplb_core::{Placement, Share};
+use eplb_core::{Placement, RankId, Share, Topology};
 use ndarray::Array2;
 
 use crate::curve::CurvePoint;
 use crate::error::PlanError;
+use crate::objective::{CostModel, Dispatch};
 use crate::options::Policy;
 use crate::plan::Plan;
 use crate::policy;
@@ -89,22 +90,54 @@ impl Planner {
     }
 }
 
-/// As [`Planner::split`].
+/// As [`Planner::split`]. Where active experts take time and the server uses the split, what they take is no matter of the
+/// split but levels with it: each rank gets one more slot for an expert of its own that takes as long.
 pub(crate) fn split_share(
     request: &Request<'_>,
     placement: &Placement,
     workers: &Workers,
 ) -> Result<Share, PlanError> {
     check_shapes(request.loads.sum().dim(), placement, request.topology)?;
-    let splitter = Splitter::new(request.topology);
+    let CostModel { per_expert, per_token } = request.options.cost;
+    let wide = per_expert > 0.0 && request.options.dispatch == Dispatch::Share;
+    let splitter =
+        if wide { Splitter::new(&widened(request.topology)?) } else { Splitter::new(request.topology) };
     let phy2log = placement.phy2log();
     // A placement keeps its map in C order, so it is one slice.
     let (phy2log, slots) = (phy2log.as_slice().unwrap_or_default(), placement.slots());
     let mut share = Array2::zeros((placement.layers(), slots));
     let rows = share.as_slice_mut().unwrap_or_default();
     workers.for_each_layer(rows, slots, |layer, share, scratch| {
-        let phy2log = &phy2log[layer * slots..][..slots];
-        splitter.split_layer(request.layer_loads(layer), phy2log, share, &mut scratch.split);
+        let (row, phy2log) = (request.layer_loads(layer), &phy2log[layer * slots..][..slots]);
+        if !wide {
+            splitter.split_layer(row, phy2log, share, &mut scratch.split);
+            return;
+        }
+        let (topology, experts) = (request.topology, row.len());
+        let mut times: Vec<f64> = row.iter().map(|load| load * per_token).collect();
+        let mut widened = Vec::with_capacity(slots + topology.ranks());
+        for rank in topology.all_ranks() {
+            let held = &phy2log[topology.slots_of(rank)];
+            let gets_tokens = |&&expert: &&i32| row.get(expert as usize).is_some_and(|&load| load > 0.0);
+            times.push(per_expert * held.iter().filter(gets_tokens).count() as f64);
+            widened.extend_from_slice(held);
+            widened.push((experts + rank.index()) as i32);
+        }
+        let mut wide_share = vec![0.0; widened.len()];
+        splitter.split_layer(&times, &widened, &mut wide_share, &mut scratch.split);
+        for rank in topology.all_ranks() {
+            let slots = topology.slots_of(rank);
+            let from = slots.start + rank.index();
+            share[slots.clone()].copy_from_slice(&wide_share[from..from + slots.len()]);
+        }
     });
     Ok(Share::new(share, placement)?)
+}
+
+/// The same ranks with one more slot each.
+fn widened(topology: &Topology) -> Result<Topology, PlanError> {
+    let slots: Vec<usize> = topology.all_ranks().map(|rank| topology.slot_count(rank) + 1).collect();
+    let speed: Vec<f64> = topology.all_ranks().map(|rank| topology.speed(rank)).collect();
+    let dead: Vec<RankId> = topology.all_ranks().filter(|&rank| !topology.is_alive(rank)).collect();
+    Ok(Topology::new(&slots)?.with_speed(&speed)?.with_dead(&dead)?)
 }

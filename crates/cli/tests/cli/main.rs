@@ -1,5 +1,6 @@
 //! The built command, as a user calls it.
 
+mod objective;
 mod plan;
 mod ranks;
 mod rebalance;

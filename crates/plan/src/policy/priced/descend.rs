@@ -14,7 +14,7 @@ const LEAST_GAIN: [f64; 3] = [1e-4, 3e-5, 1e-5];
 const WORST_TRIED: usize = 3;
 
 /// Partners are tried in such numbers at a time, the least loaded first; the best change with any of them is made.
-const PARTNERS: usize = 4;
+const PARTNERS: usize = 2;
 
 /// A worst rank this close to what an even spread would take is not improved further if nothing crosses nodes.
 const CLOSE: f64 = 2e-4;
@@ -311,10 +311,9 @@ impl Descent {
         power: Power,
         best: &mut Found,
     ) {
-        let worth = self.trial.after(facts, layer, state, puts, power);
-        if worth >= best.limit {
-            return;
-        }
+        // Without a budget only what gains more than the best so far.
+        let limit = if self.held.is_empty() { best.limit - best.rate } else { best.limit };
+        let Some(worth) = self.trial.after(facts, layer, state, puts, power, limit) else { return };
         let mut rate = best.limit - worth;
         if !self.held.is_empty() {
             let moves = self.moves(facts, state, puts);

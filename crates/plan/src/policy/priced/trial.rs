@@ -66,7 +66,8 @@ impl Trial {
         power.root(self.sum) + facts.price() * state.crossing
     }
 
-    /// What it would be worth after a change. The puts concern different places; what they put is not on the rank yet.
+    /// What it would be worth after a change, if that is less than `limit`. The puts concern different places; what they put
+    /// is not on the rank yet.
     pub(super) fn after(
         &mut self,
         facts: &Facts,
@@ -74,23 +75,34 @@ impl Trial {
         state: &mut State,
         puts: &[Put],
         power: Power,
-    ) -> f64 {
+        limit: f64,
+    ) -> Option<f64> {
         self.find(facts, layer, state, puts);
-        let mut sum = self.sum;
-        for &rank in &self.touched {
-            let active = state.active[rank].saturating_add_signed(self.active[rank]);
-            let time = layer.time(facts, rank, active, state.tokens[rank] + self.tokens[rank]);
-            sum += power.of(time) - self.power_of[rank];
-        }
-        let mut worth = power.root(sum);
-        if facts.price() > 0.0 {
-            worth += facts.price() * (state.crossing + self.more_strays(facts, layer, state));
-        }
+        let sum = self.sum_below(facts, layer, state, power, power.of(limit));
         for rank in self.touched.drain(..) {
             self.tokens[rank] = 0.0;
             self.active[rank] = 0;
         }
-        worth
+        let mut worth = power.root(sum?);
+        if facts.price() > 0.0 {
+            worth += facts.price() * (state.crossing + self.more_strays(facts, layer, state));
+        }
+        (worth < limit).then_some(worth)
+    }
+
+    /// Sum of the powers after the change; `None` if it is not below `most`, as soon as one rank shows that.
+    fn sum_below(&self, facts: &Facts, layer: &Layer, state: &State, power: Power, most: f64) -> Option<f64> {
+        let mut sum = self.sum;
+        for &rank in &self.touched {
+            let active = state.active[rank].saturating_add_signed(self.active[rank]);
+            let time = layer.time(facts, rank, active, state.tokens[rank] + self.tokens[rank]);
+            let new = power.of(time);
+            if new >= most {
+                return None;
+            }
+            sum += new - self.power_of[rank];
+        }
+        (sum < most).then_some(sum)
     }
 
     /// Finds the experts whose replicas change, their parts after it, and what ranks gain.
