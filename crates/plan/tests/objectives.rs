@@ -1,7 +1,7 @@
 //! Plans for other objectives, against every placement there is: up to 6 experts on 3 ranks.
 
 use eplb_core::{LayerId, LoadMatrix, Placement, RankId, SlotId, Topology};
-use eplb_plan::{CostModel, Dispatch, NodeRule, Options, Plan, Planner, Policy, Request};
+use eplb_plan::{Budget, CostModel, Dispatch, NodeRule, Options, Plan, Planner, Policy, Request};
 use ndarray::{Array2, array};
 use proptest::prelude::*;
 
@@ -190,7 +190,7 @@ proptest! {
 
     #[test]
     fn plans_are_valid_and_keep_to_their_moves((case, current) in request(), most in 0usize..40) {
-        let case = Case { options: Options { max_moves: Some(most), ..case.options.clone() }, ..case };
+        let case = Case { options: Options { budget: Budget { moves: Some(most), ..Budget::default() }, ..case.options.clone() }, ..case };
         for policy in [Policy::Balanced, Policy::Incremental] {
             let plan = case.plan(policy, Some(&current));
             prop_assert_eq!((plan.duplicates, plan.left_out.len()), (0, 0));
@@ -313,6 +313,9 @@ fn what_cannot_be_is_refused_by_name() {
         Options { nodes: NodeRule::Strict, policy: Policy::Incremental, ..base() },
         &["incremental", "strict"],
     );
+    let budget = Budget { moves_per_rank: Some(2), ..Budget::default() };
+    let per_rank = Options { policy: Policy::Incremental, budget, dispatch: Dispatch::Share, ..base() };
+    says(per_rank, &["incremental", "per rank", "moves of all layers"]);
     says(Options { nodes: NodeRule::Priced(-1.0), ..base() }, &["nodes", "-1"]);
     says(
         Options { nodes: NodeRule::Priced(1.0), policy: Policy::Deepseek, ..base() },
