@@ -217,7 +217,7 @@ void launch_choices(const Case& arrays, Memory& memory, unsigned grid) {
   eplb_dispatch::Maps maps{};
   maps.log2phy = memory.at<int>("log2phy"), maps.logcnt = memory.at<int>("logcnt");
   maps.share = memory.at<float>("share"), maps.salt = memory.at<unsigned long long>("salt");
-  maps.out = memory.at<uint8_t>("out") + n[5] * id_bytes, maps.out_stride = n[3];
+  maps.out = memory.at<uint8_t>(arrays.count("after_ids") ? "ids" : "out") + n[5] * id_bytes, maps.out_stride = n[3];
   maps.columns = n[9], maps.slots = n[8], maps.layer = n[12];
   const unsigned shared = counts.experts <= eplb_dispatch::SHARED_EXPERTS ? 4 * counts.experts : 0;
   const unsigned block = grid == 1 ? 1024 : 256;

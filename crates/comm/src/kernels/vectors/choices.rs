@@ -26,6 +26,8 @@ struct Shape {
     dispatch: bool,
     /// Choices are counted.
     counted: bool,
+    /// Slots take the place of the ids.
+    in_place: bool,
     /// Part of ids that are -1 or out of range.
     strange: f64,
     /// Entries between the rows of two tags.
@@ -50,6 +52,7 @@ impl Shape {
             physical: false,
             dispatch: true,
             counted: true,
+            in_place: false,
             strange: 0.0,
             tag_gap: 3,
             layer: 5,
@@ -119,7 +122,9 @@ fn draw_id(random: &mut Random, limit: usize, strange: f64) -> i64 {
 
 fn case<I: RoutedId>(random: &mut Random, name: String, shape: Shape) -> Case {
     let (tokens, k) = (shape.tokens, shape.k);
-    let (stride, out_stride) = (k + shape.gaps.0, k + shape.gaps.1);
+    let stride = k + shape.gaps.0;
+    let (out_stride, out_offset) =
+        if shape.in_place { (stride, shape.offset.0) } else { (k + shape.gaps.1, shape.offset.1) };
     let (phy2log, log2phy, logcnt, share) = maps(random, &shape);
     let limit = if shape.physical { shape.slots } else { shape.experts };
     let mut wide = vec![0i64; shape.offset.0 + tokens * stride];
@@ -134,7 +139,10 @@ fn case<I: RoutedId>(random: &mut Random, name: String, shape: Shape) -> Case {
     let mut loads: Vec<u64> = vec![0; shape.tags * tag_stride];
     loads.iter_mut().for_each(|load| *load = random.next() >> 8);
     let salt = random.next() * random.below(2) as u64;
-    let mut out = vec![I::cut(0x5a5a_5a5a); shape.offset.1 + tokens * out_stride];
+    let mut out = match shape.in_place {
+        true => ids.clone(),
+        false => vec![I::cut(0x5a5a_5a5a); out_offset + tokens * out_stride],
+    };
 
     let mut choices = Choices::new(&ids[shape.offset.0..], tokens, k, stride).expect("ids have this shape");
     if let Some(valid) = shape.valid {
@@ -160,7 +168,7 @@ fn case<I: RoutedId>(random: &mut Random, name: String, shape: Shape) -> Case {
             layer: shape.layer,
             salt,
         };
-        let out = &mut out[shape.offset.1..];
+        let out = &mut out[out_offset..];
         let loads = shape.counted.then_some(&mut loads[..]);
         dispatch(&choices, &counting, &maps, out, out_stride, loads)
     } else {
@@ -175,7 +183,7 @@ fn case<I: RoutedId>(random: &mut Random, name: String, shape: Shape) -> Case {
         stride,
         out_stride,
         shape.offset.0,
-        shape.offset.1,
+        out_offset,
         I::BYTES,
         shape.experts,
         shape.slots,
@@ -198,7 +206,8 @@ fn case<I: RoutedId>(random: &mut Random, name: String, shape: Shape) -> Case {
         ("salt", numbers(&[salt])),
         ("after_loads", numbers(&loads)),
         ("after_faults", numbers(&[out_of_range, missing])),
-        ("after_out", bytes(&out)),
+        // A case that expects other ids is one in place.
+        (if shape.in_place { "after_ids" } else { "after_out" }, bytes(&out)),
     ];
     if let Some(valid) = shape.valid {
         arrays.push(("valid", words(&[valid])));
@@ -234,6 +243,11 @@ pub(super) fn cases(random: &mut Random, size: Size) -> Vec<Case> {
         ("all padding", Shape { valid: Some(0), ..plain(tokens, 8, 64) }),
         ("more valid than tokens", Shape { valid: Some(i32::MAX), ..plain(tokens, 8, 64) }),
         ("odd k, unaligned", Shape { offset: (1, 3), mask: true, strange: 0.2, ..plain(tokens - 1, 7, 60) }),
+        ("in place", Shape { in_place: true, strange: 0.1, ..plain(tokens, 8, 64) }),
+        (
+            "in place, unaligned",
+            Shape { in_place: true, offset: (3, 0), gaps: (1, 0), mask: true, ..plain(tokens, 5, 64) },
+        ),
         ("warm-up", Shape { tag: Some(-1), ..plain(tokens, 6, 64) }),
         ("counts in global memory", Shape { columns: 2, ..plain(tokens, 8, 8193) }),
         ("most experts in shared memory", Shape { columns: 2, dispatch: false, ..plain(tokens, 8, 8192) }),
