@@ -15,6 +15,7 @@ import tempfile
 import venv
 import zipfile
 from email.parser import Parser
+from importlib import metadata
 from pathlib import Path
 
 # Package -> what is taken out of its wheel. No __init__ above a planner's folder: those would import the server.
@@ -42,10 +43,8 @@ def enter(home, script):
         os.execv(python, [str(python), script, *sys.argv[1:]])
     sys.path.insert(0, str(home / "peers"))
     versions = dict(line.split() for line in (home / "peers.done").read_text().splitlines())
-    import numpy
-    import torch
-
-    return versions | {"torch": torch.__version__, "numpy": numpy.__version__}
+    versions |= {package: metadata.version(package) for package in ("torch", *IMPORTED)}
+    return versions | {"Python": sys.version.split()[0]}
 
 
 def make(home):
@@ -101,8 +100,8 @@ def take(wheel, wanted, into):
             if not files:
                 sys.exit(f"{wheel.name}: no {prefix}: the package has moved its planner; correct WHEELS in {__file__}")
             archive.extractall(into, files)
-        metadata = next(name for name in names if name.endswith(".dist-info/METADATA"))
-        return Parser().parsestr(archive.read(metadata).decode())["Version"]
+        facts = next(name for name in names if name.endswith(".dist-info/METADATA"))
+        return Parser().parsestr(archive.read(facts).decode())["Version"]
 
 
 if __name__ == "__main__":
