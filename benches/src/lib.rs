@@ -2,5 +2,7 @@
 //! they plan for.
 #![forbid(unsafe_code)]
 
+pub mod hill_climb;
+pub mod sequences;
 pub mod shapes;
 pub mod yardstick;

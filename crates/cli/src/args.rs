@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use clap::Args;
 use eplb_core::Topology;
-use eplb_plan::{Budget, Options, Policy};
+use eplb_plan::{Budget, Options, Policy, Window};
 use eplb_trace::Trace;
 
 use crate::moves::MoveArgs;
@@ -26,6 +26,19 @@ pub(crate) struct PlanArgs {
     /// Balancedness that is enough, 0..1 (`incremental`; 0.95 if no budget is given either)
     #[arg(long, value_name = "B")]
     pub(crate) target: Option<f64>,
+
+    /// Mean balancedness of a layer that a move must gain in the steps to come (`forecast`): less buys more balance with more
+    /// moves
+    #[arg(long, default_value_t = Options::default().move_price, value_name = "B")]
+    pub(crate) move_price: f64,
+
+    /// Steps after which a step of the window weighs half (`forecast`; inf = all weigh the same)
+    #[arg(long, default_value_t = Window::default().half_life, value_name = "H")]
+    pub(crate) half_life: f64,
+
+    /// Steps at which half of a measured gain is taken for noise: short windows move less (`forecast`)
+    #[arg(long, default_value_t = Window::default().shrinkage, value_name = "N")]
+    pub(crate) shrinkage: f64,
 
     /// Seed of `random`
     #[arg(long, default_value_t = 0, value_name = "S")]
@@ -61,6 +74,8 @@ impl PlanArgs {
             max_replicas: self.max_replicas,
             target: self.target.or(unlimited.then_some(DEFAULT_TARGET)),
             budget,
+            move_price: self.move_price,
+            window: Window { half_life: self.half_life, shrinkage: self.shrinkage, ..Window::default() },
             ..Options::default()
         })
     }

@@ -6,11 +6,11 @@ use eplb_plan::{Budget, Options, Worth};
 /// Limits in moves.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct MoveArgs {
-    /// Most moves over all layers together (`incremental`)
+    /// Most moves over all layers together (`incremental`, `forecast`)
     #[arg(long, value_name = "M")]
     max_moves: Option<usize>,
 
-    /// Most moves that any one rank receives, over all layers (`incremental`)
+    /// Most moves that any one rank receives, over all layers (`incremental`, `forecast`)
     #[arg(long, value_name = "M")]
     max_moves_per_rank: Option<usize>,
 }
@@ -25,11 +25,11 @@ impl MoveArgs {
 /// Limits in bytes, and when moves pay.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ByteArgs {
-    /// Most bytes moved over all layers together (`incremental`)
+    /// Most bytes moved over all layers together (`incremental`, `forecast`)
     #[arg(long, value_name = "BYTES", requires = "expert_bytes")]
     max_bytes: Option<u64>,
 
-    /// Most bytes that any one rank receives, over all layers (`incremental`)
+    /// Most bytes that any one rank receives, over all layers (`incremental`, `forecast`)
     #[arg(long, value_name = "BYTES", requires = "expert_bytes")]
     max_bytes_per_rank: Option<u64>,
 

@@ -40,7 +40,7 @@ pub use budget::{Budget, Worth};
 pub use curve::CurvePoint;
 pub use error::PlanError;
 pub use objective::{CostModel, Dispatch, NodeRule};
-pub use options::{Options, Policy};
+pub use options::{Options, Policy, Window};
 pub use plan::Plan;
 pub use planner::Planner;
 pub use predict::Prediction;

@@ -20,6 +20,10 @@ pub enum Policy {
     /// From the placement in force, the changes that buy most balance per move, until [`Options::target`] is reached or
     /// [`Options::budget`] is spent. Needs a current placement.
     Incremental,
+    /// From the placement in force, the changes that pay their price in the steps to come: each step of the window is a sample of
+    /// them, and a change is made if it gains [`Options::move_price`] per move. Made for small plans at every step; with
+    /// nothing in place, a fresh plan for the same samples.
+    Forecast,
     /// What is in place stays; only the split of tokens over the replicas is solved again. Needs a current placement.
     Split,
     /// DeepSeek EPLB's algorithm, slot for slot: hierarchical where the groups divide over the nodes, else global.
@@ -31,6 +35,7 @@ impl Policy {
     pub const ALL: &[Policy] = &[
         Policy::Balanced,
         Policy::Incremental,
+        Policy::Forecast,
         Policy::Split,
         Policy::Deepseek,
         Policy::Static,
@@ -44,6 +49,7 @@ impl Policy {
             Policy::Random => "random",
             Policy::Balanced => "balanced",
             Policy::Incremental => "incremental",
+            Policy::Forecast => "forecast",
             Policy::Split => "split",
             Policy::Deepseek => "deepseek",
         }
@@ -80,7 +86,7 @@ pub struct Options {
     ///
     /// [`Plan::target_reached`]: crate::Plan::target_reached
     pub target: Option<f64>,
-    /// Most that `incremental` may move.
+    /// Most that `incremental` and `forecast` may move.
     pub budget: Budget,
     /// Bytes of one expert, weights and all that moves with them: a number per layer, or one for all layers. Empty =
     /// not known; then moves are counted, else bytes.
@@ -88,6 +94,11 @@ pub struct Options {
     /// Leaves layers alone whose gain does not pay for their bytes, in `incremental`; needs [`Options::expert_bytes`].
     /// `None` = every gain is worth its moves.
     pub worth: Option<Worth>,
+    /// What `forecast` asks a move for: mean balancedness of a layer over the steps to come, per expert moved. Smaller prices buy
+    /// more balance with more moves; 0 = whatever gains at all.
+    pub move_price: f64,
+    /// How `forecast` looks on the window of loads.
+    pub window: Window,
     /// Seed of `random`.
     pub seed: u64,
     /// Most replicas of one expert (columns of the server's `log2phy`); `None` = no limit but the slots.
@@ -115,6 +126,8 @@ impl Default for Options {
             expert_bytes: Vec::new(),
             worth: None,
             groups: 1,
+            move_price: 0.0015,
+            window: Window::default(),
             seed: 0,
             max_replicas: None,
             nodes: NodeRule::default(),
@@ -122,6 +135,24 @@ impl Default for Options {
             dispatch: Dispatch::default(),
             replicate_top: 0,
         }
+    }
+}
+
+/// How a window of steps speaks for the steps to come.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Window {
+    /// Steps after which a step weighs half: above 0, infinite = all steps weigh the same.
+    pub half_life: f64,
+    /// Steps of equal weight at which half of a measured gain is taken for noise: with `n` steps, the price of a move is
+    /// `1 + shrinkage / n` times [`Options::move_price`]. 0 = gains are taken as measured.
+    pub shrinkage: f64,
+    /// Most scenarios: longer windows are cut into as many blocks, and a block counts as its mean.
+    pub scenarios: usize,
+}
+
+impl Default for Window {
+    fn default() -> Self {
+        Self { half_life: 10.0, shrinkage: 0.0, scenarios: 32 }
     }
 }
 
@@ -154,10 +185,19 @@ impl Options {
                 expected: "budgets in bytes and the worth of moves need the bytes of one expert",
             });
         }
+        let at_least = |option, value: f64, least: f64, expected| match value {
+            value if value >= least => Ok(()),
+            _ => Err(PlanError::Option { option, value: value.to_string(), expected }),
+        };
+        at_least("move_price", self.move_price, 0.0, "a price is a balancedness per move, 0 or more")?;
+        let half_life = self.window.half_life;
+        at_least("half_life", half_life, f64::MIN_POSITIVE, "give steps above 0, or inf for no decay")?;
+        at_least("shrinkage", self.window.shrinkage, 0.0, "give a number of steps, 0 or more")?;
         let positive = |option, value: usize, expected| match value {
             0 => Err(PlanError::Option { option, value: value.to_string(), expected }),
             _ => Ok(()),
         };
+        positive("scenarios", self.window.scenarios, "give the most scenarios of a window, at least 1")?;
         positive("groups", self.groups, "give the number of expert groups, 1 if there are none")?;
         let CostModel { per_expert, per_token } = self.cost;
         for (option, value) in [("cost.per_expert", per_expert), ("cost.per_token", per_token)] {

@@ -5,4 +5,4 @@
 pub mod cluster;
 pub mod replay;
 
-pub use replay::{PolicyRun, Replay, ReplayError, Run};
+pub use replay::{PolicyRun, Replay, ReplayError, Run, Schedule};

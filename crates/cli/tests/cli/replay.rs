@@ -59,6 +59,30 @@ fn policies_are_replayed_side_by_side_and_reported() {
 }
 
 #[test]
+fn forecast_plans_every_step_and_its_frontier_is_printed_beside_the_other() {
+    let trace = shipped();
+    let base = ["replay", "--trace", trace.to_str().unwrap(), "--slots", "80", "--gpus", "16"];
+    let rest = ["--steps", "40:80", "--policy", "forecast,static@3", "--frontier", "0.1,0.002", "--json"];
+    let report = json(&[&base[..], &rest[..]].concat());
+    let [forecast, fixed] = &report["policies"].as_array().unwrap()[..] else { panic!("{report}") };
+    assert_eq!((forecast["interval"].as_u64(), forecast["rebalances"].as_u64()), (Some(1), Some(20)));
+    assert_eq!((fixed["interval"].as_u64(), fixed["rebalances"].as_u64()), (Some(3), Some(7)));
+    let frontier = report["frontier"].as_array().unwrap();
+    let of = |policy| frontier.iter().filter(|point| point["policy"] == policy).collect::<Vec<_>>();
+    let (ours, theirs) = (of("forecast"), of("incremental"));
+    assert_eq!(
+        (ours.len(), ours[0]["price"].as_f64(), ours[1]["price"].as_f64()),
+        (2, Some(0.1), Some(0.002))
+    );
+    assert!(theirs.iter().any(|point| point["target"] == 0.95 && point["interval"] == 2));
+    let value = |point: &serde_json::Value, key: &str| point[key].as_f64().unwrap();
+    // Nothing gains a tenth per move; at a small price more moves and more balance are bought.
+    assert_eq!(value(ours[0], "moves_fraction_mean"), 0.0);
+    assert!(value(ours[1], "moves_fraction_mean") > 0.0);
+    assert!(value(ours[1], "balancedness_mean") > value(ours[0], "balancedness_mean"));
+}
+
+#[test]
 fn bad_replays_are_refused() {
     let trace = shipped();
     let run = |rest: &[&str]| {
@@ -68,6 +92,9 @@ fn bad_replays_are_refused() {
         refused(&args)
     };
     names(&run(&["--policy", "static,best"]), &["best", "balanced"]);
+    names(&run(&["--policy", "forecast@0"]), &["forecast@0", "above 0"]);
+    names(&run(&["--policy", "forecast", "--move-price=-1"]), &["move_price", "0 or more"]);
+    names(&run(&["--policy", "forecast", "--half-life", "0"]), &["half_life"]);
     names(&run(&["--window", "160"]), &["160 steps", "window"]);
     names(&run(&["--interval", "0"]), &["interval"]);
     names(&run(&["--link-gbps", "0"]), &["link-gbps"]);

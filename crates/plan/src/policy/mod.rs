@@ -6,6 +6,7 @@
 
 mod balanced;
 mod deepseek;
+mod forecast;
 pub(crate) mod incremental;
 mod priced;
 mod random;
@@ -27,6 +28,7 @@ use crate::workers::Workers;
 pub(crate) struct Scratch {
     balanced: balanced::Scratch,
     deepseek: deepseek::Scratch,
+    forecast: forecast::Scratch,
     incremental: incremental::Scratch,
     priced: priced::Scratch,
     random: random::Scratch,
@@ -50,6 +52,7 @@ pub(crate) fn place(request: &Request<'_>, workers: &Workers) -> Result<Array2<i
         Policy::Balanced => balanced::place(request, workers, phy2log),
         Policy::Deepseek => deepseek::place(request, workers, phy2log)?,
         Policy::Incremental => incremental::place(request, workers, phy2log)?,
+        Policy::Forecast => forecast::place(request, workers, phy2log)?,
         Policy::Split => split::place(request, phy2log)?,
     }
     Ok(placed)

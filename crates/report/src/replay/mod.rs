@@ -13,6 +13,8 @@ use crate::placement::PlacementPicture;
 pub struct Policy<'a> {
     /// Its name.
     pub name: &'a str,
+    /// Steps from one plan to the next.
+    pub interval: usize,
     /// Balancedness of each scored step.
     pub balancedness: &'a [f64],
     /// Mean over the scored steps.
@@ -39,9 +41,11 @@ pub struct Policy<'a> {
     pub last: &'a Placement,
 }
 
-/// Balance against moves of one policy under other targets.
+/// Balance against moves of a policy with another target or price.
 #[derive(Debug, Clone, PartialEq)]
 pub struct FrontierPoint {
+    /// The policy.
+    pub policy: String,
     /// What was asked for, such as `0.95`.
     pub name: String,
     /// Part of all slots that moved, mean per step, 0..1.
@@ -89,8 +93,6 @@ pub struct ReplayReport<'a> {
     pub topology: &'a Topology,
     /// Most steps that a plan looked back on.
     pub window: usize,
-    /// Steps from one plan to the next.
-    pub interval: usize,
     /// Bytes of one expert.
     pub expert_bytes: u64,
     /// Speed of a link, 10^9 bytes per second.
@@ -101,7 +103,7 @@ pub struct ReplayReport<'a> {
     pub policies: Vec<Policy<'a>>,
     /// Bound of each scored step, if asked for.
     pub oracle: Option<&'a [f64]>,
-    /// `incremental` under other targets.
+    /// Policies with other targets or prices.
     pub frontier: Vec<FrontierPoint>,
     /// The placement that a server starts with, for the first heat map.
     pub start: &'a Placement,
@@ -131,14 +133,13 @@ impl ReplayReport<'_> {
         let nodes = self.topology.nodes();
         format!(
             "<h1>Replay of {}</h1>\n{}<p class=\"facts\">What each policy would have done on this traffic: {steps} steps, \
-             {layers} layers of {experts} experts, {} slots on {} ranks, {nodes} {}. A plan every {} steps, from at most {} past \
-             steps; steps are scored from step {} on, by plans that have not seen them.</p>\n",
+             {layers} layers of {experts} experts, {} slots on {} ranks, {nodes} {}. Plans from at most {} past steps; steps are \
+             scored from step {} on, by plans that have not seen them.</p>\n",
             escape(self.trace),
             self.headline(),
             self.topology.slots(),
             self.topology.ranks(),
             if nodes == 1 { "node" } else { "nodes" },
-            self.interval,
             self.window,
             self.first_step
         )
@@ -171,16 +172,17 @@ impl ReplayReport<'_> {
     fn table(&self) -> String {
         let mut html = String::from(
             "<section><h2>Policies side by side</h2><div class=\"scroll\"><table><thead><tr><th>policy</th><th>balancedness, mean\
-             </th><th>worst 1% of steps</th><th>time lost to stragglers</th><th>moves</th><th>slots moved per step</th><th>bytes moved\
+             </th><th>plans every</th><th>worst 1% of steps</th><th>time lost to stragglers</th><th>moves</th><th>slots moved per step</th><th>bytes moved\
              </th><th>link time</th><th>plan, median (range)</th></tr></thead><tbody>\n",
         );
         for (index, p) in self.policies.iter().enumerate() {
             html.push_str(&format!(
-                "<tr><th><span class=\"chip\" style=\"background:{}\"></span>{}</th><td>{:.4}</td><td>{:.4}</td>\
+                "<tr><th><span class=\"chip\" style=\"background:{}\"></span>{}</th><td>{:.4}</td><td>{}</td><td>{:.4}</td>\
                  <td>{:.1}%</td><td>{}</td><td>{:.3}%</td><td>{}</td><td>{:.2} s</td><td>{:.2} ms ({:.2}\u{2013}{:.2})</td></tr>\n",
                 chart::colour(index),
                 escape(p.name),
                 p.mean,
+                if p.interval == 1 { "step".into() } else { format!("{} steps", p.interval) },
                 p.p01,
                 p.waiting * 100.0,
                 grouped(p.moves as u64),
@@ -195,7 +197,7 @@ impl ReplayReport<'_> {
         if let Some(oracle) = self.oracle {
             let mean = oracle.iter().sum::<f64>() / oracle.len().max(1) as f64;
             html.push_str(&format!(
-                "<tr class=\"bound\"><th>bound</th><td>{mean:.4}</td><td colspan=\"7\">no placement and no split could be \
+                "<tr class=\"bound\"><th>bound</th><td>{mean:.4}</td><td colspan=\"8\">no placement and no split could be \
                  better, step by step</td></tr>\n"
             ));
         }
@@ -240,13 +242,11 @@ impl ReplayReport<'_> {
                 minor: false,
             })
             .collect();
-        let series =
-            self.policies.iter().position(|p| p.name == "incremental").unwrap_or(self.policies.len());
         points.extend(self.frontier.iter().map(|f| Point {
-            name: format!("to {}", f.name),
+            name: f.name.clone(),
             x: f.moves_fraction * 100.0,
             y: f.mean,
-            series,
+            series: self.policies.iter().position(|p| p.name == f.policy).unwrap_or(self.policies.len()),
             minor: true,
         }));
         format!(
@@ -262,7 +262,8 @@ impl ReplayReport<'_> {
             if self.frontier.is_empty() {
                 ""
             } else {
-                "The joined points are <em>incremental</em> with other wanted balances, from 0.8 to 0.98."
+                "Joined points are a policy with other settings: <em>incremental</em> with other wanted balances, <em>forecast</em> \
+                 with other prices of a move."
             }
         )
     }
@@ -331,6 +332,7 @@ mod tests {
         let loads = array![[8.0, 6.0, 2.0]];
         let policy = |name, mean, last| Policy {
             name,
+            interval: 10,
             balancedness: &[0.7, 0.8, 0.75],
             mean,
             p01: 0.7,
@@ -349,13 +351,17 @@ mod tests {
             shape: (23, 1, 3),
             topology: &topology,
             window: 20,
-            interval: 10,
             expert_bytes: 1000,
             link_gbps: 50.0,
             first_step: 20,
             policies: vec![policy("incremental", 0.75, &last), policy("static", 0.6, &start)],
             oracle: Some(&[0.9, 1.0, 0.95]),
-            frontier: vec![FrontierPoint { name: "0.9".into(), moves_fraction: 0.05, mean: 0.7 }],
+            frontier: vec![FrontierPoint {
+                policy: "incremental".into(),
+                name: "0.9".into(),
+                moves_fraction: 0.05,
+                mean: 0.7,
+            }],
             start: &start,
             last_loads: loads.view(),
         }

@@ -4,15 +4,19 @@
 //! steps are scored from it on. A plan made before step `t` sees steps before `t` only, at most `window` of them, and none from
 //! before the last change of stream.
 
+mod runs;
+
 use std::num::NonZeroUsize;
 use std::ops::Range;
 use std::time::Instant;
 
 use eplb_core::metrics::{self, layer_balancedness, rank_loads};
-use eplb_core::{CoreError, LayerId, Placement, RankId, SlotId, Topology};
+use eplb_core::{CoreError, LayerId, LoadMatrix, Placement, RankId, SlotId, Topology};
 use eplb_plan::{Options, PlanError, Planner, Policy, Request};
 use eplb_trace::{Trace, TraceError};
 use ndarray::ArrayView2;
+
+pub use runs::{PolicyRun, Rebalance, Run};
 
 /// Why a replay stopped.
 #[derive(Debug, thiserror::Error)]
@@ -48,95 +52,23 @@ pub struct Replay {
     pub topology: Topology,
     /// Most steps that a plan looks back on.
     pub window: NonZeroUsize,
-    /// Steps from one plan to the next.
-    pub interval: NonZeroUsize,
     /// Bytes of one expert, for the cost of moves.
     pub expert_bytes: u64,
     /// Speed of a rank's link, in 10^9 bytes per second each way.
     pub link_gbps: f64,
 }
 
-/// One plan of a run.
+/// A policy, and how often it plans.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Rebalance {
-    /// First step that it is in force for.
-    pub step: usize,
-    /// Slots whose expert came from another rank; 0 for the first plan.
-    pub moves: usize,
-    /// Milliseconds of planning.
-    pub plan_ms: f64,
+pub struct Schedule {
+    /// Policy and its options.
+    pub options: Options,
+    /// Steps from one plan to the next.
+    pub interval: NonZeroUsize,
 }
 
-/// A trace under one policy.
-#[derive(Debug, Clone, PartialEq)]
-pub struct PolicyRun {
-    /// The policy.
-    pub policy: Policy,
-    /// First step that is scored.
-    pub first_step: usize,
-    /// Balancedness of each scored step: mean over its layers that are not idle, even split.
-    pub balancedness: Vec<f64>,
-    /// The plans, the first included.
-    pub rebalances: Vec<Rebalance>,
-    /// Part of the time of the mixture layers that ranks wait for the slowest, 0..1: with a layer's time taken as the load
-    /// of its busiest rank, the sum of (largest - mean) over the sum of largest.
-    pub waiting: f64,
-    /// Seconds of link time: per plan, the bytes into the rank that gets most, at the link's speed.
-    pub link_seconds: f64,
-    /// The placement after the first plan.
-    pub first_placement: Placement,
-    /// The placement at the end.
-    pub last_placement: Placement,
-}
-
-impl PolicyRun {
-    /// Mean balancedness over the scored steps.
-    pub fn mean(&self) -> f64 {
-        self.balancedness.iter().sum::<f64>() / self.balancedness.len() as f64
-    }
-
-    /// Balancedness that all but the worst hundredth of the steps reach (nearest rank).
-    pub fn p01(&self) -> f64 {
-        let mut sorted = self.balancedness.clone();
-        sorted.sort_by(f64::total_cmp);
-        sorted[(sorted.len() as f64 * 0.01).ceil().max(1.0) as usize - 1]
-    }
-
-    /// Moves of all plans but the first.
-    pub fn moves(&self) -> usize {
-        self.rebalances.iter().map(|r| r.moves).sum()
-    }
-
-    /// Mean over the scored steps of the part of all slots that moved.
-    pub fn moves_fraction(&self) -> f64 {
-        let slots = self.last_placement.layers() * self.last_placement.slots();
-        self.moves() as f64 / slots as f64 / self.balancedness.len() as f64
-    }
-
-    /// Median of the time of a plan, in milliseconds.
-    pub fn plan_ms_median(&self) -> f64 {
-        let mut times: Vec<f64> = self.rebalances.iter().map(|r| r.plan_ms).collect();
-        times.sort_by(f64::total_cmp);
-        let middle = times.len() / 2;
-        if times.len().is_multiple_of(2) { (times[middle - 1] + times[middle]) / 2.0 } else { times[middle] }
-    }
-
-    /// Shortest and longest time of a plan, in milliseconds.
-    pub fn plan_ms_range(&self) -> (f64, f64) {
-        let times = self.rebalances.iter().map(|r| r.plan_ms);
-        (times.clone().fold(f64::INFINITY, f64::min), times.fold(0.0, f64::max))
-    }
-}
-
-/// A trace under several policies.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Run {
-    /// One entry per policy, in the order asked for.
-    pub policies: Vec<PolicyRun>,
-    /// Bound of each scored step (mean over layers that are not idle), if asked for: no placement and no split could
-    /// have been better in that step.
-    pub oracle: Option<Vec<f64>>,
-}
+/// Anything that plans: the loads of the window and the placement in force, if there is one, give a placement.
+pub type Plan<'a> = dyn FnMut(&LoadMatrix, Option<&Placement>) -> Result<Placement, PlanError> + 'a;
 
 impl Replay {
     /// Steps that are scored.
@@ -158,14 +90,21 @@ impl Replay {
     pub fn run(
         &self,
         trace: &Trace,
-        policies: &[Options],
+        policies: &[Schedule],
         planner: &Planner,
         oracle: bool,
         progress: &mut dyn FnMut(),
     ) -> Result<Run, ReplayError> {
         let policies = policies
             .iter()
-            .map(|options| self.policy(trace, options, planner, progress))
+            .map(|schedule| {
+                let options = &schedule.options;
+                let name = options.policy.name();
+                let mut plan = |loads: &LoadMatrix, current: Option<&Placement>| {
+                    self.place(planner, options, loads, current)
+                };
+                self.follow(trace, name, schedule.interval, &mut plan, progress)
+            })
             .collect::<Result<_, _>>()?;
         let oracle = if oracle {
             let mut bounds = Vec::new();
@@ -187,11 +126,17 @@ impl Replay {
         (first < step).then_some(first..step)
     }
 
-    fn policy(
+    /// Replays the trace under any planner. It is handed the past of the step that its plan will be in force from, and
+    /// nothing else of the trace.
+    ///
+    /// # Errors
+    /// As [`Replay::run`].
+    pub fn follow(
         &self,
         trace: &Trace,
-        options: &Options,
-        planner: &Planner,
+        name: &str,
+        interval: NonZeroUsize,
+        plan: &mut Plan<'_>,
         progress: &mut dyn FnMut(),
     ) -> Result<PolicyRun, ReplayError> {
         let scored = self.scored(trace)?;
@@ -201,7 +146,7 @@ impl Replay {
         let (mut balancedness, mut rebalances) = (Vec::with_capacity(scored.len()), Vec::new());
         let (mut waited, mut worked, mut link_seconds) = (0.0, 0.0, 0.0);
         for step in scored {
-            let due = (step - first_step).is_multiple_of(self.interval.get());
+            let due = (step - first_step).is_multiple_of(interval.get());
             let window = if placement.is_none() {
                 Some(self.past(trace, step).unwrap_or(step - 1..step))
             } else if due {
@@ -210,8 +155,8 @@ impl Replay {
                 None
             };
             if let Some(window) = window {
-                let (planned, rebalance, seconds) =
-                    self.plan(trace, step, window, options, planner, placement.as_ref())?;
+                let loads = trace.loads(window)?;
+                let (planned, rebalance, seconds) = self.plan(step, &loads, placement.as_ref(), plan)?;
                 link_seconds += seconds;
                 rebalances.push(rebalance);
                 first_placement.get_or_insert_with(|| planned.clone());
@@ -228,7 +173,8 @@ impl Replay {
             return Err(ReplayError::TooShort { file: trace.source().to_owned(), steps, window });
         };
         Ok(PolicyRun {
-            policy: options.policy,
+            name: name.to_owned(),
+            interval,
             first_step,
             balancedness,
             rebalances,
@@ -239,26 +185,34 @@ impl Replay {
         })
     }
 
-    fn plan(
+    /// Plans with one of the planner's policies.
+    fn place(
         &self,
-        trace: &Trace,
-        step: usize,
-        window: Range<usize>,
-        options: &Options,
         planner: &Planner,
+        options: &Options,
+        loads: &LoadMatrix,
         current: Option<&Placement>,
-    ) -> Result<(Placement, Rebalance, f64), ReplayError> {
-        let loads = trace.loads(window)?;
+    ) -> Result<Placement, PlanError> {
         // With nothing in place, policies that start from a placement start from a fresh one.
         let fresh = Options { policy: Policy::Balanced, ..options.clone() };
         let needs_current = matches!(options.policy, Policy::Incremental | Policy::Split);
         let options = if current.is_none() && needs_current { &fresh } else { options };
-        let mut request = Request::new(&loads, &self.topology, options);
+        let mut request = Request::new(loads, &self.topology, options);
         if let Some(current) = current {
             request = request.with_current(current);
         }
+        planner.place(&request)
+    }
+
+    fn plan(
+        &self,
+        step: usize,
+        loads: &LoadMatrix,
+        current: Option<&Placement>,
+        plan: &mut Plan<'_>,
+    ) -> Result<(Placement, Rebalance, f64), ReplayError> {
         let start = Instant::now();
-        let planned = planner.place(&request)?;
+        let planned = plan(loads, current)?;
         let plan_ms = start.elapsed().as_secs_f64() * 1e3;
         let (mut moves, mut seconds) = (0, 0.0);
         if let Some(current) = current {

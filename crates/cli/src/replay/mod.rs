@@ -1,15 +1,17 @@
 //! `eplb replay`.
 
+mod frontier;
+
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use eplb_core::Placement;
 use eplb_engine::EngineError;
-use eplb_plan::{Options, Planner, Policy};
+use eplb_plan::{Planner, Policy};
 use eplb_report::ReplayReport;
-use eplb_report::replay::{FrontierPoint, Policy as Shown};
-use eplb_sim::replay::{PolicyRun, Replay, ReplayError, Run};
+use eplb_report::replay::Policy as Shown;
+use eplb_sim::{PolicyRun, Replay, ReplayError, Run, Schedule};
 use eplb_trace::Trace;
 use eplb_trace::output::AtomicFile;
 use serde_json::{Value, json};
@@ -17,8 +19,10 @@ use serde_json::{Value, json};
 use crate::args::{PlanArgs, Steps, open};
 use crate::output::{Failure, bytes, number, print, print_json, progress, table};
 
-/// Balances that the report tries `incremental` with, for its frontier.
-const FRONTIER: [f64; 5] = [0.80, 0.85, 0.90, 0.95, 0.98];
+use frontier::Reached;
+
+/// Steps between plans of policies that make big ones.
+const SELDOM: usize = 20;
 
 /// Arguments of `eplb replay`.
 #[derive(Debug, clap::Args)]
@@ -35,8 +39,13 @@ pub(crate) struct Args {
     #[arg(long, visible_alias = "ranks", value_name = "G")]
     gpus: usize,
 
-    /// Policies to compare, separated by commas
-    #[arg(long, value_delimiter = ',', value_name = "A[,B..]", default_value = "incremental,static")]
+    /// Policies to compare, separated by commas; NAME@I plans every I steps
+    #[arg(
+        long,
+        value_delimiter = ',',
+        value_name = "A[,B..]",
+        default_value = "forecast,incremental,static"
+    )]
     policy: Vec<String>,
 
     #[command(flatten)]
@@ -46,9 +55,9 @@ pub(crate) struct Args {
     #[arg(long, default_value = "20", value_name = "W")]
     window: NonZeroUsize,
 
-    /// Steps from one plan to the next
-    #[arg(long, default_value = "20", value_name = "I")]
-    interval: NonZeroUsize,
+    /// Steps from one plan to the next (default: 1 for `forecast`, whose plans are small, 20 for the others)
+    #[arg(long, value_name = "I")]
+    interval: Option<NonZeroUsize>,
 
     /// Bytes of one expert of one layer
     #[arg(long, default_value_t = 44_040_192, value_name = "B")]
@@ -65,6 +74,10 @@ pub(crate) struct Args {
     /// Add the bound: how well any placement could do in each step
     #[arg(long)]
     oracle: bool,
+
+    /// Print balance against moves: `forecast` at several prices of a move (or those given), beside `incremental`
+    #[arg(long, value_delimiter = ',', num_args = 0.., value_name = "PRICE[,..]")]
+    frontier: Option<Vec<f64>>,
 
     /// Write a report: one HTML file with everything in it
     #[arg(long, value_name = "OUT.html")]
@@ -94,82 +107,89 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let replay = Replay {
         topology: args.plan.topology(args.gpus, args.slots)?,
         window: args.window,
-        interval: args.interval,
         expert_bytes: args.expert_bytes,
         link_gbps: args.link_gbps,
     };
     let planner = Planner::new(args.plan.threads())?;
     let scored = replay.scored(&trace)?.len();
-    let wants_frontier = args.report.is_some() && policies.iter().any(|p| p.policy == Policy::Incremental);
-    let runs = policies.len() + if wants_frontier { FRONTIER.len() } else { 0 };
+    let settings = settings(args, &policies);
     let bar = progress("steps");
-    bar.set_length((scored * runs) as u64);
+    bar.set_length((scored * (policies.len() + settings.len())) as u64);
     let run = replay.run(&trace, &policies, &planner, args.oracle, &mut || bar.inc(1));
     let frontier = match &run {
-        Ok(_) if wants_frontier => frontier(args, &replay, &trace, &planner, &mut || bar.inc(1))?,
-        _ => Vec::new(),
+        Ok(_) => frontier::run(settings, &replay, &trace, &planner, &mut || bar.inc(1))?,
+        Err(_) => Vec::new(),
     };
     bar.finish_and_clear();
     let run = run?;
     if let Some(out) = &args.report {
-        let html = report(args, &replay, &trace, &run, frontier)?;
+        let html = report(args, &replay, &trace, &run, &frontier)?;
         AtomicFile::write_with(out, |file| file.write_all(html.as_bytes()))?;
     }
     if args.json {
-        print_json(&object(args, &run))?;
+        print_json(&object(args, &run, &frontier))?;
     } else {
-        print(&text(args, &run))?;
+        print(&text(args, &run, &frontier))?;
     }
     Ok(ExitCode::SUCCESS)
 }
 
-fn policies(args: &Args) -> Result<Vec<Options>, Failure> {
+/// Steps between plans of a policy.
+fn interval(args: &Args, policy: Policy) -> NonZeroUsize {
+    let usual = if policy == Policy::Forecast { 1 } else { SELDOM };
+    args.interval.or(NonZeroUsize::new(usual)).unwrap_or(NonZeroUsize::MIN)
+}
+
+fn policies(args: &Args) -> Result<Vec<Schedule>, Failure> {
     if args.policy.is_empty() {
         return Err(Failure::input("--policy takes names separated by commas"));
     }
     args.policy
         .iter()
-        .map(|name| {
+        .map(|entry| {
+            let (name, every) = entry.split_once('@').map_or((&entry[..], None), |(n, i)| (n, Some(i)));
             let policy = name.trim().parse::<Policy>()?;
-            Ok(args.plan.options(policy))
+            let interval = match every {
+                None => interval(args, policy),
+                Some(every) => every.trim().parse().map_err(|_| {
+                    Failure::input(format!("--policy {entry}: {every:?} is not a number of steps above 0"))
+                })?,
+            };
+            Ok(Schedule { options: args.plan.options(policy), interval })
         })
         .collect()
 }
 
-fn frontier(
-    args: &Args,
-    replay: &Replay,
-    trace: &Trace,
-    planner: &Planner,
-    progress: &mut dyn FnMut(),
-) -> Result<Vec<FrontierPoint>, Failure> {
-    let base = args.plan.options(Policy::Incremental);
-    let options: Vec<Options> =
-        FRONTIER.iter().map(|&target| Options { target: Some(target), ..base.clone() }).collect();
-    let run = replay.run(trace, &options, planner, false, progress)?;
-    Ok(run
-        .policies
-        .iter()
-        .zip(FRONTIER)
-        .map(|(run, target)| FrontierPoint {
-            name: format!("{target}"),
-            moves_fraction: run.moves_fraction(),
-            mean: run.mean(),
-        })
-        .collect())
+/// What to try for the frontier: asked for, both policies; for the report alone, those that are in it.
+fn settings(args: &Args, policies: &[Schedule]) -> Vec<frontier::Setting> {
+    let shows = |policy| {
+        let compared = policies.iter().any(|p| p.options.policy == policy);
+        args.frontier.is_some() || (args.report.is_some() && compared)
+    };
+    let mut settings = Vec::new();
+    if shows(Policy::Forecast) {
+        let prices = args.frontier.as_deref().filter(|prices| !prices.is_empty());
+        let interval = interval(args, Policy::Forecast);
+        settings.extend(frontier::prices(&args.plan, prices.unwrap_or(&frontier::PRICES), interval));
+    }
+    if shows(Policy::Incremental) {
+        settings.extend(frontier::targets(&args.plan));
+    }
+    settings
 }
 
 fn moved_bytes(args: &Args, run: &PolicyRun) -> u64 {
     (run.moves() as u64).saturating_mul(args.expert_bytes)
 }
 
-fn object(args: &Args, run: &Run) -> Value {
+fn object(args: &Args, run: &Run, frontier: &[Reached]) -> Value {
     let policies: Vec<Value> = run
         .policies
         .iter()
         .map(|p| {
             json!({
-                "policy": p.policy.name(),
+                "policy": p.name,
+                "interval": p.interval.get(),
                 "steps": p.balancedness.len(),
                 "rebalances": p.rebalances.len(),
                 "balancedness_mean": number(p.mean()),
@@ -193,10 +213,11 @@ fn object(args: &Args, run: &Run) -> Value {
         "gpus": args.gpus,
         "policies": policies,
         "oracle": oracle,
+        "frontier": args.frontier.as_ref().map(|_| frontier::object(frontier)),
     })
 }
 
-fn text(args: &Args, run: &Run) -> String {
+fn text(args: &Args, run: &Run, frontier: &[Reached]) -> String {
     let head = [
         "policy",
         "balance",
@@ -212,7 +233,7 @@ fn text(args: &Args, run: &Run) -> String {
     let mut rows = vec![head.map(String::from).to_vec()];
     for p in &run.policies {
         rows.push(vec![
-            p.policy.name().into(),
+            p.name.clone(),
             format!("{:.4}", p.mean()),
             format!("{:.4}", p.p01()),
             format!("{:.1}%", p.waiting * 100.0),
@@ -229,6 +250,10 @@ fn text(args: &Args, run: &Run) -> String {
         let mean = bounds.iter().sum::<f64>() / bounds.len().max(1) as f64;
         text.push_str(&format!("bound, step by step: {mean:.4}\n"));
     }
+    if args.frontier.is_some() {
+        text.push_str("\nbalance against moves\n");
+        text.push_str(&frontier::text(frontier));
+    }
     if let Some(report) = &args.report {
         text.push_str(&format!("report: {}\n", report.display()));
     }
@@ -240,7 +265,7 @@ fn report(
     replay: &Replay,
     trace: &Trace,
     run: &Run,
-    frontier: Vec<FrontierPoint>,
+    frontier: &[Reached],
 ) -> Result<String, Failure> {
     let core = |error: eplb_core::CoreError| Failure::from(EngineError::from(error));
     let steps = trace.steps();
@@ -251,7 +276,8 @@ fn report(
         .policies
         .iter()
         .map(|p| Shown {
-            name: p.policy.name(),
+            name: &p.name,
+            interval: p.interval.get(),
             balancedness: &p.balancedness,
             mean: p.mean(),
             p01: p.p01(),
@@ -272,13 +298,12 @@ fn report(
         shape: (steps, trace.layers(), trace.experts()),
         topology: &replay.topology,
         window: args.window.get(),
-        interval: args.interval.get(),
         expert_bytes: args.expert_bytes,
         link_gbps: args.link_gbps,
         first_step: replay.scored(trace)?.start,
         policies,
         oracle: run.oracle.as_deref(),
-        frontier,
+        frontier: frontier::points(frontier),
         start: &start,
         last_loads: loads.sum().view(),
     }

@@ -1,0 +1,111 @@
+//! Plans for steps to come: `forecast` beside vLLM's planner and a plain hill climb, on the same steps.
+//!
+//! `cargo run --release -p eplb-benches --example windows -- FOLDER [day|tuning|held-out ..]`, where FOLDER holds recorded
+//! domains of two models (`A_<domain>.npz`, `B_<domain>.npz`) and a day of mixed traffic (`A_day.npz`).
+
+use std::error::Error;
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+
+use eplb_benches::{hill_climb, sequences};
+use eplb_core::{LoadMatrix, Placement, Topology};
+use eplb_plan::{Options, PlanError, Planner, Policy, Request};
+use eplb_sim::{PolicyRun, Replay, ReplayError};
+use eplb_trace::Trace;
+
+/// Domains that defaults were chosen on, and those that were only ever reported on.
+const A: [[&str; 4]; 2] = [["cpp", "de", "en_docs", "json_xml"], ["prose", "python", "sql", "zh"]];
+const B: [[&str; 3]; 2] = [["cpp", "de", "en_docs"], ["prose", "python", "zh"]];
+
+/// Steps that the first plan is made from, and that plans look back on.
+const WINDOW: NonZeroUsize = NonZeroUsize::new(20).unwrap();
+
+/// Prices of a move.
+const PRICES: [f64; 4] = [0.003, 0.0015, 0.0008, 0.0004];
+
+/// Target and interval of the hill climb.
+const CLIMBS: [(f64, usize); 3] = [(0.95, 20), (0.95, 2), (0.98, 5)];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let mut args = std::env::args().skip(1);
+    let folder = PathBuf::from(args.next().ok_or("give the folder of the traces")?);
+    let parts: Vec<String> = args.collect();
+    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
+    if wanted("day") {
+        compare("A_day", &[Trace::open(&folder.join("A_day.npz"))?], 16, 80)?;
+    }
+    for (half, name) in ["tuning", "held-out"].into_iter().enumerate() {
+        if wanted(name) {
+            models(&folder, half, name)?;
+        }
+    }
+    Ok(())
+}
+
+fn models(folder: &Path, half: usize, name: &str) -> Result<(), Box<dyn Error>> {
+    for (model, domains, ranks, slots) in [("A", &A[half][..], 16, 80), ("B", &B[half][..], 32, 288)] {
+        let open = |domain: &&str| Trace::open(&folder.join(format!("{model}_{domain}.npz")));
+        let domains = domains.iter().map(open).collect::<Result<Vec<_>, _>>()?;
+        let mixtures =
+            (1..=3).map(|seed| sequences::mixture(&domains, seed)).collect::<Result<Vec<_>, _>>()?;
+        compare(&format!("{model}, {name} half, mixtures"), &mixtures, ranks, slots)?;
+        compare(&format!("{model}, {name} half, in turn"), &[sequences::in_turn(&domains)?], ranks, slots)?;
+    }
+    Ok(())
+}
+
+/// Prints one row per planner: means over the traces.
+fn compare(title: &str, traces: &[Trace], ranks: usize, slots: usize) -> Result<(), Box<dyn Error>> {
+    let topology = Topology::uniform(ranks, slots)?;
+    let replay = Replay { topology, window: WINDOW, expert_bytes: 1, link_gbps: 1.0 };
+    let planner = Planner::new(1)?;
+    println!("\n{title}: {ranks} ranks, {slots} slots");
+    println!(
+        "| planner | every | balancedness | slots moved per step | ms per plan |\n|---|---|---|---|---|"
+    );
+    let row = |name: &str, every: usize, plan: &dyn Fn(&LoadMatrix, Option<&Placement>) -> Placed| {
+        let interval = NonZeroUsize::new(every).unwrap_or(NonZeroUsize::MIN);
+        let runs = traces
+            .iter()
+            .map(|trace| replay.follow(trace, name, interval, &mut |l, c| plan(l, c), &mut || ()))
+            .collect::<Result<Vec<PolicyRun>, ReplayError>>()?;
+        let mean = |value: fn(&PolicyRun) -> f64| runs.iter().map(value).sum::<f64>() / runs.len() as f64;
+        println!(
+            "| {name} | {every} | {:.4} | {:.3}% | {:.2} |",
+            mean(PolicyRun::mean),
+            mean(PolicyRun::moves_fraction) * 100.0,
+            mean(PolicyRun::plan_ms_median)
+        );
+        Ok::<_, ReplayError>(())
+    };
+    let ours = |options: &Options, loads: &LoadMatrix, current: Option<&Placement>| {
+        let mut request = Request::new(loads, &replay.topology, options);
+        request.current = current;
+        planner.place(&request)
+    };
+    let vllm = Options { policy: Policy::Deepseek, ..Options::default() };
+    row("vLLM's", 20, &|loads, current| ours(&vllm, loads, current))?;
+    for (target, every) in CLIMBS {
+        row(&format!("hill climb to {target}"), every, &|loads, current| match current {
+            None => ours(&vllm, loads, None),
+            Some(current) => climb(loads, current, ranks, target),
+        })?;
+    }
+    for move_price in PRICES {
+        let options = Options { policy: Policy::Forecast, move_price, ..Options::default() };
+        row(&format!("forecast, price {move_price}"), 1, &|loads, current| ours(&options, loads, current))?;
+    }
+    Ok(())
+}
+
+type Placed = Result<Placement, PlanError>;
+
+fn climb(loads: &LoadMatrix, current: &Placement, ranks: usize, target: f64) -> Placed {
+    let mut phy2log = current.phy2log().to_owned();
+    for (row, mut slots) in loads.sum().rows().into_iter().zip(phy2log.rows_mut()) {
+        if let (Some(row), Some(slots)) = (row.as_slice(), slots.as_slice_mut()) {
+            hill_climb::climb_layer(row, ranks, target, slots);
+        }
+    }
+    Ok(Placement::new(current.experts(), phy2log)?)
+}
