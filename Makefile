@@ -17,7 +17,7 @@ run: tools ## Walk a real trace: plan, move the experts between 16 ranks, check 
 
 report: tools ## Replay the trace under five policies and write a report to look at
 	$(CARGO) run --release --locked --quiet -p eplb-cli -- replay --trace $(TRACE) --slots 80 --gpus 16 \
-	  --policy incremental,balanced,deepseek,static,random --oracle --report $(REPORT)
+	  --policy forecast,incremental,balanced,deepseek,static --oracle --report $(REPORT)
 
 # The same in a real browser: the page must load without an error and answer, and broken ones must be noticed.
 test-report: report

@@ -32,7 +32,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let parts: Vec<String> = args.collect();
     let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
     if wanted("day") {
-        compare("A_day", &[Trace::open(&folder.join("A_day.npz"))?], 16, 80)?;
+        compare("A_day", &[Trace::open(folder.join("A_day.npz"))?], 16, 80)?;
     }
     for (half, name) in ["tuning", "held-out"].into_iter().enumerate() {
         if wanted(name) {
@@ -44,7 +44,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 
 fn models(folder: &Path, half: usize, name: &str) -> Result<(), Box<dyn Error>> {
     for (model, domains, ranks, slots) in [("A", &A[half][..], 16, 80), ("B", &B[half][..], 32, 288)] {
-        let open = |domain: &&str| Trace::open(&folder.join(format!("{model}_{domain}.npz")));
+        let open = |domain: &&str| Trace::open(folder.join(format!("{model}_{domain}.npz")));
         let domains = domains.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let mixtures =
             (1..=3).map(|seed| sequences::mixture(&domains, seed)).collect::<Result<Vec<_>, _>>()?;

@@ -130,8 +130,7 @@ impl Search {
             let relief = self.held[expert] * (1.0 / count - 1.0 / (count + 1.0));
             for (rank, &most) in self.most_dropped.iter().enumerate() {
                 let added = relief - self.cost[rank * experts + expert] / (count + 1.0);
-                // Written so that a NaN is passed over.
-                if !(added + most >= price) || holders.contains(&(rank as u32)) {
+                if added + most < price || holders.contains(&(rank as u32)) {
                     continue;
                 }
                 for place in places.first[rank]..places.first[rank + 1] {
@@ -183,7 +182,7 @@ impl Search {
                 for (rank, &least) in self.least_here.iter().enumerate() {
                     let there = self.cost[rank * experts + expert as usize];
                     let fall = (self.cost[at_hot + expert as usize] - there) / count;
-                    if !(fall - least >= 2.0 * price) || holding.holds(rank as u32, expert as usize) {
+                    if fall - least < 2.0 * price || holding.holds(rank as u32, expert as usize) {
                         continue;
                     }
                     for b in places.first[rank]..places.first[rank + 1] {
