@@ -7,6 +7,7 @@ mod moves;
 mod objective;
 mod output;
 mod plan;
+mod process;
 mod ranks;
 mod rebalance;
 mod replay;
@@ -28,7 +29,7 @@ struct Cli {
 enum Command {
     /// Plan a placement for measured loads and write it to a file
     Plan(plan::Args),
-    /// Walk a trace: plan each window and move the experts between ranks of this process while they serve steps
+    /// Walk a trace: plan each window and move the experts between ranks (threads or processes) while they serve steps
     Rebalance(rebalance::Args),
     /// Replay a trace under several policies: what each would have done, step by step, without looking ahead
     Replay(replay::Args),

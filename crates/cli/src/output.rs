@@ -52,6 +52,12 @@ impl From<TraceError> for Failure {
     }
 }
 
+/// Says something on stderr that is no error.
+pub(crate) fn note(text: &str) {
+    // With stderr closed there is nobody to tell.
+    drop(writeln!(std::io::stderr(), "{text}"));
+}
+
 /// Writes to stdout. A reader that has closed it early (`| head`) has seen what it wanted.
 pub(crate) fn print(text: &str) -> Result<(), Failure> {
     let mut out = std::io::stdout().lock();

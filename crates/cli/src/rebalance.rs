@@ -5,12 +5,14 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::ValueEnum;
+use eplb_core::RankId;
 use eplb_engine::cluster::Verify;
-use eplb_engine::rebalance::{Rebalance, Report, Window};
+use eplb_engine::rebalance::{Position, Rebalance, Report, Window};
 use eplb_plan::Policy;
 use serde_json::{Value, json};
 
 use crate::args::{PlanArgs, Steps, open, policy};
+use crate::process::{ProcessArgs, Way};
 use crate::output::{Failure, bytes, number, print, print_json, progress, table};
 
 /// Arguments of `eplb rebalance`.
@@ -20,9 +22,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     trace: PathBuf,
 
-    /// Ranks; each is a thread with its own weights
+    /// Ranks, each with its own weights: threads, or processes with --backend gloo
     #[arg(long, visible_alias = "gpus", value_name = "W")]
-    ranks: usize,
+    ranks: Option<usize>,
 
     /// Physical slots per layer, over all ranks
     #[arg(long, value_name = "P")]
@@ -55,6 +57,9 @@ pub(crate) struct Args {
     #[arg(long, value_name = "A:B", value_parser = Steps::parse)]
     steps: Option<Steps>,
 
+    #[command(flatten)]
+    process: ProcessArgs,
+
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -77,9 +82,10 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             "--dead: every rank of this run is a thread that lives; use `eplb plan` or `eplb replay` for dead ranks",
         ));
     }
+    let (way, ranks) = args.process.way(args.ranks)?;
     let options = args.plan.options(args.policy.unwrap_or(Policy::Incremental));
     let rebalance = Rebalance {
-        topology: args.plan.topology(args.ranks, args.slots)?,
+        topology: args.plan.topology(ranks, args.slots)?,
         window: args.window,
         plan: options.clone(),
         threads: args.plan.threads(),
@@ -91,17 +97,29 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             VerifyArg::Off => Verify::Off,
         },
     };
+    if matches!(way, Way::Launch) {
+        // What is wrong with the arguments is told once, and not by every rank.
+        rebalance.check(&trace)?;
+        return args.process.launch(ranks);
+    }
     let bar = progress("windows");
-    let report = rebalance.run(&trace, &mut |position| {
+    let mut show = |position: Position| {
         bar.set_length(position.windows as u64);
         bar.set_position(position.done as u64);
-    });
+    };
+    let (backend, rank, report) = match &way {
+        Way::Rank(join) => {
+            ("gloo", join.rank, args.process.run_rank(join, &rebalance, &trace, &mut show))
+        }
+        _ => ("local", RankId(0), rebalance.run(&trace, &mut show).map_err(Failure::from)),
+    };
     bar.finish_and_clear();
     let report = report?;
+    let run = Run { args, policy: options.policy, ranks, backend, rank };
     if args.json {
-        print_json(&object(args, options.policy, &report))?;
+        print_json(&run.object(&report))?;
     } else {
-        print(&text(args, options.policy, &report))?;
+        print(&run.text(&report))?;
     }
     if report.bytes_wrong == 0 {
         return Ok(ExitCode::SUCCESS);
@@ -110,7 +128,22 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     Err(Failure::Run(format!("{} bytes are wrong; first: {first}", report.bytes_wrong)))
 }
 
-fn object(args: &Args, policy: Policy, report: &Report) -> Value {
+/// What is told about a run.
+struct Run<'a> {
+    args: &'a Args,
+    policy: Policy,
+    ranks: usize,
+    backend: &'static str,
+    rank: RankId,
+}
+
+impl Run<'_> {
+fn object(&self, report: &Report) -> Value {
+    let Self { args, policy, ranks, backend, rank } = *self;
+    if rank != RankId(0) {
+        // The report of the run is the lowest rank's.
+        return json!({ "rank": rank.0, "windows": report.windows.len(), "bytes_wrong": report.bytes_wrong });
+    }
     let windows: Vec<Value> = report
         .windows
         .iter()
@@ -130,7 +163,8 @@ fn object(args: &Args, policy: Policy, report: &Report) -> Value {
         .collect();
     json!({
         "policy": policy.name(),
-        "ranks": args.ranks,
+        "backend": backend,
+        "ranks": ranks,
         "slots": args.slots,
         "window": args.window,
         "windows": windows,
@@ -138,7 +172,11 @@ fn object(args: &Args, policy: Policy, report: &Report) -> Value {
     })
 }
 
-fn text(args: &Args, policy: Policy, report: &Report) -> String {
+fn text(&self, report: &Report) -> String {
+    let Self { args, policy, ranks, backend, rank } = *self;
+    if rank != RankId(0) {
+        return format!("{rank}: {} windows, {} bytes wrong\n", report.windows.len(), report.bytes_wrong);
+    }
     let head = [
         "step",
         "before",
@@ -178,14 +216,15 @@ fn text(args: &Args, policy: Policy, report: &Report) -> String {
         VerifyArg::Off => format!("slots checked by name only, {} bytes wrong", report.bytes_wrong),
     };
     format!(
-        "{}worst: least balancedness of any layer on the way\n\n{policy} on {} ranks, {} slots: balancedness {:.4} -> {:.4} (mean of {} windows, each on its own loads), {moves} \
+        "{}worst: least balancedness of any layer on the way\n\n{policy} on {} ranks ({backend}), {} slots: balancedness {:.4} -> {:.4} (mean of {} windows, each on its own loads), {moves} \
          moves, {} moved, {checked}\n",
         table(&rows),
-        args.ranks,
+        ranks,
         args.slots,
         mean(|w| w.balancedness_before),
         mean(|w| w.balancedness),
         report.windows.len(),
         bytes(moved),
     )
+}
 }

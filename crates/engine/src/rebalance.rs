@@ -136,6 +136,15 @@ impl Rebalance {
         Ok(report)
     }
 
+    /// Refuses what cannot be run on a trace, without running anything.
+    ///
+    /// # Errors
+    /// As [`Rebalance::settings`], and fewer slots than experts.
+    pub fn check(&self, trace: &Trace) -> Result<(), EngineError> {
+        self.check_slots(trace)?;
+        self.settings(trace.layers()).map(drop)
+    }
+
     pub(crate) fn check_slots(&self, trace: &Trace) -> Result<(), EngineError> {
         let slots = self.topology.slots();
         if slots < trace.experts() {

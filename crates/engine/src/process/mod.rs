@@ -5,10 +5,13 @@
 //! are told apart by a [`GroupLayout`].
 
 pub mod alone;
+pub mod gloo;
 pub mod group_layout;
 pub mod hosts;
 pub mod join;
+pub mod launch;
 pub mod member;
+pub mod serve;
 pub mod session;
 mod standing;
 mod steps;
@@ -16,9 +19,12 @@ pub mod transport;
 mod walk;
 
 pub use alone::Alone;
+pub use gloo::GlooTransport;
 pub use group_layout::{GroupLayout, LayoutError, Parallelism, RankOrder};
 pub use hosts::HostId;
 pub use join::{Flags, Join, Origin};
+pub use launch::{Launch, RankEnd};
 pub use member::{Exchanged, Job, Member};
+pub use serve::Rendezvous;
 pub use session::{Session, Stage};
 pub use transport::{MadeUp, Meeting, Source, Transport};

@@ -1,0 +1,168 @@
+//! Ranks that are processes: started here, or one of a group that something else has started.
+
+use std::process::{Command, ExitCode};
+use std::sync::Arc;
+
+use clap::ValueEnum;
+use eplb_comm::store::{StoreAddress, Token};
+use eplb_core::RankId;
+use eplb_engine::EngineError;
+use eplb_engine::deadlines::Deadlines;
+use eplb_engine::process::{Flags, GlooTransport, Join, Launch, Rendezvous, Session};
+use eplb_engine::rebalance::{Position, Rebalance, Report};
+use eplb_trace::Trace;
+
+use crate::output::Failure;
+
+/// What carries experts between ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendArg {
+    /// What fits best; the reason is told on stderr
+    Auto,
+    /// Copies between ranks that are threads of this process
+    Local,
+    /// TCP through Gloo, between processes
+    Gloo,
+}
+
+/// Which rank this process is, if it is one of several.
+#[derive(Debug, Clone, clap::Args)]
+pub(crate) struct ProcessArgs {
+    /// What carries experts: gloo starts a process per rank, or joins as one rank
+    #[arg(long, value_enum, default_value_t = BackendArg::Local)]
+    pub(crate) backend: BackendArg,
+
+    /// Join as this rank (or RANK of torchrun, or VLLM_DP_RANK)
+    #[arg(long, value_name = "R")]
+    rank: Option<usize>,
+
+    /// Ranks that join (or WORLD_SIZE, or VLLM_DP_SIZE)
+    #[arg(long, value_name = "W")]
+    world_size: Option<usize>,
+
+    /// Where ranks meet: tcp://host:port or file:///shared/folder
+    #[arg(long, value_name = "URL", value_parser = store)]
+    store: Option<StoreAddress>,
+
+    /// Rank that serves a tcp store: the run ends with it; `none` if something else serves it
+    #[arg(long, value_name = "R", default_value = "0", value_parser = server)]
+    store_server: Server,
+
+    /// Network interface or address at which this rank is reached (default: the one towards the store)
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Server(Option<RankId>);
+
+fn server(text: &str) -> Result<Server, String> {
+    if text == "none" {
+        return Ok(Server(None));
+    }
+    text.parse().map(|rank| Server(Some(RankId(rank)))).map_err(|_| format!("{text:?} is neither a rank nor none"))
+}
+
+fn store(text: &str) -> Result<StoreAddress, String> {
+    text.parse().map_err(|error: eplb_comm::store::locate::BadStoreAddress| error.to_string())
+}
+
+/// How a run is to be carried out.
+#[derive(Debug)]
+pub(crate) enum Way {
+    /// All ranks are threads of this process.
+    Threads,
+    /// This process starts one per rank.
+    Launch,
+    /// This process is one rank.
+    Rank(Join),
+}
+
+impl ProcessArgs {
+    /// How a run of `ranks` ranks is to be carried out, and on how many.
+    pub(crate) fn way(&self, ranks: Option<usize>) -> Result<(Way, usize), Failure> {
+        let flags =
+            Flags { rank: self.rank, world_size: self.world_size, store: self.store.clone() };
+        if self.backend == BackendArg::Local {
+            if flags != Flags::default() {
+                return Err(Failure::input(
+                    "--rank, --world-size and --store are for ranks that are processes: add --backend gloo (or auto)",
+                ));
+            }
+            let ranks = ranks.ok_or_else(|| Failure::input("--ranks is missing: how many ranks are there?"))?;
+            return Ok((Way::Threads, ranks));
+        }
+        let join = Join::find(&flags, |name| std::env::var(name).ok())?;
+        let (way, why) = match (join, ranks) {
+            (Some(join), Some(ranks)) if ranks != join.world_size => {
+                let text = format!("--ranks {ranks} contradicts the world size {} ({:?})", join.world_size, join.origin);
+                return Err(Failure::input(text));
+            }
+            (Some(join), _) if join.world_size == 1 => ((Way::Threads, 1), "one rank needs no other"),
+            (Some(join), _) => {
+                let ranks = join.world_size;
+                ((Way::Rank(join), ranks), "gloo: the ranks are processes, and no faster backend is built in")
+            }
+            (None, Some(ranks)) if self.backend == BackendArg::Auto || ranks == 1 => {
+                ((Way::Threads, ranks), "local: all ranks are in this process")
+            }
+            (None, Some(ranks)) => ((Way::Launch, ranks), ""),
+            (None, None) => {
+                return Err(Failure::input("--ranks is missing, and so is what says which rank this is (--rank or torchrun's RANK)"));
+            }
+        };
+        if self.backend == BackendArg::Auto {
+            crate::output::note(&format!("backend {why}"));
+        }
+        Ok(way)
+    }
+
+    /// Runs as one rank; the report of the whole run, and the rank.
+    pub(crate) fn run_rank(
+        &self,
+        join: &Join,
+        rebalance: &Rebalance,
+        trace: &Trace,
+        progress: &mut dyn FnMut(Position),
+    ) -> Result<Report, Failure> {
+        let deadlines = Deadlines::new();
+        let token = Token::from_env().map_err(EngineError::from)?;
+        let store = join.store.as_ref().ok_or_else(|| Failure::input("no store is named"))?;
+        // Before anyone is kept waiting.
+        let transport = GlooTransport::new(self.interface.as_deref(), store)?;
+        let job = rebalance.job(trace, Arc::new(transport))?;
+        let rendezvous = Rendezvous::open(join, self.store_server.0, token.as_ref(), &deadlines)?;
+        let outcome = Session::join(rendezvous.store(), join.rank, join.world_size, &deadlines)
+            .and_then(|session| rebalance.run_as_rank(trace, session, job, progress));
+        rendezvous.leave();
+        Ok(outcome?)
+    }
+
+    /// Starts a process per rank with the arguments of this one; prints what the lowest has to say.
+    pub(crate) fn launch(&self, ranks: usize) -> Result<ExitCode, Failure> {
+        // A library that is missing is missing for all.
+        GlooTransport::find_library()?;
+        let program = std::env::current_exe()
+            .map_err(|error| Failure::Run(format!("this program's own file cannot be found: {error}")))?;
+        let launch = Launch::start(ranks, |rank, store| {
+            let mut command = Command::new(&program);
+            command.args(std::env::args_os().skip(1));
+            command.args(["--rank", &rank.0.to_string(), "--world-size", &ranks.to_string()]);
+            command.args(["--store", &store.to_string(), "--store-server", "none"]);
+            command
+        })?;
+        let ends = launch.wait()?;
+        let failed: Vec<String> =
+            ends.iter().filter(|end| !end.status.success()).map(ToString::to_string).collect();
+        if let Some(first) = ends.first().filter(|end| end.status.success()) {
+            crate::output::print(&first.stdout)?;
+        }
+        if failed.is_empty() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        // Bad input is bad input on every rank.
+        let text = failed.join("\n       ");
+        let bad_input = ends.iter().all(|end| end.status.code() == Some(2));
+        Err(if bad_input { Failure::Input(text) } else { Failure::Run(text) })
+    }
+}
