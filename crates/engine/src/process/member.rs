@@ -34,6 +34,9 @@ pub struct Job {
     pub start: Placement,
     /// How ranks behave. `step_time` is the length of a step; zero means 1 ms.
     pub settings: Settings,
+    /// What else the host wants to be the same on all ranks: the versions of itself and of its model. The version of this
+    /// program is compared in any case.
+    pub versions: String,
     /// Makes communicators.
     pub transport: Arc<dyn Transport>,
     /// Fills slots that no rank holds the bytes of.
@@ -419,7 +422,8 @@ fn facts(job: &Job) -> Vec<Fact> {
     let topology = &job.topology;
     let ranks: Vec<usize> = topology.all_ranks().map(|rank| topology.slot_count(rank)).collect();
     vec![
-        ("program version", env!("CARGO_PKG_VERSION").to_owned()),
+        ("version of eplb", env!("CARGO_PKG_VERSION").to_owned()),
+        ("version of the host or its model", job.versions.clone()),
         ("backend", job.transport.name().to_owned()),
         ("slots of each rank", format!("{ranks:?}")),
         ("layers and experts", format!("{} and {}", job.start.layers(), job.start.experts())),

@@ -30,6 +30,7 @@ impl Rebalance {
             layout: Arc::new(layout),
             start: Placement::round_robin(trace.layers(), trace.experts(), self.topology.slots())?,
             settings,
+            versions: String::new(),
             transport,
             source: Arc::new(MadeUp),
         })

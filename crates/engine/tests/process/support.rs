@@ -93,6 +93,7 @@ pub(crate) fn job(ranks: usize, transport: &Arc<Threads>) -> Job {
         topology,
         layout: Arc::new(layout),
         settings,
+        versions: String::new(),
         transport: transport.clone(),
         source: Arc::new(MadeUp),
     }

@@ -63,6 +63,11 @@ impl Peers {
         }
     }
 
+    /// Observed time since a rank's last sign of life.
+    pub(super) fn silence(&self, rank: RankId) -> Duration {
+        self.silence.get(&rank).copied().unwrap_or_default()
+    }
+
     /// The rank that has been silent longest beyond `limit`.
     pub(super) fn silent(&self, limit: Duration, me: RankId) -> Option<(RankId, Duration)> {
         self.silence

@@ -341,9 +341,13 @@ impl Exchange {
             Phase::Armed if waited > self.deadlines.answer => {
                 Some(self.peers.missing(self.wave, |h| !h.acknowledged && !h.too_late))
             }
-            Phase::Stopping if waited > self.deadlines.answer => {
+            Phase::Stopping => {
                 let silent = self.peers.missing(self.wave, |h| h.stopped.is_none());
-                self.finish_abort(silent);
+                // Nobody waits for the dead to say that they have stopped.
+                let dead = |&rank: &RankId| self.peers.silence(rank) > self.deadlines.peer;
+                if waited > self.deadlines.answer || (!silent.contains(&self.me) && silent.iter().all(dead)) {
+                    self.finish_abort(silent);
+                }
                 None
             }
             // The store has the last word, and has not spoken.

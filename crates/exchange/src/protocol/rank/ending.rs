@@ -104,7 +104,15 @@ impl Exchange {
             }
         }
         self.actions.push(Action::Restore { phy2log: phy2log.clone() });
-        let cause = self.doomed.take().unwrap_or(Cause::ByRecord { wave: self.wave });
+        let wave = self.wave;
+        let mut cause = self.doomed.take().unwrap_or(Cause::ByRecord { wave });
+        let unexplained = matches!(cause, Cause::ByRecord { .. } | Cause::ReachedFirst { .. });
+        if let Some(&rank) = silent.iter().find(|&&rank| rank != self.me)
+            && unexplained
+        {
+            // Who would have explained it, or have decided in time, is not there.
+            cause = Cause::PeerSilent { rank, wave, phase: self.phase, silence: self.peers.silence(rank) };
+        }
         self.outcome = Some(Outcome::Aborted { wave: self.wave, cause, phy2log, silent });
         self.phase = Phase::Over;
     }

@@ -1,0 +1,159 @@
+//! What strikes, when, and how long survivors may take to say so.
+
+use std::fmt;
+use std::str::FromStr;
+use std::time::Duration;
+
+use eplb_engine::deadlines::Deadlines;
+
+/// What happens to a rank, or to all.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fault {
+    /// Nothing.
+    None,
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP; SIGCONT when the others have noticed.
+    Stop,
+    /// It believes that another placement was planned.
+    OtherPlan,
+    /// It runs another version.
+    OtherVersion,
+    /// Its experts have one byte more.
+    OtherExperts,
+    /// The process that serves the store is gone.
+    StoreDead,
+    /// Somebody sends garbage to the store and to every port that a rank listens at.
+    Junk,
+}
+
+/// When it happens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// Before the rank joins.
+    Rendezvous,
+    /// Before it tells the hash of its waves.
+    Agreement,
+    /// After it has drained its first slots.
+    Drain,
+    /// While the bytes of the first wave are under way.
+    Wave,
+    /// After it has acknowledged the step of a commit.
+    Commit,
+    /// After it has committed the first wave.
+    BetweenWaves,
+}
+
+const FAULTS: [(Fault, &str); 8] = [
+    (Fault::None, "nothing"),
+    (Fault::Kill, "SIGKILL"),
+    (Fault::Stop, "SIGSTOP"),
+    (Fault::OtherPlan, "other-plan"),
+    (Fault::OtherVersion, "other-version"),
+    (Fault::OtherExperts, "other-experts"),
+    (Fault::StoreDead, "store-dead"),
+    (Fault::Junk, "junk"),
+];
+
+const PHASES: [(Phase, &str); 6] = [
+    (Phase::Rendezvous, "rendezvous"),
+    (Phase::Agreement, "agreement"),
+    (Phase::Drain, "drain"),
+    (Phase::Wave, "wave"),
+    (Phase::Commit, "commit"),
+    (Phase::BetweenWaves, "between-waves"),
+];
+
+impl FromStr for Fault {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = FAULTS.iter().find(|(_, name)| *name == text);
+        found.map(|(fault, _)| *fault).ok_or_else(|| format!("no fault {text:?}"))
+    }
+}
+
+impl FromStr for Phase {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = PHASES.iter().find(|(_, name)| *name == text);
+        found.map(|(phase, _)| *phase).ok_or_else(|| format!("no phase {text:?}"))
+    }
+}
+
+impl fmt::Display for Fault {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(FAULTS.iter().find(|(fault, _)| fault == self).map_or("?", |(_, name)| name))
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(PHASES.iter().find(|(phase, _)| phase == self).map_or("?", |(_, name)| name))
+    }
+}
+
+/// One line of the matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Case {
+    pub(crate) fault: Fault,
+    pub(crate) phase: Phase,
+    /// The rank that it happens to, or that tells when the moment has come.
+    pub(crate) target: usize,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(&format!("{} at {}, rank {}", self.fault, self.phase, self.target))
+    }
+}
+
+/// Deadlines of the ranks under test: short, so that the matrix is.
+pub(crate) fn deadlines() -> Deadlines {
+    let mut deadlines = Deadlines::new();
+    let seconds = Duration::from_secs;
+    deadlines.store.join = seconds(8);
+    deadlines.store.operation = seconds(2);
+    deadlines.store.collective = seconds(6);
+    deadlines.store.silence = seconds(2);
+    deadlines.store.keepalive = Duration::from_millis(200);
+    deadlines.store.peer_timeout = seconds(2);
+    deadlines.exchange.peer = seconds(2);
+    deadlines.exchange.transfer = seconds(6);
+    deadlines.exchange.answer = seconds(4);
+    deadlines.communicator = seconds(12);
+    deadlines
+}
+
+impl Case {
+    /// The deadline that ends the survivors' wait, plus 2 s.
+    pub(crate) fn allowed(&self) -> Duration {
+        let deadlines = deadlines();
+        let deadline = match (self.fault, self.phase) {
+            (Fault::OtherPlan | Fault::OtherVersion | Fault::OtherExperts, _) => deadlines.store.collective,
+            (Fault::StoreDead, _) => deadlines.store.silence,
+            (Fault::Junk, _) => deadlines.exchange.transfer,
+            (_, Phase::Rendezvous) => deadlines.store.join,
+            (_, Phase::Agreement) => deadlines.store.collective,
+            _ => deadlines.exchange.peer,
+        };
+        deadline + Duration::from_secs(2)
+    }
+
+    /// Whether survivors may finish as if nothing had happened.
+    pub(crate) fn may_finish(&self) -> bool {
+        self.fault == Fault::Junk
+    }
+
+    /// Words that at least one survivor's error must have.
+    pub(crate) fn words(&self) -> &'static [&'static str] {
+        match self.fault {
+            Fault::OtherPlan => &["waves", "agreeing"],
+            Fault::OtherVersion => &["version", "comparing"],
+            Fault::OtherExperts => &["bytes of an expert", "comparing"],
+            Fault::StoreDead => &["store"],
+            _ => &[],
+        }
+    }
+}

@@ -1,0 +1,336 @@
+//! Runs one case and judges it.
+
+use std::fmt;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::time::{Duration, Instant};
+
+use eplb_comm::store::{ServerOptions, StoreServer};
+
+use crate::case::{Case, Fault, Phase, deadlines};
+
+/// Ranks of every case.
+pub(crate) const RANKS: usize = 4;
+
+/// What a rank said, and when.
+#[derive(Debug)]
+struct Line {
+    rank: usize,
+    start: usize,
+    at: Instant,
+    text: String,
+}
+
+/// A line of the table.
+#[derive(Debug)]
+pub(crate) struct Row {
+    case: Case,
+    slowest: Duration,
+    said: Vec<String>,
+}
+
+impl fmt::Display for Row {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let seconds = |time: Duration| format!("{:.2} s", time.as_secs_f64());
+        let said: Vec<&str> = self.said.iter().map(String::as_str).collect();
+        write!(
+            f,
+            "{:<34} {:>9} {:>9}  {}",
+            self.case,
+            seconds(self.slowest),
+            seconds(self.case.allowed()),
+            said.join("\n                                                        ")
+        )
+    }
+}
+
+/// The processes of a case. Dropping it ends them.
+struct Ranks {
+    children: Vec<Child>,
+    /// How often each rank was started.
+    starts: Vec<usize>,
+    lines: Receiver<Line>,
+    sender: Sender<Line>,
+}
+
+impl Ranks {
+    fn new() -> Self {
+        let (sender, lines) = channel();
+        Self { children: Vec::new(), starts: vec![0; RANKS], lines, sender }
+    }
+
+    fn start(&mut self, rank: usize, store: SocketAddr, case: &Case, seed: u64) -> Result<(), String> {
+        let this = std::env::current_exe().map_err(|error| error.to_string())?;
+        let mut command = Command::new(this);
+        command.args(["rank", &rank.to_string(), &RANKS.to_string(), &format!("tcp://{store}")]);
+        command.args([
+            case.fault.to_string(),
+            case.phase.to_string(),
+            case.target.to_string(),
+            seed.to_string(),
+        ]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| error.to_string())?;
+        let out = child.stdout.take().ok_or("no pipe")?;
+        self.starts[rank] += 1;
+        let (sender, start) = (self.sender.clone(), self.starts[rank]);
+        std::thread::spawn(move || {
+            for text in BufReader::new(out).lines().map_while(Result::ok) {
+                if sender.send(Line { rank, start, at: Instant::now(), text }).is_err() {
+                    return;
+                }
+            }
+        });
+        if rank < self.children.len() {
+            end(&mut self.children[rank]);
+            self.children[rank] = child;
+        } else {
+            self.children.push(child);
+        }
+        Ok(())
+    }
+
+    fn tell(&mut self, rank: usize, text: &str) -> Result<(), String> {
+        let pipe = self.children[rank].stdin.as_mut().ok_or("no pipe")?;
+        writeln!(pipe, "{text}").map_err(|error| format!("rank {rank} does not listen: {error}"))
+    }
+
+    /// The next line of a living start of a rank.
+    fn line(&self, deadline: Instant) -> Option<Line> {
+        loop {
+            let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
+            if line.start == self.starts[line.rank] {
+                return Some(line);
+            }
+        }
+    }
+
+    fn signal(&self, rank: usize, name: &str) -> Result<(), String> {
+        let id = self.children[rank].id();
+        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status();
+        if sent.is_ok_and(|status| status.success()) {
+            Ok(())
+        } else {
+            Err(format!("no {name} to rank {rank}"))
+        }
+    }
+}
+
+fn end(child: &mut Child) {
+    // One that has ended cannot be killed any more.
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        self.children.iter_mut().for_each(end);
+    }
+}
+
+fn serve() -> Result<StoreServer, String> {
+    let options = ServerOptions { deadlines: deadlines().store, ..ServerOptions::default() };
+    StoreServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), options).map_err(|error| error.to_string())
+}
+
+/// Runs a case.
+pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, String> {
+    let mut server = Some(serve()?);
+    let mut store = server.as_ref().map(StoreServer::local_address).ok_or("no server")?;
+    let mut ranks = Ranks::new();
+    for rank in 0..RANKS {
+        ranks.start(rank, store, case, seed)?;
+    }
+    let gated = matches!(case.fault, Fault::Kill | Fault::Stop | Fault::StoreDead | Fault::Junk);
+    let dies = matches!(case.fault, Fault::Kill | Fault::Stop);
+    let survivors: Vec<usize> = (0..RANKS).filter(|&rank| !dies || rank != case.target).collect();
+
+    let mut struck: Option<Instant> = (!gated).then(Instant::now);
+    let mut verdicts: Vec<Option<(Duration, String)>> = vec![None; RANKS];
+    let mut truths = [false; RANKS];
+    let mut resumed = false;
+    let hard = Instant::now() + Duration::from_secs(60);
+    let done = |verdicts: &[Option<(Duration, String)>], truths: &[bool], who: &[usize]| {
+        who.iter().all(|&rank| verdicts[rank].is_some() && truths[rank])
+    };
+    loop {
+        if done(&verdicts, &truths, &survivors) {
+            // The one that was stopped comes back, and must find out that the others have gone on.
+            let all: Vec<usize> = (0..RANKS).collect();
+            if case.fault != Fault::Stop || done(&verdicts, &truths, &all) {
+                break;
+            }
+            if !resumed {
+                resumed = true;
+                ranks.signal(case.target, "CONT")?;
+            }
+        }
+        let Some(line) = ranks.line(hard) else {
+            let silent: Vec<usize> =
+                survivors.iter().copied().filter(|&rank| verdicts[rank].is_none()).collect();
+            return Err(format!(
+                "hang: nothing heard of {silent:?} after a minute (struck: {})",
+                struck.is_some()
+            ));
+        };
+        let Line { rank, at, text, .. } = line;
+        if text == "gate" {
+            struck = Some(at);
+            match case.fault {
+                Fault::StoreDead => {
+                    server = None;
+                    ranks.tell(rank, "on")?;
+                }
+                Fault::Junk => {
+                    let ports = ports(&ranks, store.port());
+                    if ports.len() < 2 {
+                        return Err(format!("no port of a rank was found: {ports:?}"));
+                    }
+                    ports.iter().for_each(|&port| send_junk(port, seed));
+                    ranks.tell(rank, "on")?;
+                }
+                _ => {}
+            }
+        } else if text == "finished" || text.starts_with("failed ") {
+            if text == "finished" && gated && struck.is_none() {
+                return Err(format!("rank {rank} finished before the fault struck"));
+            }
+            verdicts[rank] = Some((at.saturating_duration_since(struck.unwrap_or(at)), text));
+        } else if text == "true" {
+            truths[rank] = true;
+        } else if text == "joined" {
+            // Faults without a gate strike when ranks have come to where it matters.
+            if !gated && case.phase == Phase::Agreement {
+                struck = Some(at);
+            }
+        } else {
+            return Err(format!("rank {rank}: {text}"));
+        }
+    }
+
+    let said: Vec<(usize, Duration, String)> =
+        survivors.iter().filter_map(|&r| verdicts[r].clone().map(|(time, text)| (r, time, text))).collect();
+    judge(case, &said)?;
+
+    // Whoever is gone, or was started with something wrong, is started anew; all join again.
+    let mends =
+        matches!(case.fault, Fault::Kill | Fault::OtherPlan | Fault::OtherVersion | Fault::OtherExperts);
+    let go = if server.is_none() {
+        let new = serve()?;
+        store = new.local_address();
+        server = Some(new);
+        format!("go tcp://{store}")
+    } else {
+        "go".to_owned()
+    };
+    for rank in 0..RANKS {
+        if mends && rank == case.target {
+            let none = Case { fault: Fault::None, ..*case };
+            // This start has nothing to do before the others' second rebalance: the seed of its first is that.
+            ranks.start(rank, store, &none, seed + 1)?;
+        } else {
+            ranks.tell(rank, &go)?;
+        }
+    }
+    again(case, &mut ranks, mends)?;
+    drop(server);
+    let slowest = said.iter().map(|(_, time, _)| *time).max().unwrap_or_default();
+    let mut words: Vec<String> = said.into_iter().map(|(_, _, text)| text).collect();
+    words.dedup();
+    Ok(Row { case: *case, slowest, said: words })
+}
+
+/// Named errors in time.
+fn judge(case: &Case, said: &[(usize, Duration, String)]) -> Result<(), String> {
+    for (rank, time, text) in said {
+        if *time > case.allowed() {
+            return Err(format!("rank {rank} took {time:?}, allowed are {:?}: {text}", case.allowed()));
+        }
+        if text == "finished" {
+            if !case.may_finish() {
+                return Err(format!("rank {rank} noticed nothing"));
+            }
+        } else if !text.starts_with(&format!("failed rank {rank}, ")) {
+            return Err(format!("an error without rank and phase: {text}"));
+        }
+    }
+    let missing = case.words().iter().find(|word| !said.iter().any(|(_, _, text)| text.contains(**word)));
+    if let Some(word) = missing {
+        return Err(format!("nobody said {word:?}: {said:?}"));
+    }
+    let names_target =
+        |(_, _, text): &(usize, Duration, String)| text.contains(&format!("rank {}", case.target));
+    let dies = matches!(case.fault, Fault::Kill | Fault::Stop);
+    if dies && !said.iter().any(names_target) {
+        return Err(format!("nobody named rank {}: {said:?}", case.target));
+    }
+    Ok(())
+}
+
+/// The next rebalance works, and all hold the same placement after it.
+fn again(case: &Case, ranks: &mut Ranks, mends: bool) -> Result<(), String> {
+    let hard = Instant::now() + Duration::from_secs(60);
+    let mut hashes: Vec<Option<String>> = vec![None; RANKS];
+    while hashes.iter().any(Option::is_none) {
+        let line = ranks.line(hard).ok_or_else(|| format!("hang when joining again: {hashes:?}"))?;
+        let Line { rank, text, .. } = line;
+        if let Some(hash) = text.strip_prefix("again ") {
+            hashes[rank] = Some(hash.to_owned());
+        } else if mends && rank == case.target && text == "finished" {
+            // The new start has done its first rebalance, with the others' second.
+            hashes[rank] = Some(String::new());
+        } else if !matches!(text.as_str(), "true" | "joined") {
+            return Err(format!("after joining again, rank {rank}: {text}"));
+        }
+    }
+    let mut told: Vec<&String> = hashes.iter().flatten().filter(|hash| !hash.is_empty()).collect();
+    told.dedup();
+    if told.len() == 1 { Ok(()) } else { Err(format!("different placements after joining again: {told:?}")) }
+}
+
+/// Ports at which the store and the ranks listen, on this machine.
+fn ports(ranks: &Ranks, store: u16) -> Vec<u16> {
+    let sockets: Vec<String> = ranks
+        .children
+        .iter()
+        .filter_map(|child| std::fs::read_dir(format!("/proc/{}/fd", child.id())).ok())
+        .flat_map(|folder| folder.flatten())
+        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
+        .filter_map(|target| Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
+        .collect();
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
+    let mut ports = vec![store];
+    for line in table.lines().skip(1) {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        // Local address, state (0A: listening), inode.
+        if let (Some(local), Some(&"0A"), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9))
+            && sockets.iter().any(|socket| socket == inode)
+            && let Some((_, port)) = local.split_once(':')
+            && let Ok(port) = u16::from_str_radix(port, 16)
+        {
+            ports.push(port);
+        }
+    }
+    ports.sort_unstable();
+    ports.dedup();
+    ports
+}
+
+/// Sends garbage, in one connection that goes on and one that breaks off.
+fn send_junk(port: u16, seed: u64) {
+    let mut state = seed | 1;
+    let mut junk = vec![0u8; 4096];
+    for byte in &mut junk {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        *byte = (state >> 56) as u8;
+    }
+    let place = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    for length in [junk.len(), 3] {
+        if let Ok(mut stream) = TcpStream::connect_timeout(&place, Duration::from_secs(1)) {
+            // Refusing it is the right answer.
+            let _ = stream.write_all(&junk[..length]);
+        }
+    }
+}

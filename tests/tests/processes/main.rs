@@ -1,0 +1,85 @@
+//! Ranks that are real processes, moving experts through Gloo while some of them die, stop, lie, or lose their store.
+//!
+//! One driver runs the matrix of faults and prints it. Each case starts a process per rank (this program again, as `rank`), lets
+//! a fault strike at a known moment, and demands of every survivor: a named error, or success, within the deadline plus 2 s; a placement that
+//! equals the bytes in its slots; and that the next rebalance works once all have joined again.
+//!
+//! Without Gloo there is nothing to run, and the driver says so as a failure, unless `EPLB_TESTS_WITHOUT_GLOO=1` allows it.
+//! `EPLB_FAULTS=all` runs the whole matrix, `EPLB_FAULTS_SEED` picks placements and ranks.
+
+mod case;
+mod driver;
+mod gate;
+mod rank;
+
+use std::process::ExitCode;
+
+use case::{Case, Fault, Phase};
+use eplb_engine::process::GlooTransport;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|arg| arg == "rank") {
+        return rank::run(&args[1..]);
+    }
+    if args.iter().any(|arg| arg == "--list") {
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = GlooTransport::find_library() {
+        if std::env::var_os("EPLB_TESTS_WITHOUT_GLOO").is_some() {
+            println!("processes: NOT RUN, {error}");
+            return ExitCode::SUCCESS;
+        }
+        println!("processes: FAILED, {error}; EPLB_TESTS_WITHOUT_GLOO=1 leaves these tests out");
+        return ExitCode::FAILURE;
+    }
+    let seed = std::env::var("EPLB_FAULTS_SEED").ok().and_then(|seed| seed.parse().ok()).unwrap_or(1);
+    let whole = std::env::var("EPLB_FAULTS").is_ok_and(|which| which == "all");
+    let only = args.iter().find(|arg| !arg.starts_with('-'));
+    let cases: Vec<Case> = cases(whole, seed)
+        .into_iter()
+        .filter(|case| only.is_none_or(|only| case.to_string().contains(only.as_str())))
+        .collect();
+    println!("{:<34} {:>9} {:>9}  what the survivors said", "fault", "slowest", "allowed");
+    let mut failed = 0;
+    for (number, case) in cases.iter().enumerate() {
+        match driver::run(case, seed + number as u64) {
+            Ok(row) => println!("{row}"),
+            Err(why) => {
+                failed += 1;
+                println!("{case:<34} FAILED: {why}");
+            }
+        }
+    }
+    println!("{} of {} cases as they should be (seed {seed})", cases.len() - failed, cases.len());
+    if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// The matrix: all of it, or a part that has every fault and every phase once.
+fn cases(whole: bool, seed: u64) -> Vec<Case> {
+    let mut cases = Vec::new();
+    let phases =
+        [Phase::Rendezvous, Phase::Agreement, Phase::Drain, Phase::Wave, Phase::Commit, Phase::BetweenWaves];
+    for (at, phase) in phases.into_iter().enumerate() {
+        for fault in [Fault::Kill, Fault::Stop] {
+            if whole {
+                cases.extend((0..driver::RANKS).map(|target| Case { fault, phase, target }));
+            } else if (at % 2 == 0) == (fault == Fault::Kill) {
+                let target = (seed as usize + at) % driver::RANKS;
+                cases.push(Case { fault, phase, target });
+            }
+        }
+    }
+    for (fault, phase) in [
+        (Fault::OtherPlan, Phase::Agreement),
+        (Fault::OtherVersion, Phase::Rendezvous),
+        (Fault::OtherExperts, Phase::Rendezvous),
+    ] {
+        cases.push(Case { fault, phase, target: (seed as usize + 1) % driver::RANKS });
+    }
+    let (store, junk): (&[Phase], &[Phase]) =
+        if whole { (&phases, &phases[1..]) } else { (&phases[3..4], &phases[3..4]) };
+    cases.extend(store.iter().map(|&phase| Case { fault: Fault::StoreDead, phase, target: 0 }));
+    cases.extend(junk.iter().map(|&phase| Case { fault: Fault::Junk, phase, target: 0 }));
+    cases
+}

@@ -1,0 +1,134 @@
+//! One rank of a case: joins, moves experts, fails or not, checks its bytes, joins again, moves experts again.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use eplb_comm::store::deadlines::after;
+use eplb_comm::store::{Store, StoreAddress};
+use eplb_core::{LoadMatrix, Placement, RankId, Topology};
+use eplb_engine::EngineError;
+use eplb_engine::cluster::{Settings, weights};
+use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, Session};
+use eplb_plan::{Options, Planner, Policy, Request};
+use ndarray::Array2;
+
+use crate::case::{Case, Fault, Phase, deadlines};
+use crate::gate::{Gate, Gated, hear, say};
+
+const LAYERS: usize = 3;
+const EXPERTS: usize = 14;
+const SLOTS: usize = 20;
+const EXPERT_BYTES: usize = 30_000;
+
+fn topology(ranks: usize) -> Topology {
+    Topology::uniform(ranks, SLOTS).unwrap()
+}
+
+fn random(seed: u64, topology: &Topology) -> Placement {
+    let loads = LoadMatrix::from_sum(Array2::from_elem((LAYERS, EXPERTS), 1.0)).unwrap();
+    let options = Options { policy: Policy::Random, seed, ..Options::default() };
+    Planner::new(1).unwrap().plan(&Request::new(&loads, topology, &options)).unwrap().placement
+}
+
+fn open(address: &StoreAddress) -> Arc<dyn Store> {
+    let deadlines = deadlines();
+    address.open(None, &deadlines.store, after(deadlines.store.connect)).unwrap()
+}
+
+fn job(rank: usize, ranks: usize, case: Case, seed: u64, address: &StoreAddress) -> (Job, Option<Arc<Gate>>) {
+    let topology = topology(ranks);
+    let target = rank == case.target;
+    let more = usize::from(target && case.fault == Fault::OtherExperts);
+    let layout = weights::layout(LAYERS, EXPERT_BYTES + more).unwrap();
+    let mut settings = Settings::new(&layout, &topology);
+    settings.limits.staging_bytes = 4 * weights::layout(LAYERS, EXPERT_BYTES + 1).unwrap().largest_staged();
+    settings.deadlines = deadlines().exchange;
+    settings.margin = 64;
+    let gate = target.then(|| Gate::new(case, random(seed + 500, &topology)));
+    if let Some(gate) = &gate {
+        settings.hooks = Arc::new(Gated(gate.clone()));
+    }
+    let version = if target && case.fault == Fault::OtherVersion { "2" } else { "1" };
+    let job = Job {
+        start: random(900, &topology),
+        topology,
+        layout: Arc::new(layout),
+        settings,
+        versions: version.to_owned(),
+        transport: Arc::new(GlooTransport::new(None, address).unwrap()),
+        source: Arc::new(MadeUp),
+    };
+    (job, gate)
+}
+
+fn rebalance(member: &mut Member, seed: u64) -> Result<(), EngineError> {
+    let loads = Array2::from_shape_fn((LAYERS, EXPERTS), |(l, e)| (1 + (l * 7 + e * 5) % 11) as f64);
+    let new = random(seed, &topology(crate::driver::RANKS));
+    let moved = member.rebalance(&new, &loads)?;
+    if moved.bytes_wrong > 0 || moved.totals.moves == 0 {
+        say(&format!("wrong {} bytes while moving {}", moved.bytes_wrong, moved.totals.moves));
+    }
+    Ok(())
+}
+
+/// Tells whether the placement that this rank reports is what its slots hold.
+fn check(member: &Member) {
+    match member.check() {
+        Ok(0) if member.placement().missing().next().is_none() => say("true"),
+        Ok(wrong) => say(&format!("wrong {wrong} bytes, {} missing", member.placement().missing().count())),
+        Err(error) => say(&format!("wrong {error}")),
+    }
+}
+
+/// `rank R of W at STORE with FAULT at PHASE on TARGET, seed S`: its arguments, in this order.
+pub(crate) fn run(args: &[String]) -> ExitCode {
+    let number = |at: usize| args[at].parse::<usize>().unwrap();
+    let (rank, ranks, seed) = (number(0), number(1), number(6) as u64);
+    let mut address: StoreAddress = args[2].parse().unwrap();
+    let case = Case { fault: args[3].parse().unwrap(), phase: args[4].parse().unwrap(), target: number(5) };
+    let (job, gate) = job(rank, ranks, case, seed, &address);
+    let deadlines = deadlines();
+    let store = open(&address);
+    if let Some(gate) = &gate {
+        gate.pass(Phase::Rendezvous);
+    }
+    let session = Session::join(store.clone(), RankId::at(rank), ranks, &deadlines);
+    let mut member = None;
+    let outcome = session.and_then(|session| {
+        let member = member.insert(Member::start(session, job.clone())?);
+        say("joined");
+        rebalance(member, seed)
+    });
+    match &outcome {
+        Ok(()) => say("finished"),
+        Err(error) => say(&format!("failed {error}")),
+    }
+    match &member {
+        Some(member) => check(member),
+        // Nothing was in service.
+        None => say("true"),
+    }
+    drop(store);
+    let told = hear();
+    let store = told.strip_prefix("go ").map(|place| {
+        address = place.parse().unwrap();
+        open(&address)
+    });
+    let again = match member {
+        Some(member) => member.rejoin(store),
+        None => Session::join(store.unwrap_or_else(|| open(&address)), RankId::at(rank), ranks, &deadlines)
+            .and_then(|session| Member::start(session, job)),
+    };
+    let again = again.and_then(|mut member| {
+        rebalance(&mut member, seed + 1)?;
+        check(&member);
+        Ok(member)
+    });
+    match again {
+        Ok(member) => say(&format!("again {:016x}", member.placement().hash64())),
+        Err(error) => say(&format!("wrong again: {error}")),
+    }
+    // Until the driver has heard all.
+    hear();
+    ExitCode::SUCCESS
+}
