@@ -61,7 +61,7 @@ check: tools
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps --locked --quiet
 
 test-faults: tools ## The long form of the fault tests: more seeds, longer runs
-	EPLB_SIM_SEEDS=10000 $(CARGO) test --release --workspace --locked
+	EPLB_SIM_SEEDS=10000 EPLB_FAULTS=all $(CARGO) test --release --workspace --locked
 
 bench: tools ## The criterion suites
 	$(CARGO) bench --locked -p eplb-benches

@@ -60,7 +60,9 @@ fn server(text: &str) -> Result<Server, String> {
     if text == "none" {
         return Ok(Server(None));
     }
-    text.parse().map(|rank| Server(Some(RankId(rank)))).map_err(|_| format!("{text:?} is neither a rank nor none"))
+    text.parse()
+        .map(|rank| Server(Some(RankId(rank))))
+        .map_err(|_| format!("{text:?} is neither a rank nor none"))
 }
 
 fn store(text: &str) -> Result<StoreAddress, String> {
@@ -81,21 +83,24 @@ pub(crate) enum Way {
 impl ProcessArgs {
     /// How a run of `ranks` ranks is to be carried out, and on how many.
     pub(crate) fn way(&self, ranks: Option<usize>) -> Result<(Way, usize), Failure> {
-        let flags =
-            Flags { rank: self.rank, world_size: self.world_size, store: self.store.clone() };
+        let flags = Flags { rank: self.rank, world_size: self.world_size, store: self.store.clone() };
         if self.backend == BackendArg::Local {
             if flags != Flags::default() {
                 return Err(Failure::input(
                     "--rank, --world-size and --store are for ranks that are processes: add --backend gloo (or auto)",
                 ));
             }
-            let ranks = ranks.ok_or_else(|| Failure::input("--ranks is missing: how many ranks are there?"))?;
+            let ranks =
+                ranks.ok_or_else(|| Failure::input("--ranks is missing: how many ranks are there?"))?;
             return Ok((Way::Threads, ranks));
         }
         let join = Join::find(&flags, |name| std::env::var(name).ok())?;
         let (way, why) = match (join, ranks) {
             (Some(join), Some(ranks)) if ranks != join.world_size => {
-                let text = format!("--ranks {ranks} contradicts the world size {} ({:?})", join.world_size, join.origin);
+                let text = format!(
+                    "--ranks {ranks} contradicts the world size {} ({:?})",
+                    join.world_size, join.origin
+                );
                 return Err(Failure::input(text));
             }
             (Some(join), _) if join.world_size == 1 => ((Way::Threads, 1), "one rank needs no other"),
@@ -108,7 +113,9 @@ impl ProcessArgs {
             }
             (None, Some(ranks)) => ((Way::Launch, ranks), ""),
             (None, None) => {
-                return Err(Failure::input("--ranks is missing, and so is what says which rank this is (--rank or torchrun's RANK)"));
+                return Err(Failure::input(
+                    "--ranks is missing, and so is what says which rank this is (--rank or torchrun's RANK)",
+                ));
             }
         };
         if self.backend == BackendArg::Auto {

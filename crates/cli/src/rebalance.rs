@@ -12,8 +12,8 @@ use eplb_plan::Policy;
 use serde_json::{Value, json};
 
 use crate::args::{PlanArgs, Steps, open, policy};
-use crate::process::{ProcessArgs, Way};
 use crate::output::{Failure, bytes, number, print, print_json, progress, table};
+use crate::process::{ProcessArgs, Way};
 
 /// Arguments of `eplb rebalance`.
 #[derive(Debug, clap::Args)]
@@ -108,9 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         bar.set_position(position.done as u64);
     };
     let (backend, rank, report) = match &way {
-        Way::Rank(join) => {
-            ("gloo", join.rank, args.process.run_rank(join, &rebalance, &trace, &mut show))
-        }
+        Way::Rank(join) => ("gloo", join.rank, args.process.run_rank(join, &rebalance, &trace, &mut show)),
         _ => ("local", RankId(0), rebalance.run(&trace, &mut show).map_err(Failure::from)),
     };
     bar.finish_and_clear();
@@ -138,93 +136,93 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-fn object(&self, report: &Report) -> Value {
-    let Self { args, policy, ranks, backend, rank } = *self;
-    if rank != RankId(0) {
-        // The report of the run is the lowest rank's.
-        return json!({ "rank": rank.0, "windows": report.windows.len(), "bytes_wrong": report.bytes_wrong });
-    }
-    let windows: Vec<Value> = report
-        .windows
-        .iter()
-        .map(|w| {
-            json!({
-                "step": w.step,
-                "balancedness_before": number(w.balancedness_before),
-                "balancedness": number(w.balancedness),
-                "bound": number(w.bound),
-                "moves": w.moves,
-                "bytes": w.bytes,
-                "waves": w.waves,
-                "plan_ms": number(w.plan_ms),
-                "move_ms": number(w.move_ms),
+    fn object(&self, report: &Report) -> Value {
+        let Self { args, policy, ranks, backend, rank } = *self;
+        if rank != RankId(0) {
+            // The report of the run is the lowest rank's.
+            return json!({ "rank": rank.0, "windows": report.windows.len(), "bytes_wrong": report.bytes_wrong });
+        }
+        let windows: Vec<Value> = report
+            .windows
+            .iter()
+            .map(|w| {
+                json!({
+                    "step": w.step,
+                    "balancedness_before": number(w.balancedness_before),
+                    "balancedness": number(w.balancedness),
+                    "bound": number(w.bound),
+                    "moves": w.moves,
+                    "bytes": w.bytes,
+                    "waves": w.waves,
+                    "plan_ms": number(w.plan_ms),
+                    "move_ms": number(w.move_ms),
+                })
             })
+            .collect();
+        json!({
+            "policy": policy.name(),
+            "backend": backend,
+            "ranks": ranks,
+            "slots": args.slots,
+            "window": args.window,
+            "windows": windows,
+            "bytes_wrong": report.bytes_wrong,
         })
-        .collect();
-    json!({
-        "policy": policy.name(),
-        "backend": backend,
-        "ranks": ranks,
-        "slots": args.slots,
-        "window": args.window,
-        "windows": windows,
-        "bytes_wrong": report.bytes_wrong,
-    })
-}
+    }
 
-fn text(&self, report: &Report) -> String {
-    let Self { args, policy, ranks, backend, rank } = *self;
-    if rank != RankId(0) {
-        return format!("{rank}: {} windows, {} bytes wrong\n", report.windows.len(), report.bytes_wrong);
-    }
-    let head = [
-        "step",
-        "before",
-        "after",
-        "bound",
-        "moves",
-        "bytes",
-        "waves",
-        "worst",
-        "plan ms",
-        "move ms",
-        "steps served",
-    ];
-    let mut rows = vec![head.map(String::from).to_vec()];
-    for w in &report.windows {
-        rows.push(vec![
-            w.step.to_string(),
-            format!("{:.4}", w.balancedness_before),
-            format!("{:.4}", w.balancedness),
-            format!("{:.4}", w.bound),
-            w.moves.to_string(),
-            bytes(w.bytes),
-            w.waves.to_string(),
-            w.worst.map_or_else(|| "-".into(), |worst| format!("{worst:.4}")),
-            format!("{:.2}", w.plan_ms),
-            format!("{:.1}", w.move_ms),
-            w.steps_served.to_string(),
-        ]);
-    }
-    let count = report.windows.len().max(1) as f64;
-    let mean = |value: fn(&Window) -> f64| report.windows.iter().map(value).sum::<f64>() / count;
-    let moves: usize = report.windows.iter().map(|w| w.moves).sum();
-    let moved: u64 = report.windows.iter().map(|w| w.bytes).sum();
-    let checked = match args.verify {
-        VerifyArg::Full => format!("every byte checked, {} wrong", report.bytes_wrong),
-        VerifyArg::Sampled => format!("bytes checked in samples, {} wrong", report.bytes_wrong),
-        VerifyArg::Off => format!("slots checked by name only, {} bytes wrong", report.bytes_wrong),
-    };
-    format!(
-        "{}worst: least balancedness of any layer on the way\n\n{policy} on {} ranks ({backend}), {} slots: balancedness {:.4} -> {:.4} (mean of {} windows, each on its own loads), {moves} \
+    fn text(&self, report: &Report) -> String {
+        let Self { args, policy, ranks, backend, rank } = *self;
+        if rank != RankId(0) {
+            return format!("{rank}: {} windows, {} bytes wrong\n", report.windows.len(), report.bytes_wrong);
+        }
+        let head = [
+            "step",
+            "before",
+            "after",
+            "bound",
+            "moves",
+            "bytes",
+            "waves",
+            "worst",
+            "plan ms",
+            "move ms",
+            "steps served",
+        ];
+        let mut rows = vec![head.map(String::from).to_vec()];
+        for w in &report.windows {
+            rows.push(vec![
+                w.step.to_string(),
+                format!("{:.4}", w.balancedness_before),
+                format!("{:.4}", w.balancedness),
+                format!("{:.4}", w.bound),
+                w.moves.to_string(),
+                bytes(w.bytes),
+                w.waves.to_string(),
+                w.worst.map_or_else(|| "-".into(), |worst| format!("{worst:.4}")),
+                format!("{:.2}", w.plan_ms),
+                format!("{:.1}", w.move_ms),
+                w.steps_served.to_string(),
+            ]);
+        }
+        let count = report.windows.len().max(1) as f64;
+        let mean = |value: fn(&Window) -> f64| report.windows.iter().map(value).sum::<f64>() / count;
+        let moves: usize = report.windows.iter().map(|w| w.moves).sum();
+        let moved: u64 = report.windows.iter().map(|w| w.bytes).sum();
+        let checked = match args.verify {
+            VerifyArg::Full => format!("every byte checked, {} wrong", report.bytes_wrong),
+            VerifyArg::Sampled => format!("bytes checked in samples, {} wrong", report.bytes_wrong),
+            VerifyArg::Off => format!("slots checked by name only, {} bytes wrong", report.bytes_wrong),
+        };
+        format!(
+            "{}worst: least balancedness of any layer on the way\n\n{policy} on {} ranks ({backend}), {} slots: balancedness {:.4} -> {:.4} (mean of {} windows, each on its own loads), {moves} \
          moves, {} moved, {checked}\n",
-        table(&rows),
-        ranks,
-        args.slots,
-        mean(|w| w.balancedness_before),
-        mean(|w| w.balancedness),
-        report.windows.len(),
-        bytes(moved),
-    )
-}
+            table(&rows),
+            ranks,
+            args.slots,
+            mean(|w| w.balancedness_before),
+            mean(|w| w.balancedness),
+            report.windows.len(),
+            bytes(moved),
+        )
+    }
 }

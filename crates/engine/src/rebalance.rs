@@ -1,14 +1,17 @@
 //! Walks a trace window by window: plan on the window, agree, move wave by wave, check every byte.
 
 use std::num::NonZeroUsize;
-use std::time::Instant;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use eplb_core::{LoadMatrix, ModelLayout, Placement, Topology, metrics};
+use eplb_exchange::Totals;
 use eplb_plan::{Options, Planner, Request};
 use eplb_trace::Trace;
 
 use crate::cluster::{Cluster, Settings, Verify, weights};
 use crate::error::EngineError;
+use crate::process::{Alone, MadeUp};
 
 /// What to run on a trace.
 #[derive(Debug, Clone)]
@@ -100,6 +103,9 @@ impl Rebalance {
     /// Bad options or loads, an exchange that stopped, or a rank that failed. Wrong bytes are no error here: they
     /// are counted in the [`Report`].
     pub fn run(&self, trace: &Trace, progress: &mut dyn FnMut(Position)) -> Result<Report, EngineError> {
+        if self.topology.ranks() == 1 {
+            return self.run_alone(trace, progress);
+        }
         let (layout, settings) = self.settings(trace.layers())?;
         self.run_with(trace, layout, settings, progress)
     }
@@ -174,28 +180,83 @@ impl Rebalance {
         report.bytes_wrong += moved.bytes_wrong + cluster.check()?;
         report.first_wrong =
             report.first_wrong.take().or_else(|| moved.first_wrong.as_ref().map(ToString::to_string));
+        let carried =
+            Carried { waves: moved.waves, totals: moved.totals, steps: moved.steps, time: moved.time };
+        let planned = (plan_ms, plan.bound.mean);
+        self.line(step, loads, (&current, cluster.placement()), planned, &carried)
+    }
+
+    /// A rank that is alone moves between slots of its own: on this thread, with nothing else started.
+    fn run_alone(&self, trace: &Trace, progress: &mut dyn FnMut(Position)) -> Result<Report, EngineError> {
+        self.check_slots(trace)?;
+        let (layout, settings) = self.settings(trace.layers())?;
+        let planner = Planner::new(1)?;
+        let start = Placement::round_robin(trace.layers(), trace.experts(), self.topology.slots())?;
+        let limits = settings.limits;
+        let mut alone = Alone::start(&self.topology, Arc::new(layout), start, limits, &MadeUp)?;
+        let ranges: Vec<_> = trace.windows(self.window).collect();
+        let mut report = Report { windows: Vec::new(), bytes_wrong: 0, first_wrong: None };
+        for (done, range) in ranges.iter().enumerate() {
+            progress(Position { done, windows: ranges.len() });
+            let loads = trace.loads(range.clone())?;
+            let current = alone.placement().clone();
+            let begun = Instant::now();
+            let plan =
+                planner.plan(&Request::new(&loads, &self.topology, &self.plan).with_current(&current))?;
+            let plan_ms = begun.elapsed().as_secs_f64() * 1e3;
+            let begun = Instant::now();
+            let (waves, totals) = alone.rebalance(&plan.placement, loads.sum())?;
+            report.bytes_wrong += alone.check(self.verify)?;
+            let carried = Carried { waves, totals, steps: 0, time: begun.elapsed() };
+            let planned = (plan_ms, plan.bound.mean);
+            let places = (&current, alone.placement());
+            report.windows.push(self.line(range.start, &loads, places, planned, &carried)?);
+        }
+        progress(Position { done: ranges.len(), windows: ranges.len() });
+        Ok(report)
+    }
+
+    /// The line of a window: the placements before and after, milliseconds of planning and the bound, and what was moved.
+    pub(crate) fn line(
+        &self,
+        step: usize,
+        loads: &LoadMatrix,
+        (before, after): (&Placement, &Placement),
+        (plan_ms, bound): (f64, f64),
+        carried: &Carried,
+    ) -> Result<Window, EngineError> {
         let score = |placement: &Placement| -> Result<f64, EngineError> {
             Ok(metrics::balancedness(loads.sum().view(), placement, None, &self.topology)?.mean)
         };
+        let totals = &carried.totals;
         Ok(Window {
             step,
-            balancedness_before: score(&current)?,
-            balancedness: score(cluster.placement())?,
-            bound: plan.bound.mean,
-            moves: metrics::changes(&current, cluster.placement(), &self.topology)?.moves,
-            bytes: moved.totals.link_bytes,
-            waves: moved.waves,
-            worst: [moved.totals.worst_drained, moved.totals.worst_between]
+            balancedness_before: score(before)?,
+            balancedness: score(after)?,
+            bound,
+            moves: metrics::changes(before, after, &self.topology)?.moves,
+            bytes: totals.link_bytes,
+            waves: carried.waves,
+            worst: [totals.worst_drained, totals.worst_between]
                 .into_iter()
                 .flatten()
                 .map(|worst| worst.balancedness)
-                .filter(|_| moved.waves > 0)
+                .filter(|_| carried.waves > 0)
                 .reduce(f64::min),
             plan_ms,
-            move_ms: moved.time.as_secs_f64() * 1e3,
-            steps_served: moved.steps,
+            move_ms: carried.time.as_secs_f64() * 1e3,
+            steps_served: carried.steps,
         })
     }
+}
+
+/// What the waves of a window were, and what they took.
+#[derive(Debug)]
+pub(crate) struct Carried {
+    pub(crate) waves: usize,
+    pub(crate) totals: Totals,
+    pub(crate) steps: u64,
+    pub(crate) time: Duration,
 }
 
 /// Refuses a run whose weights and staging would take more than 80% of the memory that is free. Where the system does not

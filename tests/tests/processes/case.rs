@@ -32,6 +32,8 @@ pub(crate) enum Fault {
 pub(crate) enum Phase {
     /// Before the rank joins.
     Rendezvous,
+    /// Before it makes its communicator.
+    Connect,
     /// Before it tells the hash of its waves.
     Agreement,
     /// After it has drained its first slots.
@@ -55,8 +57,9 @@ const FAULTS: [(Fault, &str); 8] = [
     (Fault::Junk, "junk"),
 ];
 
-const PHASES: [(Phase, &str); 6] = [
+const PHASES: [(Phase, &str); 7] = [
     (Phase::Rendezvous, "rendezvous"),
+    (Phase::Connect, "connect"),
     (Phase::Agreement, "agreement"),
     (Phase::Drain, "drain"),
     (Phase::Wave, "wave"),
@@ -122,7 +125,7 @@ pub(crate) fn deadlines() -> Deadlines {
     deadlines.exchange.peer = seconds(2);
     deadlines.exchange.transfer = seconds(6);
     deadlines.exchange.answer = seconds(4);
-    deadlines.communicator = seconds(12);
+    deadlines.communicator = seconds(8);
     deadlines
 }
 
@@ -133,9 +136,10 @@ impl Case {
         let deadline = match (self.fault, self.phase) {
             (Fault::OtherPlan | Fault::OtherVersion | Fault::OtherExperts, _) => deadlines.store.collective,
             (Fault::StoreDead, _) => deadlines.store.silence,
+            (Fault::Junk, Phase::Rendezvous | Phase::Connect) => deadlines.communicator,
             (Fault::Junk, _) => deadlines.exchange.transfer,
             (_, Phase::Rendezvous) => deadlines.store.join,
-            (_, Phase::Agreement) => deadlines.store.collective,
+            (_, Phase::Connect | Phase::Agreement) => deadlines.store.collective,
             _ => deadlines.exchange.peer,
         };
         deadline + Duration::from_secs(2)

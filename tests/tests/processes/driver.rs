@@ -1,5 +1,6 @@
 //! Runs one case and judges it.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
@@ -151,6 +152,7 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, String> {
     let mut verdicts: Vec<Option<(Duration, String)>> = vec![None; RANKS];
     let mut truths = [false; RANKS];
     let mut resumed = false;
+    let mut junk = None;
     let hard = Instant::now() + Duration::from_secs(60);
     let done = |verdicts: &[Option<(Duration, String)>], truths: &[bool], who: &[usize]| {
         who.iter().all(|&rank| verdicts[rank].is_some() && truths[rank])
@@ -184,11 +186,9 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, String> {
                     ranks.tell(rank, "on")?;
                 }
                 Fault::Junk => {
-                    let ports = ports(&ranks, store.port());
-                    if ports.len() < 2 {
-                        return Err(format!("no port of a rank was found: {ports:?}"));
-                    }
-                    ports.iter().for_each(|&port| send_junk(port, seed));
+                    let ids = ranks.children.iter().map(Child::id).collect();
+                    let port = store.port();
+                    junk = Some(std::thread::spawn(move || send_junk_for(JUNK_TIME, ids, port, seed)));
                     ranks.tell(rank, "on")?;
                 }
                 _ => {}
@@ -213,6 +213,8 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, String> {
     let said: Vec<(usize, Duration, String)> =
         survivors.iter().filter_map(|&r| verdicts[r].clone().map(|(time, text)| (r, time, text))).collect();
     judge(case, &said)?;
+    let junk =
+        junk.map(|thread| thread.join().map_err(|_| "the sender of junk panicked".to_owned())).transpose()?;
 
     // Whoever is gone, or was started with something wrong, is started anew; all join again.
     let mends =
@@ -239,6 +241,12 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, String> {
     let slowest = said.iter().map(|(_, time, _)| *time).max().unwrap_or_default();
     let mut words: Vec<String> = said.into_iter().map(|(_, _, text)| text).collect();
     words.dedup();
+    if let Some(ports) = junk {
+        if ports == 0 || (case.phase == Phase::Rendezvous && ports < 2) {
+            return Err(format!("junk went to {ports} ports only: it missed those of the ranks"));
+        }
+        words.push(format!("(junk went to {ports} ports)"));
+    }
     Ok(Row { case: *case, slowest, said: words })
 }
 
@@ -290,12 +298,28 @@ fn again(case: &Case, ranks: &mut Ranks, mends: bool) -> Result<(), String> {
     if told.len() == 1 { Ok(()) } else { Err(format!("different placements after joining again: {told:?}")) }
 }
 
+/// How long junk is sent: ranks listen for each other only while they connect.
+const JUNK_TIME: Duration = Duration::from_secs(3);
+
+/// Sends junk to every port of the processes as it opens, and to the store's now and then; to how many.
+fn send_junk_for(time: Duration, ids: Vec<u32>, store: u16, seed: u64) -> usize {
+    let (start, mut hit) = (Instant::now(), BTreeSet::new());
+    while start.elapsed() < time {
+        for port in ports(&ids, store) {
+            if hit.insert(port) || port != store || hit.len() % 8 == 0 {
+                send_junk(port, seed + hit.len() as u64);
+            }
+        }
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    hit.len()
+}
+
 /// Ports at which the store and the ranks listen, on this machine.
-fn ports(ranks: &Ranks, store: u16) -> Vec<u16> {
-    let sockets: Vec<String> = ranks
-        .children
+fn ports(ids: &[u32], store: u16) -> Vec<u16> {
+    let sockets: Vec<String> = ids
         .iter()
-        .filter_map(|child| std::fs::read_dir(format!("/proc/{}/fd", child.id())).ok())
+        .filter_map(|id| std::fs::read_dir(format!("/proc/{id}/fd")).ok())
         .flat_map(|folder| folder.flatten())
         .filter_map(|entry| std::fs::read_link(entry.path()).ok())
         .filter_map(|target| Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))

@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use eplb_comm::host::HostMemory;
+use eplb_comm::host::{HostMemory, HostStream};
 use eplb_comm::{Carried, CommError, Communicator, Fence, Progress, Ticket};
 use eplb_core::{Placement, RankId, Transfer};
 use eplb_engine::board::{Board, Reader};
-use eplb_engine::cluster::Hooks;
+use eplb_engine::cluster::{Hooks, ServingStream};
 use eplb_exchange::{Note, Record};
 
 use crate::case::{Case, Fault, Phase};
@@ -50,7 +50,7 @@ impl Gate {
             return;
         }
         let signal = |name: &str| {
-            // What was said before goes out: the fault is to strike after it.
+            // What was said before goes out, and others come to where they wait: the fault is to strike after it.
             std::thread::sleep(Duration::from_millis(60));
             say("gate");
             // The shell's parent is this process.
@@ -74,6 +74,12 @@ impl Gate {
 pub(crate) struct Gated(pub(crate) Arc<Gate>);
 
 impl Hooks for Gated {
+    fn stream(&self, _rank: RankId, stream: HostStream) -> Box<dyn ServingStream> {
+        // The last part of a rank that is made before its communicator.
+        self.0.pass(Phase::Connect);
+        Box::new(stream)
+    }
+
     fn communicator(
         &self,
         _rank: RankId,

@@ -58,8 +58,15 @@ fn main() -> ExitCode {
 /// The matrix: all of it, or a part that has every fault and every phase once.
 fn cases(whole: bool, seed: u64) -> Vec<Case> {
     let mut cases = Vec::new();
-    let phases =
-        [Phase::Rendezvous, Phase::Agreement, Phase::Drain, Phase::Wave, Phase::Commit, Phase::BetweenWaves];
+    let phases = [
+        Phase::Rendezvous,
+        Phase::Connect,
+        Phase::Agreement,
+        Phase::Drain,
+        Phase::Wave,
+        Phase::Commit,
+        Phase::BetweenWaves,
+    ];
     for (at, phase) in phases.into_iter().enumerate() {
         for fault in [Fault::Kill, Fault::Stop] {
             if whole {
@@ -78,7 +85,7 @@ fn cases(whole: bool, seed: u64) -> Vec<Case> {
         cases.push(Case { fault, phase, target: (seed as usize + 1) % driver::RANKS });
     }
     let (store, junk): (&[Phase], &[Phase]) =
-        if whole { (&phases, &phases[1..]) } else { (&phases[3..4], &phases[3..4]) };
+        if whole { (&phases, &phases) } else { (&phases[4..5], &phases[..1]) };
     cases.extend(store.iter().map(|&phase| Case { fault: Fault::StoreDead, phase, target: 0 }));
     cases.extend(junk.iter().map(|&phase| Case { fault: Fault::Junk, phase, target: 0 }));
     cases

@@ -2,6 +2,7 @@
 
 mod objective;
 mod plan;
+mod processes;
 mod ranks;
 mod rebalance;
 mod replay;

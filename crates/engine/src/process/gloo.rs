@@ -32,7 +32,9 @@ impl GlooTransport {
             }),
             (None, StoreAddress::Tcp(place)) => {
                 let unknown = |error: &dyn std::fmt::Display| {
-                    EngineError::Options(format!("{store} cannot be reached from here: {error}; give --interface"))
+                    EngineError::Options(format!(
+                        "{store} cannot be reached from here: {error}; give --interface"
+                    ))
                 };
                 let found = place.to_socket_addrs().map_err(|error| unknown(&error))?.next();
                 let target = found.unwrap_or(SocketAddr::from((Ipv4Addr::LOCALHOST, 1)));
@@ -48,7 +50,10 @@ impl GlooTransport {
     /// # Errors
     /// Why it cannot; the message says what to install.
     pub fn find_library() -> Result<String, EngineError> {
-        let refused = |error: eplb_comm_gloo::LoadError| EngineError::Backend { backend: NAME, detail: error.to_string() };
+        let refused = |error: eplb_comm_gloo::LoadError| EngineError::Backend {
+            backend: NAME,
+            detail: error.to_string(),
+        };
         Ok(Gloo::load().map_err(refused)?.version())
     }
 

@@ -173,6 +173,10 @@ impl Member {
     fn connect(&mut self) -> Result<(), EngineError> {
         self.communicator = None;
         let rank = self.session.rank();
+        // Who does not come is known by name here; a transport may only see that not all are there.
+        let deadline = after(self.session.deadlines().store.collective);
+        let all_here = self.session.group.barrier("connecting", deadline);
+        at(rank, Stage::Connecting, all_here)?;
         let meeting = Meeting {
             rank,
             world_size: self.job.topology.ranks(),

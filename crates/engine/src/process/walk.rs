@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use eplb_core::{LoadMatrix, Placement, metrics};
+use eplb_core::{LoadMatrix, Placement};
 use eplb_plan::{Planner, Request};
 use eplb_trace::Trace;
 use ndarray::Array2;
@@ -13,7 +13,7 @@ use super::session::{Session, Stage, at};
 use super::standing::decode_map;
 use super::transport::{MadeUp, Transport};
 use crate::error::EngineError;
-use crate::rebalance::{Position, Rebalance, Report, Window};
+use crate::rebalance::{Carried, Position, Rebalance, Report, Window};
 
 impl Rebalance {
     /// What every rank of this run is started with, over a backend.
@@ -88,27 +88,10 @@ impl Rebalance {
         let new = at(rank, Stage::Planning, Placement::new(current.experts(), planned.map))?;
         let moved = member.rebalance(&new, loads.sum())?;
         take_reports(member, &moved, report)?;
-        let score = |placement: &Placement| -> Result<f64, EngineError> {
-            Ok(metrics::balancedness(loads.sum().view(), placement, None, &self.topology)?.mean)
-        };
-        Ok(Window {
-            step,
-            balancedness_before: score(&current)?,
-            balancedness: score(member.placement())?,
-            bound: planned.bound,
-            moves: metrics::changes(&current, member.placement(), &self.topology)?.moves,
-            bytes: moved.totals.link_bytes,
-            waves: moved.waves,
-            worst: [moved.totals.worst_drained, moved.totals.worst_between]
-                .into_iter()
-                .flatten()
-                .map(|worst| worst.balancedness)
-                .filter(|_| moved.waves > 0)
-                .reduce(f64::min),
-            plan_ms: planned.plan_ms,
-            move_ms: moved.time.as_secs_f64() * 1e3,
-            steps_served: moved.steps,
-        })
+        let carried =
+            Carried { waves: moved.waves, totals: moved.totals, steps: moved.steps, time: moved.time };
+        let planned = (planned.plan_ms, planned.bound);
+        self.line(step, loads, (&current, member.placement()), planned, &carried)
     }
 }
 

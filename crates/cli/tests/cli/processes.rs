@@ -1,0 +1,167 @@
+//! `eplb rebalance` with ranks that are processes.
+
+use std::net::TcpListener;
+use std::process::{Command, Output, Stdio};
+
+use eplb_engine::process::GlooTransport;
+use serde_json::Value;
+
+use super::support::{eplb, json, names, refused, shipped};
+
+const RUN: [&str; 8] = ["--slots", "72", "--steps", "0:60", "--expert-bytes", "3001", "--window", "20"];
+
+/// Whether Gloo is there; its absence has to be allowed.
+fn gloo() -> bool {
+    match GlooTransport::find_library() {
+        Ok(_) => true,
+        Err(error) => {
+            let allowed = std::env::var_os("EPLB_TESTS_WITHOUT_GLOO").is_some();
+            assert!(allowed, "{error}; EPLB_TESTS_WITHOUT_GLOO=1 leaves out what needs it");
+            eprintln!("not run: {error}");
+            false
+        }
+    }
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+/// What a run did, without times.
+fn done(report: &Value) -> Vec<Vec<Value>> {
+    let keys = ["step", "balancedness_before", "balancedness", "bound", "moves", "bytes", "waves"];
+    let windows = report["windows"].as_array().unwrap();
+    windows.iter().map(|window| keys.iter().map(|key| window[*key].clone()).collect()).collect()
+}
+
+fn started(args: &[&str], variables: &[(&str, &str)]) -> std::process::Child {
+    let trace = shipped();
+    Command::new(env!("CARGO_BIN_EXE_eplb"))
+        .args(["rebalance", "--trace", trace.to_str().unwrap(), "--json"])
+        .args(RUN)
+        .args(args)
+        .envs(variables.iter().copied())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap()
+}
+
+fn object(output: &Output) -> Value {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    serde_json::from_slice(&output.stdout).unwrap()
+}
+
+#[test]
+fn processes_do_what_threads_do() {
+    if !gloo() {
+        return;
+    }
+    let trace = shipped();
+    let run = |backend: &str| {
+        let common = ["rebalance", "--trace", trace.to_str().unwrap(), "--json", "--ranks", "4"];
+        json(&[&common[..], &RUN, &["--backend", backend]].concat())
+    };
+    let (threads, processes) = (run("local"), run("gloo"));
+    assert_eq!(processes["backend"], "gloo");
+    assert_eq!((processes["bytes_wrong"].as_u64(), processes["ranks"].as_u64()), (Some(0), Some(4)));
+    assert_eq!(done(&threads), done(&processes));
+    assert!(done(&threads).iter().any(|window| window[4].as_u64() > Some(0)), "something moved");
+}
+
+#[test]
+fn ranks_join_by_hand_and_under_launchers() {
+    if !gloo() {
+        return;
+    }
+    let port = free_port().to_string();
+    let store = format!("tcp://127.0.0.1:{port}");
+    let by_hand = ["--backend", "gloo", "--rank", "0", "--world-size", "3", "--store", &store];
+    let torchrun = [
+        ("RANK", "1"),
+        ("WORLD_SIZE", "3"),
+        ("MASTER_ADDR", "127.0.0.1"),
+        ("MASTER_PORT", "1"),
+        ("EPLB_STORE_PORT", &*port),
+    ];
+    let vllm = [
+        ("VLLM_DP_RANK", "2"),
+        ("VLLM_DP_SIZE", "3"),
+        ("VLLM_DP_MASTER_IP", "127.0.0.1"),
+        ("VLLM_DP_MASTER_PORT", "1"),
+        ("EPLB_STORE_PORT", &*port),
+    ];
+    let ranks = [
+        started(&by_hand, &[]),
+        started(&["--backend", "auto"], &torchrun),
+        started(&["--backend", "gloo", "--ranks", "3"], &vllm),
+    ];
+    let outputs = ranks.map(|rank| rank.wait_with_output().unwrap());
+    let report = object(&outputs[0]);
+    assert_eq!((report["bytes_wrong"].as_u64(), done(&report).len()), (Some(0), 3));
+    for (rank, output) in outputs.iter().enumerate().skip(1) {
+        let report = object(output);
+        assert_eq!(report["rank"].as_u64(), Some(rank as u64));
+        assert_eq!((report["bytes_wrong"].as_u64(), report["windows"].as_u64()), (Some(0), Some(3)));
+    }
+    names(&String::from_utf8_lossy(&outputs[1].stderr), &["backend gloo"]);
+}
+
+#[test]
+fn ranks_with_other_options_are_told_so() {
+    if !gloo() {
+        return;
+    }
+    let store = format!("tcp://127.0.0.1:{}", free_port());
+    let rank = |rank: &str, more: &[&str]| {
+        let place = ["--backend", "gloo", "--rank", rank, "--world-size", "2", "--store", &store];
+        started(&[&place[..], more].concat(), &[])
+    };
+    let ranks = [rank("0", &[]), rank("1", &["--staging-bytes", "99999"])];
+    for (number, rank) in ranks.into_iter().enumerate() {
+        let output = rank.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1));
+        let words = ["staging bytes differs", "99999 on rank 1", &format!("rank {number}, comparing")];
+        names(&String::from_utf8_lossy(&output.stderr), &words);
+    }
+}
+
+#[test]
+fn one_rank_is_alone_and_needs_no_gloo() {
+    let trace = shipped();
+    let common = ["rebalance", "--trace", trace.to_str().unwrap(), "--json"];
+    let alone = json(&[&common[..], &RUN, &["--backend", "gloo", "--ranks", "1"]].concat());
+    assert_eq!((alone["bytes_wrong"].as_u64(), alone["backend"].as_str()), (Some(0), Some("local")));
+}
+
+#[test]
+fn contradictions_are_refused() {
+    let trace = shipped();
+    let run = |rest: &[&str]| {
+        refused(&[&["rebalance", "--trace", trace.to_str().unwrap()][..], &RUN, rest].concat())
+    };
+    names(&run(&["--rank", "0", "--world-size", "2"]), &["--backend gloo"]);
+    names(&run(&["--backend", "gloo"]), &["--ranks", "RANK"]);
+    names(
+        &run(&[
+            "--ranks",
+            "4",
+            "--backend",
+            "gloo",
+            "--rank",
+            "0",
+            "--world-size",
+            "2",
+            "--store",
+            "file:///x",
+        ]),
+        &["--ranks 4", "2"],
+    );
+    names(&run(&["--backend", "gloo", "--rank", "0"]), &["--world-size"]);
+    names(
+        &run(&["--backend", "gloo", "--rank", "0", "--world-size", "2", "--store", "http://x"]),
+        &["tcp://host:port"],
+    );
+    let output = eplb(&["rebalance", "--help"]);
+    names(&String::from_utf8_lossy(&output.stdout), &["--store-server", "--backend", "VLLM_DP_RANK"]);
+}
