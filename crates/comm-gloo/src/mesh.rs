@@ -57,6 +57,27 @@ impl Caller<'_> {
     /// Tries generations until one connects all ranks or the deadline passes.
     pub(crate) fn connect(&self, deadline: Instant) -> Result<Mesh, GlooError> {
         let begin = Instant::now();
+        let mut last = None;
+        match self.try_generations(deadline, &mut last) {
+            // What the last attempt failed of says more than that its time ran out.
+            Err(GlooError::Store { source, .. }) if source.is_timeout() && last.is_some() => {}
+            Err(error) => return Err(error),
+            Ok(Some(mesh)) => return Ok(mesh),
+            Ok(None) => {}
+        }
+        let (generation, cause) = last.map_or((0, String::new()), |(generation, fault): (u64, Fault)| {
+            (generation, fault.error(self.rank).to_string())
+        });
+        let (rank, world_size, waited) = (self.rank, self.world_size, begin.elapsed());
+        Err(GlooError::NotConnected { rank, world_size, waited, generation, cause })
+    }
+
+    /// `None`: the deadline passed; `last` is the last attempt and what was in its way.
+    fn try_generations(
+        &self,
+        deadline: Instant,
+        last: &mut Option<(u64, Fault)>,
+    ) -> Result<Option<Mesh>, GlooError> {
         let corner = PrefixStore::new(self.store.clone(), &self.options.prefix);
         let corner: Arc<dyn Store> = Arc::new(corner.map_err(|error| self.store_error(error))?);
         let mut generation = first(&*corner, deadline).map_err(|error| self.store_error(error))?;
@@ -65,7 +86,7 @@ impl Caller<'_> {
             let own: Arc<dyn Store> = Arc::new(own.map_err(|error| self.store_error(error))?);
             let alarm = Alarm::new(own.clone(), self.rank, self.world_size);
             let fault = match self.attempt(generation, &own, &alarm, deadline) {
-                Ok(mesh) => return Ok(mesh),
+                Ok(mesh) => return Ok(Some(mesh)),
                 Err(Setback::Again(fault)) => fault,
                 Err(Setback::Never(error)) => {
                     let fault = Fault::own(self.rank, error.to_string());
@@ -77,14 +98,10 @@ impl Caller<'_> {
             // Whoever is still in this attempt sees the record and leaves it too.
             let recorded = alarm.record(&fault, Instant::now() + self.options.report);
             let (fault, _) = recorded.map_err(|error| self.store_error(error))?;
-            if Instant::now() >= deadline {
-                return Err(GlooError::NotConnected {
-                    rank: self.rank,
-                    world_size: self.world_size,
-                    waited: begin.elapsed(),
-                    generation,
-                    cause: fault.error(self.rank).to_string(),
-                });
+            *last = Some((generation, fault));
+            // What is left is no time for another.
+            if Instant::now() + 2 * PAUSES.1 >= deadline {
+                return Ok(None);
             }
             self.leave(&own).map_err(|error| self.store_error(error))?;
             generation += 1;
