@@ -21,7 +21,7 @@ use crate::facts::Facts;
 use crate::mesh::Caller;
 use crate::options::Options;
 use crate::shared::Shared;
-use crate::ticket::GlooTicket;
+use crate::ticket::{Direction, GlooTicket};
 use crate::{lane, progress};
 
 /// The `gloo` backend: TCP between the memories of processes.
@@ -157,9 +157,11 @@ impl Group {
         let rank = memory.rank();
         let cut = Cut::new(memory.layout(), options.small_bytes, options.piece_bytes);
         let largest = cut.largest_packed(memory.layout());
-        let (count, bytes) = cells::size(largest, options.window, options.lanes, options.packing_bytes);
+        // One per direction.
+        let lanes = 2 * options.lanes;
+        let (count, bytes) = cells::size(largest, options.window, lanes, options.packing_bytes);
         let packing: Vec<Cells> =
-            (0..options.lanes).map(|_| Cells::new(rank, count, bytes)).collect::<Result<_, _>>()?;
+            (0..lanes).map(|_| Cells::new(rank, count, bytes)).collect::<Result<_, _>>()?;
         let caller = Caller {
             gloo: Gloo::load()?,
             rank,
@@ -175,15 +177,18 @@ impl Group {
             shared: shared.clone(),
             tickets: BTreeMap::new(),
             next: 0,
-            packing_bytes: options.lanes * count * bytes,
+            packing_bytes: lanes * count * bytes,
             workers: Vec::new(),
             listener: None,
         };
         for (number, cells) in packing.into_iter().enumerate() {
             let shared = shared.clone();
-            group
-                .workers
-                .push(start(format!("gloo-lane-{number}"), move || lane::run(&shared, number, cells))?);
+            let (name, direction) = match number % 2 {
+                0 => ("in", Direction::In),
+                _ => ("out", Direction::Out),
+            };
+            let carry = move || lane::run(&shared, number, direction, cells);
+            group.workers.push(start(format!("gloo-{name}-{}", number / 2), carry)?);
         }
         let progress = shared.clone();
         group.workers.push(start("gloo-progress".into(), move || progress::run(&progress))?);
@@ -224,8 +229,7 @@ impl Group {
                 Some(error) if matches!(ticket.poll(), Ok(false)) => ticket.fail(error),
                 Some(_) => {}
                 None => {
-                    state.open.push(ticket.clone());
-                    state.queue.push_back(ticket);
+                    state.push(&ticket);
                 }
             }
             drop(state);

@@ -11,15 +11,16 @@ use crate::alarm::Fault;
 use crate::cells::Cells;
 use crate::run::{Run, Trouble};
 use crate::shared::{Seen, Shared};
-use crate::ticket::GlooTicket;
+use crate::ticket::{Direction, GlooTicket};
 
 /// Shortest and longest pause between two looks at a fence that cannot wake a thread by itself.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(10), Duration::from_millis(1));
 
-/// Carries waves until the communicator ends. `number` is the lane's place in `shared.waits`.
-pub(crate) fn run(shared: &Arc<Shared>, number: usize, mut cells: Cells) {
-    while let Some(ticket) = next(shared) {
-        let carried = catch_unwind(AssertUnwindSafe(|| carry(shared, number, &mut cells, &ticket)));
+/// Carries one direction of waves until the communicator ends. `number` is the lane's place in `shared.waits`.
+pub(crate) fn run(shared: &Arc<Shared>, number: usize, direction: Direction, mut cells: Cells) {
+    while let Some(ticket) = next(shared, direction) {
+        let run = || carry(shared, number, direction, &mut cells, &ticket);
+        let carried = catch_unwind(AssertUnwindSafe(run));
         if let Err(payload) = carried {
             let detail = panic_message(payload.as_ref());
             let what = format!("carrying ticket {}", ticket.number);
@@ -34,25 +35,30 @@ pub(crate) fn run(shared: &Arc<Shared>, number: usize, mut cells: Cells) {
 }
 
 /// The next wave in order of submission; `None` at the end.
-fn next(shared: &Shared) -> Option<Arc<GlooTicket>> {
+fn next(shared: &Shared, direction: Direction) -> Option<Arc<GlooTicket>> {
     let mut state = shared.lock();
     loop {
         if state.shutdown {
             return None;
         }
         if state.fault.is_none()
-            && let Some(ticket) = state.queue.pop_front()
+            && let Some(ticket) = state.take(direction)
         {
-            state.busy += 1;
             return Some(ticket);
         }
         state = shared.wait(state, None);
     }
 }
 
-fn carry(shared: &Arc<Shared>, number: usize, cells: &mut Cells, ticket: &Arc<GlooTicket>) {
+fn carry(
+    shared: &Arc<Shared>,
+    number: usize,
+    direction: Direction,
+    cells: &mut Cells,
+    ticket: &Arc<GlooTicket>,
+) {
     let result = wait_for_gate(shared, ticket).and_then(|open| match open {
-        true => Run::new(shared, ticket, number, cells).go(),
+        true => Run::new(shared, ticket, number, direction, cells).go(),
         false => Ok(()),
     });
     let Err(trouble) = result else { return };

@@ -10,9 +10,10 @@
 //! that nothing of an earlier wave, of an earlier context or of another wave list is ever taken for it. The header names the expert;
 //! the receiver checks it before it names the content of the place.
 //!
-//! A *lane* is a thread with packing memory of its own, which carries one wave at a time: it posts a window of messages in the canonical
-//! order of the wave and waits for the oldest. All ranks keep that order, so the first message that is not through yet is
-//! posted on both of its sides: lanes cannot wait for each other in a circle. Waves take lanes in the order of submission.
+//! A *lane* is a thread with packing memory of its own, which carries one direction of one wave at a time: it posts a window of messages
+//! in the canonical order of the wave and waits for the oldest. Lanes that send wait for sends alone, lanes that receive for receives.
+//! All ranks keep the order, so the first message that is not through yet is posted on both of its sides: lanes cannot wait
+//! for each other in a circle. Waves take lanes in the order of submission.
 //!
 //! # How failures travel
 //! Gloo's waits are blocked on without a time limit, since one that expires breaks every connection, and are cancelled from the progress
@@ -22,7 +23,8 @@
 //! so; [`GlooCommunicator::rebuild`] makes a new one, under the next *generation*, with keys and slots of its own.
 //!
 //! What goes over the network is neither encrypted nor, beyond a nonce that only readers of the Store know, authenticated:
-//! choose an interface that only the ranks can reach.
+//! choose an interface that only the ranks can reach. Gloo's listening ports are open while ranks connect, and Gloo ends the process
+//! when a stranger speaks its protocol there and breaks its rules; junk of other kinds costs one attempt.
 
 mod alarm;
 mod cells;

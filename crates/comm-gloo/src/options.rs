@@ -12,9 +12,9 @@ pub struct Options {
     pub device: Device,
     /// Keys in the store begin with this.
     pub prefix: String,
-    /// Waves that carry bytes at a time, each on a thread of its own; later ones wait.
+    /// Waves that carry bytes at a time, each on a thread per direction; later ones wait.
     pub lanes: usize,
-    /// Messages of a wave that are under way at a time.
+    /// Messages of a wave that are under way at a time, per direction.
     pub window: usize,
     /// Tensors of fewer bytes than this, over all rows, travel together with the header of their expert.
     pub small_bytes: usize,

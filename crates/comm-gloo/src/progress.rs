@@ -88,8 +88,7 @@ fn quiet(shared: &Shared) {
 fn fail_all(shared: &Shared, fault: &Fault) {
     let error = fault.error(shared.rank);
     let mut state = shared.lock();
-    state.queue.clear();
-    let open = std::mem::take(&mut state.open);
+    let open = state.clear();
     // What this rank's own caller aborted stays aborted.
     if state.aborted.is_none() {
         state.failed = Some(error.clone());

@@ -1,4 +1,4 @@
-//! One wave on one lane: messages are posted in canonical order, a window of them at a time, and waited for in the same order.
+//! One direction of a wave on one lane: messages are posted in canonical order, a window of them at a time, and waited for in the same order.
 
 use std::collections::VecDeque;
 use std::ptr::NonNull;
@@ -15,7 +15,7 @@ use crate::cut::{HEADER_BYTES, LayerCut, Piece};
 use crate::header;
 use crate::options::Planted;
 use crate::shared::{Shared, Waiting};
-use crate::ticket::GlooTicket;
+use crate::ticket::{Direction, GlooTicket};
 
 /// Why a wave ended early.
 #[derive(Debug)]
@@ -69,7 +69,7 @@ struct Flying {
 /// The next message to post.
 #[derive(Debug, Clone, Copy, Default)]
 struct Next {
-    /// Index into the ticket's own transfers.
+    /// Index into the ticket's part.
     own: usize,
     /// Message of the expert.
     message: usize,
@@ -84,12 +84,19 @@ pub(crate) struct Run<'a> {
     sent: usize,
     shared: &'a Shared,
     ticket: &'a GlooTicket,
+    direction: Direction,
     waiting: &'a Waiting,
     cells: &'a mut Cells,
 }
 
 impl<'a> Run<'a> {
-    pub(crate) fn new(shared: &'a Shared, ticket: &'a GlooTicket, lane: usize, cells: &'a mut Cells) -> Self {
+    pub(crate) fn new(
+        shared: &'a Shared,
+        ticket: &'a GlooTicket,
+        lane: usize,
+        direction: Direction,
+        cells: &'a mut Cells,
+    ) -> Self {
         Self {
             flying: VecDeque::new(),
             parcels: VecDeque::new(),
@@ -97,6 +104,7 @@ impl<'a> Run<'a> {
             sent: 0,
             shared,
             ticket,
+            direction,
             waiting: &shared.waits[lane],
             cells,
         }
@@ -122,7 +130,7 @@ impl<'a> Run<'a> {
 
     /// Posts the next message, or copies the next expert that stays on this rank. False: nothing is left, or no cell is free.
     fn post(&mut self) -> Result<bool, Trouble> {
-        let Some(&index) = self.ticket.own.get(self.next.own) else { return Ok(false) };
+        let Some(&index) = self.ticket.part(self.direction).get(self.next.own) else { return Ok(false) };
         if self.is_over() {
             return Err(Trouble::Stopped);
         }

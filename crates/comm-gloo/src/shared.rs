@@ -14,7 +14,7 @@ use crate::alarm::Fault;
 use crate::cut::Cut;
 use crate::mesh::Mesh;
 use crate::options::Options;
-use crate::ticket::GlooTicket;
+use crate::ticket::{Direction, GlooTicket};
 
 /// Memory, connections, queue and counters. One lock, one condition variable; nothing is called with the lock held that
 /// waits or calls back.
@@ -43,11 +43,12 @@ struct Counters {
 
 #[derive(Debug, Default)]
 pub(crate) struct State {
-    /// Waves that no lane has taken yet, in order of submission.
-    pub(crate) queue: VecDeque<Arc<GlooTicket>>,
+    /// Waves that no lane of the direction has taken yet, in order of submission.
+    outward: VecDeque<Arc<GlooTicket>>,
+    inward: VecDeque<Arc<GlooTicket>>,
     /// Waves that are not over, as far as the progress thread has noticed.
     pub(crate) open: Vec<Arc<GlooTicket>>,
-    /// Lanes that carry a wave.
+    /// Lanes, of both directions, that carry a wave.
     pub(crate) busy: usize,
     /// The first fault that this rank saw or caused.
     pub(crate) fault: Option<Seen>,
@@ -61,6 +62,37 @@ pub(crate) struct State {
 }
 
 impl State {
+    fn queue(&mut self, direction: Direction) -> &mut VecDeque<Arc<GlooTicket>> {
+        match direction {
+            Direction::Out => &mut self.outward,
+            Direction::In => &mut self.inward,
+        }
+    }
+
+    /// Takes in a wave.
+    pub(crate) fn push(&mut self, ticket: &Arc<GlooTicket>) {
+        self.open.push(ticket.clone());
+        for direction in [Direction::Out, Direction::In] {
+            if !ticket.part(direction).is_empty() {
+                self.queue(direction).push_back(ticket.clone());
+            }
+        }
+    }
+
+    /// The next wave for a lane of a direction.
+    pub(crate) fn take(&mut self, direction: Direction) -> Option<Arc<GlooTicket>> {
+        let ticket = self.queue(direction).pop_front()?;
+        self.busy += 1;
+        Some(ticket)
+    }
+
+    /// Nothing more is carried; what was open.
+    pub(crate) fn clear(&mut self) -> Vec<Arc<GlooTicket>> {
+        self.outward.clear();
+        self.inward.clear();
+        std::mem::take(&mut self.open)
+    }
+
     /// What `submit` answers after an abort by this rank's caller.
     pub(crate) fn refusal(&self) -> Option<CommError> {
         self.failed.clone().filter(|_| self.aborted.is_some())
@@ -120,7 +152,7 @@ impl Shared {
             cut,
             carried: Counters::default(),
             stopping: AtomicBool::new(false),
-            waits: std::iter::repeat_with(Waiting::default).take(options.lanes).collect(),
+            waits: std::iter::repeat_with(Waiting::default).take(2 * options.lanes).collect(),
             options,
             state: Mutex::default(),
             changed: Condvar::new(),
@@ -176,8 +208,7 @@ impl Shared {
         if first {
             state.failed = Some(aborted.clone());
         }
-        let open = if first { std::mem::take(&mut state.open) } else { Vec::new() };
-        state.queue.clear();
+        let open = if first { state.clear() } else { Vec::new() };
         let quiet = state.quiet;
         drop(state);
         if quiet {

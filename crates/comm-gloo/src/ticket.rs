@@ -11,6 +11,15 @@ use eplb_core::{RankId, Transfer};
 
 use crate::slot::{WaveId, wave_hash};
 
+/// Which way bytes go. Each direction has threads and a queue of its own: one waits for the other only through other ranks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Direction {
+    /// To other ranks.
+    Out,
+    /// To this rank, or inside it.
+    In,
+}
+
 /// A wave whole, and what of it this rank takes part in. It is the state behind the fence of `done`: a poll after the
 /// deadline fails it.
 ///
@@ -21,8 +30,10 @@ pub(crate) struct GlooTicket {
     pub(crate) wave: WaveId,
     rank: RankId,
     pub(crate) transfers: Arc<[Transfer]>,
-    /// Indices of the transfers from or to this rank, in canonical order.
-    pub(crate) own: Vec<usize>,
+    /// Indices of the transfers that this rank sends to others, in canonical order.
+    sends: Vec<usize>,
+    /// Indices of those that land on this rank, what it copies inside itself among them, in canonical order.
+    lands: Vec<usize>,
     pub(crate) after: Fence,
     left: AtomicUsize,
     fence: Arc<HostFence>,
@@ -39,10 +50,14 @@ impl GlooTicket {
         after: Fence,
         deadline: Instant,
     ) -> Self {
-        let part = |&(_, t): &(usize, &Transfer)| t.source == rank || t.dest == rank;
-        let own: Vec<usize> = transfers.iter().enumerate().filter(part).map(|(at, _)| at).collect();
+        let pick = |part: &dyn Fn(&Transfer) -> bool| -> Vec<usize> {
+            transfers.iter().enumerate().filter(|(_, t)| part(t)).map(|(at, _)| at).collect()
+        };
+        let sends = pick(&|t| t.source == rank && t.dest != rank);
+        let lands = pick(&|t| t.dest == rank);
+        let parts = sends.len() + lands.len();
         let fence = HostFence::new();
-        if own.is_empty() {
+        if parts == 0 {
             fence.pass();
         }
         Self {
@@ -50,12 +65,21 @@ impl GlooTicket {
             wave: WaveId { generation, sequence: number, hash: wave_hash(transfers) },
             rank,
             transfers: transfers.clone(),
-            left: AtomicUsize::new(own.len()),
-            own,
+            left: AtomicUsize::new(parts),
+            sends,
+            lands,
             after,
             fence,
             submitted: Instant::now(),
             deadline,
+        }
+    }
+
+    /// What of it goes in a direction.
+    pub(crate) fn part(&self, direction: Direction) -> &[usize] {
+        match direction {
+            Direction::Out => &self.sends,
+            Direction::In => &self.lands,
         }
     }
 
@@ -88,7 +112,11 @@ impl GlooTicket {
     /// In words.
     pub(crate) fn describe(&self) -> String {
         let left = self.left.load(Ordering::Relaxed);
-        format!("wave of ticket {} ({left} of {} transfers left)", self.number, self.own.len())
+        format!(
+            "wave of ticket {} ({left} of {} transfers left)",
+            self.number,
+            self.sends.len() + self.lands.len()
+        )
     }
 }
 

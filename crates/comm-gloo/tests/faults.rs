@@ -16,7 +16,12 @@ use support::{ring, small_world, soon};
 const SHORT: Duration = Duration::from_millis(300);
 
 /// Submits on all ranks.
-fn submit(group: &mut [GlooCommunicator], wave: &Arc<[Transfer]>, after: &Fence, time: Duration) -> Vec<Ticket> {
+fn submit(
+    group: &mut [GlooCommunicator],
+    wave: &Arc<[Transfer]>,
+    after: &Fence,
+    time: Duration,
+) -> Vec<Ticket> {
     let deadline = Instant::now() + time;
     group.iter_mut().map(|rank| rank.submit(wave, after.clone(), deadline).unwrap()).collect()
 }
@@ -39,7 +44,10 @@ fn outcomes(group: &mut [GlooCommunicator], tickets: &[Ticket]) -> Vec<Result<()
 }
 
 /// Runs one ring with faults planted on rank 1 of three.
-fn planted(planted: Planted, time: Duration) -> (Vec<Arc<eplb_comm::host::HostMemory>>, Vec<Result<(), CommError>>) {
+fn planted(
+    planted: Planted,
+    time: Duration,
+) -> (Vec<Arc<eplb_comm::host::HostMemory>>, Vec<Result<(), CommError>>) {
     let memories = small_world(3, 200_000);
     let mut group = support::group(&memories, |rank| Options {
         planted: if rank == 1 { vec![planted] } else { Vec::new() },
@@ -57,7 +65,11 @@ fn a_message_in_a_wrong_slot_is_never_taken() {
         // Rank 2 waits for what went elsewhere, and rank 1 for it to be taken; rank 0 may be done with its part.
         assert!(outcomes[1..].iter().all(Result::is_err), "{outcomes:?}");
         let content = memories[2].content(eplb_comm::Place::slot(LayerId(0), SlotId(5))).unwrap().0;
-        assert_ne!(content, eplb_comm::host::Content::Expert(ExpertId(2)), "bytes of a wrong slot were named");
+        assert_ne!(
+            content,
+            eplb_comm::host::Content::Expert(ExpertId(2)),
+            "bytes of a wrong slot were named"
+        );
     }
 }
 
@@ -200,7 +212,8 @@ fn a_rebuilt_group_works_under_the_next_generation() {
             group[2].abort("to be rebuilt");
         }
         group = std::thread::scope(|scope| {
-            let ranks: Vec<_> = group.drain(..).map(|rank| scope.spawn(move || rank.rebuild(soon()))).collect();
+            let ranks: Vec<_> =
+                group.drain(..).map(|rank| scope.spawn(move || rank.rebuild(soon()))).collect();
             ranks.into_iter().map(|rank| rank.join().unwrap().unwrap()).collect()
         });
     }
@@ -247,8 +260,10 @@ fn a_rank_that_never_comes_is_named_at_the_deadline() {
 fn a_rank_that_was_started_again_ends_its_old_group() {
     let memories = small_world(2, 1000);
     let store = support::store();
-    let mut old: Vec<_> =
-        support::connect(&memories, &store, |_| Options::default(), soon()).into_iter().map(Result::unwrap).collect();
+    let mut old: Vec<_> = support::connect(&memories, &store, |_| Options::default(), soon())
+        .into_iter()
+        .map(Result::unwrap)
+        .collect();
     // Rank 1 as a new process: rank 0 must hear of it, and meet it in a new group.
     let again = small_world(2, 1000)[1].clone();
     let rank1 = {

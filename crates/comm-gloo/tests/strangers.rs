@@ -35,7 +35,12 @@ impl Eavesdropper {
     /// The ports in an announcement: socket addresses of the loopback interface, as the system lays them out.
     fn ports(value: &[u8]) -> Vec<u16> {
         let is_address = |w: &&[u8]| w[..2] == [2, 0] && w[4..8] == Ipv4Addr::LOCALHOST.octets();
-        value.windows(8).filter(is_address).map(|w| u16::from_be_bytes([w[2], w[3]])).filter(|&p| p > 0).collect()
+        value
+            .windows(8)
+            .filter(is_address)
+            .map(|w| u16::from_be_bytes([w[2], w[3]]))
+            .filter(|&p| p > 0)
+            .collect()
     }
 }
 
@@ -112,10 +117,8 @@ fn a_stranger_costs_an_attempt_and_carries_nothing() {
         let store = eavesdropper(junk, 3);
         let memories = small_world(3, 50_000);
         let dynamic: Arc<dyn Store> = store.clone();
-        let mut group: Vec<_> = support::connect(&memories, &dynamic, options, soon())
-            .into_iter()
-            .map(Result::unwrap)
-            .collect();
+        let mut group: Vec<_> =
+            support::connect(&memories, &dynamic, options, soon()).into_iter().map(Result::unwrap).collect();
         assert!(!store.visits.lock().unwrap().is_empty(), "the ports must have been found");
         assert!(group.iter().all(|rank| rank.generation() >= Some(1)), "the attempt must have been spoilt");
         let deadline = soon();

@@ -146,7 +146,8 @@ pub(crate) fn a_rank_that_is_stopped_costs_a_deadline(store: SocketAddr) {
     }
     assert!(Instant::now() < deadline + Duration::from_secs(2), "within the deadline and 2 s");
     scene.ranks[VICTIM].link.signal(libc::SIGCONT);
-    let ticket = scene.ranks[VICTIM].submit(&ring(), Fence::passed(), Instant::now() + Duration::from_secs(60));
+    let ticket =
+        scene.ranks[VICTIM].submit(&ring(), Fence::passed(), Instant::now() + Duration::from_secs(60));
     let error = scene.outcome(VICTIM, ticket.unwrap()).unwrap_err();
     assert!(error.to_string().contains("says: "), "{error}");
     scene.sources_are_whole();

@@ -46,8 +46,10 @@ fn main() {
     if std::env::var_os(remote::ROLE).is_some() {
         return child::live();
     }
-    let arguments: Vec<String> = std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
-    let chosen = |name: &str| arguments.is_empty() || arguments.iter().any(|part| name.contains(part.as_str()));
+    let arguments: Vec<String> =
+        std::env::args().skip(1).filter(|argument| !argument.starts_with('-')).collect();
+    let chosen =
+        |name: &str| arguments.is_empty() || arguments.iter().any(|part| name.contains(part.as_str()));
     let checks: Vec<_> = CHECKS.iter().filter(|(name, _)| chosen(name)).collect();
     println!("running {} checks with ranks as processes", checks.len());
     for (name, check) in checks {
