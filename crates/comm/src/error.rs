@@ -112,6 +112,18 @@ pub enum CommError {
         /// Bytes asked for.
         bytes: usize,
     },
+    /// A call into an accelerator's library failed.
+    #[error("{rank}: {call} failed with code {code}: {detail}")]
+    Foreign {
+        /// The rank that called.
+        rank: RankId,
+        /// The function, as its library names it.
+        call: String,
+        /// What it returned.
+        code: i64,
+        /// The library's own words, and what to do about it where that is known.
+        detail: String,
+    },
     /// Ranks or layouts that do not fit together.
     #[error(transparent)]
     Core(#[from] CoreError),

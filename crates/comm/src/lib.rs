@@ -21,5 +21,5 @@ pub mod stream;
 pub use communicator::{Carried, Communicator, Progress, Ticket};
 pub use error::CommError;
 pub use fence::{Fence, FenceState};
-pub use memory::{Memory, Place};
+pub use memory::{Extent, Located, Memory, Place, places_apart};
 pub use stream::Stream;

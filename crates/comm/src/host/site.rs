@@ -4,14 +4,13 @@ use std::ops::Range;
 use std::ptr::NonNull;
 use std::sync::{MutexGuard, PoisonError};
 
-use eplb_core::layout::STAGING_ALIGN;
 use eplb_core::{LayerId, LayerLayout};
 
 use super::content::{Content, Generation};
 use super::memory::{HostMemory, Seat};
 use super::staging::StagingBook;
 use crate::error::CommError;
-use crate::memory::Place;
+use crate::memory::{Extent, Located, Place};
 
 /// A checked place: inside the memory that it was resolved for.
 #[derive(Debug, Clone)]
@@ -42,32 +41,13 @@ impl HostMemory {
     /// # Errors
     /// It does not exist; the reason says what there is.
     pub(super) fn resolve(&self, place: Place) -> Result<Site, CommError> {
-        let missing = |reason| Err(CommError::NoSuchPlace { rank: self.rank, place, reason });
-        let (Place::Slot { layer, .. } | Place::Staging { layer, .. }) = place;
-        if layer.index() >= self.layout.layers() {
-            return missing(format!("its layers are 0..{}", self.layout.layers()));
-        }
-        match place {
-            Place::Slot { layer, slot } => {
-                if !self.slots.contains(&slot.index()) {
-                    return missing(format!("its slots are {}..{}", self.slots.start, self.slots.end));
-                }
-                Ok(Site::Slot { layer, local: slot.index() - self.slots.start })
+        let extent = Extent { rank: self.rank, slots: self.slots.clone(), staging_bytes: self.staging_bytes };
+        Ok(match extent.locate(&self.layout, place)? {
+            Located::Slot { layer, local } => Site::Slot { layer, local },
+            Located::Staging { layer, offset, bytes } => {
+                Site::Staging { layer, range: offset..offset + bytes }
             }
-            Place::Staging { layer, offset } => {
-                if offset % STAGING_ALIGN != 0 {
-                    return missing(format!("offsets are multiples of {STAGING_ALIGN} bytes"));
-                }
-                let bytes = self.layout.layer(layer).staged_bytes();
-                match offset.checked_add(bytes).filter(|&end| end <= self.staging_bytes) {
-                    Some(end) => Ok(Site::Staging { layer, range: offset..end }),
-                    None => missing(format!(
-                        "an expert takes {bytes} of its {} bytes of staging",
-                        self.staging_bytes
-                    )),
-                }
-            }
-        }
+        })
     }
 
     /// Lock and tag of a slot that was resolved.

@@ -1,0 +1,214 @@
+//! The caller's end.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use eplb_comm::{Carried, CommError, Communicator, Fence, FenceState, Progress, Ticket, places_apart};
+use eplb_core::{RankId, Transfer};
+
+use crate::cut::{self, Limits, Message};
+use crate::lane::{Stage, Wave};
+use crate::options::Backend;
+use crate::peers::Peers;
+use crate::shared::Shared;
+use crate::ticket::WaveTicket;
+
+/// Longest time that dropping waits for enqueued work to end; the device is lost if it does not.
+const LAST_WAIT: Duration = Duration::from_secs(10);
+
+/// The `nccl` and `pynccl` backends, see the [crate](crate). Made by [`connect`](crate::connect()).
+///
+/// A rank's wave is done when what it receives is in *and* what it sends has been read. After an error or an abort the
+/// communicator takes no more waves. Dropping it aborts what is open.
+#[derive(Debug)]
+pub struct NcclCommunicator {
+    backend: Backend,
+    rank: RankId,
+    peers: Peers,
+    limits: Limits,
+    shared: Arc<Shared>,
+    tickets: BTreeMap<Ticket, Open>,
+    next: u64,
+    thread: Option<JoinHandle<()>>,
+    /// Whether polls have to move the work on, because no thread does.
+    attended: bool,
+}
+
+#[derive(Debug)]
+struct Open {
+    ticket: Arc<WaveTicket>,
+    reported: bool,
+}
+
+/// Launches a communicator's waves where a server wants them launched, see [`Launch::Pump`](crate::Launch::Pump).
+#[derive(Debug, Clone)]
+pub struct Pump {
+    shared: Weak<Shared>,
+}
+
+impl Pump {
+    /// Enqueues what is ready, for at most `budget`; returns the time that it took. The server calls it on one thread, at
+    /// points that lie in one order with its own work of NCCL on all ranks.
+    pub fn pump(&self, budget: Duration) -> Duration {
+        let start = Instant::now();
+        if let Some(shared) = self.shared.upgrade() {
+            while shared.drive(true) == crate::lane::Pace::Hot && start.elapsed() < budget {
+                std::hint::spin_loop();
+            }
+        }
+        start.elapsed()
+    }
+}
+
+impl NcclCommunicator {
+    pub(crate) fn new(
+        backend: Backend,
+        rank: RankId,
+        peers: Peers,
+        limits: Limits,
+        shared: Arc<Shared>,
+        thread: Option<JoinHandle<()>>,
+    ) -> Self {
+        let attended = thread.is_none();
+        Self { backend, rank, peers, limits, shared, tickets: BTreeMap::new(), next: 0, thread, attended }
+    }
+
+    /// A handle that launches waves, for [`Launch::Pump`](crate::Launch::Pump).
+    pub fn pump(&self) -> Pump {
+        Pump { shared: Arc::downgrade(&self.shared) }
+    }
+
+    fn open(&self, ticket: Ticket) -> Result<&Open, CommError> {
+        self.tickets.get(&ticket).ok_or(CommError::UnknownTicket { rank: self.rank, ticket: ticket.0 })
+    }
+
+    /// Who moves on when a ticket is polled.
+    fn driver(&self) -> Weak<Shared> {
+        if self.attended { Arc::downgrade(&self.shared) } else { Weak::new() }
+    }
+}
+
+/// 64-bit hash of a wave and of how it is cut: what ranks must agree on before a byte moves.
+fn hash(transfers: &[Transfer], groups: &[Vec<Message>]) -> u64 {
+    use eplb_core::Landing;
+    let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+    let mut add = |n: u64| hasher.update(&n.to_le_bytes());
+    for t in transfers {
+        let landing = match t.landing {
+            Landing::InPlace => u64::MAX,
+            Landing::Staged { offset } => offset as u64,
+        };
+        for n in [t.layer.0, t.expert.0, t.source.0, t.source_slot.0, t.dest.0, t.dest_slot.0] {
+            add(u64::from(n));
+        }
+        add(landing);
+    }
+    for group in groups {
+        add(group.len() as u64);
+    }
+    hasher.digest()
+}
+
+impl Communicator for NcclCommunicator {
+    fn backend(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn rank(&self) -> RankId {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        self.peers.len()
+    }
+
+    fn submit(
+        &mut self,
+        transfers: &Arc<[Transfer]>,
+        after: Fence,
+        deadline: Instant,
+    ) -> Result<Ticket, CommError> {
+        if let Some(cause) = self.shared.refusal() {
+            return Err(CommError::Aborted { rank: self.rank, cause });
+        }
+        self.peers.check(transfers)?;
+        places_apart(self.rank, self.peers.layout(), transfers)?;
+        let groups = cut::groups(&self.peers, transfers, self.limits);
+        self.tickets.retain(|_, open| !open.reported);
+        let number = self.next;
+        self.next += 1;
+        let ticket = Arc::new(WaveTicket::new(number, self.rank, deadline, self.driver()));
+        self.tickets.insert(Ticket(number), Open { ticket: ticket.clone(), reported: false });
+        if transfers.is_empty() {
+            ticket.pass();
+            return Ok(Ticket(number));
+        }
+        let hash = hash(transfers, &groups);
+        let transfers = transfers.clone();
+        self.shared.push(Wave { number, transfers, groups, hash, after, ticket, stage: Stage::Gated });
+        Ok(Ticket(number))
+    }
+
+    fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
+        if !self.open(ticket)?.ticket.poll()? {
+            return Ok(Progress::Pending);
+        }
+        if let Some(open) = self.tickets.get_mut(&ticket) {
+            open.reported = true;
+        }
+        Ok(Progress::Done)
+    }
+
+    fn done(&mut self, ticket: Ticket) -> Result<Fence, CommError> {
+        Ok(Fence::new(self.open(ticket)?.ticket.clone()))
+    }
+
+    fn abort(&mut self, cause: &str) -> Fence {
+        let cause = self.shared.abort(cause);
+        for open in self.tickets.values() {
+            open.ticket.fail(CommError::Aborted { rank: self.rank, cause: cause.clone() });
+        }
+        if self.attended {
+            self.shared.attend();
+        }
+        Fence::new(Arc::new(Quiet { shared: self.shared.clone(), attended: self.attended }))
+    }
+
+    fn carried(&self) -> Carried {
+        self.shared.counters.carried()
+    }
+}
+
+impl Drop for NcclCommunicator {
+    fn drop(&mut self) {
+        let quiet = self.abort("the communicator was dropped");
+        self.shared.leave();
+        match self.thread.take() {
+            // The thread leaves when the lane is quiet, or after a while when it never is.
+            Some(thread) => drop(thread.join()),
+            None => drop(quiet.wait(self.rank, "the end of a communicator", Instant::now() + LAST_WAIT)),
+        }
+    }
+}
+
+/// Passed when nothing of an aborted communicator can touch memory any more.
+#[derive(Debug)]
+struct Quiet {
+    shared: Arc<Shared>,
+    attended: bool,
+}
+
+impl FenceState for Quiet {
+    fn poll(&self) -> Result<bool, CommError> {
+        if self.attended {
+            self.shared.attend();
+        }
+        self.shared.quiet.poll()
+    }
+
+    fn as_any(&self) -> &dyn std::any::Any {
+        &*self.shared.quiet
+    }
+}

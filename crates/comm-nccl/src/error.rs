@@ -1,0 +1,51 @@
+//! Errors while a communicator is made, and how NCCL's become a communicator's.
+
+use eplb_comm::CommError;
+use eplb_comm::store::{GroupError, StoreError};
+use eplb_core::RankId;
+use eplb_cuda::CudaError;
+use nccl_rs::NcclError;
+
+/// Why a communicator cannot be made.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum NcclCommError {
+    /// NCCL is not there or failed.
+    #[error(transparent)]
+    Nccl(#[from] NcclError),
+    /// CUDA failed.
+    #[error(transparent)]
+    Cuda(#[from] CudaError),
+    /// The ranks did not find each other, or do not fit together.
+    #[error("the ranks of the communicator did not come together: {0}")]
+    Group(#[from] GroupError),
+    /// The store failed.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Another rank has another layout, or says what cannot be.
+    #[error("{rank} does not fit: {reason}")]
+    Peer {
+        /// The other rank.
+        rank: RankId,
+        /// What is wrong.
+        reason: String,
+    },
+    /// A stream or memory failed.
+    #[error(transparent)]
+    Comm(#[from] CommError),
+}
+
+/// An error of NCCL as one of a rank's communicator.
+pub(crate) fn foreign(error: NcclError, rank: RankId) -> CommError {
+    let (call, code) = match &error {
+        NcclError::Call { call, code, .. } => ((*call).to_owned(), i64::from(*code)),
+        NcclError::Missing { symbol, .. } => ((*symbol).to_owned(), -1),
+        _ => ("nccl".to_owned(), -1),
+    };
+    CommError::Foreign { rank, call, code, detail: error.to_string() }
+}
+
+/// An error of the store as one of a rank's communicator.
+pub(crate) fn store(error: StoreError, rank: RankId) -> CommError {
+    CommError::Foreign { rank, call: "store".into(), code: -1, detail: error.to_string() }
+}

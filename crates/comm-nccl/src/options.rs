@@ -1,0 +1,67 @@
+//! How a communicator behaves.
+
+use std::time::Duration;
+
+use nccl_rs::Config;
+
+/// Which library carries the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Backend {
+    /// The library that [`nccl_rs::Library::open`] finds.
+    #[default]
+    Nccl,
+    /// The copy that the process has loaded, as servers do that carry NCCL themselves; never another one.
+    PyNccl,
+}
+
+impl Backend {
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Backend::Nccl => "nccl",
+            Backend::PyNccl => "pynccl",
+        }
+    }
+}
+
+/// From where groups are launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Launch {
+    /// From a thread of the communicator's own. For servers that have no other work of NCCL in flight on the same devices,
+    /// or whose NCCL orders launches by itself (2.26 and later with `NCCL_LAUNCH_ORDER_IMPLICIT=1`).
+    #[default]
+    Thread,
+    /// From [`Pump::pump`](crate::Pump::pump), which the server calls on its own thread at points that lie in the same order
+    /// on all ranks, such as the begin of a step.
+    Pump,
+}
+
+/// How a communicator behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Options of NCCL's communicator.
+    pub config: Config,
+    /// Most sends and receives of a rank in one group. Groups of about 2,000 have hung NCCL before 2.30.
+    pub operations: usize,
+    /// Bytes of device memory for each direction in which rows with gaps are packed; nothing is taken if no rank has any.
+    pub pack_bytes: usize,
+    /// From where groups are launched.
+    pub launch: Launch,
+    /// How often a rank looks whether another has given up.
+    pub watch: Duration,
+    /// Priority of the streams: lower runs first, 0 is the default.
+    pub stream_priority: i32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            config: Config::default(),
+            operations: 256,
+            pack_bytes: 16 << 20,
+            launch: Launch::Thread,
+            watch: Duration::from_millis(5),
+            stream_priority: 0,
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! The compute stream of a rank on a device.
+
+use std::ffi::c_void;
+use std::sync::Arc;
+use std::time::Duration;
+
+use cudarc::driver::sys;
+use eplb_comm::{CommError, Fence, Memory, Place, Stream};
+use eplb_core::{Fill, SlotCommit};
+
+use crate::call::check;
+use crate::error::CudaError;
+use crate::event::{CudaFence, Events};
+use crate::memory::DeviceMemory;
+use crate::stream::CudaStream;
+
+/// The stream on which a rank's forward pass runs, with the memory that commits copy in.
+#[derive(Debug)]
+pub struct DeviceStream {
+    memory: Arc<DeviceMemory>,
+    stream: Arc<CudaStream>,
+    events: Arc<Events>,
+}
+
+/// Events made at start-up; an exchange has a few fences open at a time.
+const EVENTS: usize = 64;
+
+impl DeviceStream {
+    /// Commits on `stream`: the server's own compute stream, or one of ours.
+    ///
+    /// # Errors
+    /// The driver refused events.
+    pub fn new(memory: Arc<DeviceMemory>, stream: Arc<CudaStream>) -> Result<Self, CudaError> {
+        let events = Events::new(stream.context(), EVENTS)?;
+        Ok(Self { memory, stream, events })
+    }
+
+    /// The stream.
+    pub fn stream(&self) -> &Arc<CudaStream> {
+        &self.stream
+    }
+
+    /// Where a commit's bytes come from; `None` if it only changes the map.
+    fn source(&self, commit: &SlotCommit) -> Option<Place> {
+        match commit.fill {
+            Fill::InPlace(_) | Fill::Empty => None,
+            Fill::Staged { offset, .. } => Some(Place::staged(commit.layer, offset)),
+            Fill::FromSlot { slot, .. } => Some(Place::slot(commit.layer, slot)),
+        }
+    }
+
+    fn fence(&self) -> Result<Fence, CommError> {
+        let rank = self.memory.rank();
+        let fence = self.events.record(&self.stream, rank).map_err(|error| error.at(rank))?;
+        Ok(fence.fence())
+    }
+}
+
+impl Stream for DeviceStream {
+    fn commit(&mut self, commits: &[SlotCommit]) -> Result<Fence, CommError> {
+        let rank = self.memory.rank();
+        let mut copies = Vec::new();
+        for commit in commits {
+            // Checked before the first copy is enqueued: a commit is taken whole or not at all.
+            let to = Place::slot(commit.layer, commit.slot);
+            self.memory.extent().locate(self.memory.layout(), to)?;
+            if let Some(from) = self.source(commit) {
+                for tensor in 0..self.memory.layout().layer(commit.layer).tensors().len() {
+                    copies.push((self.memory.rows(from, tensor)?, self.memory.rows(to, tensor)?));
+                }
+            }
+        }
+        for (from, to) in copies {
+            // SAFETY: both sides lie in this rank's memory, which lives, and have the shape of one tensor; two places of
+            // one memory do not overlap, and a commit onto itself copies bytes over themselves. That nobody else uses the
+            // slot is the order of the exchange.
+            unsafe { self.stream.copy(from, to) }.map_err(|error| error.at(rank))?;
+        }
+        self.fence()
+    }
+
+    fn record(&mut self) -> Result<Fence, CommError> {
+        self.fence()
+    }
+
+    fn wait(&mut self, fence: &Fence) -> Result<(), CommError> {
+        let rank = self.memory.rank();
+        if fence.poll()? {
+            return Ok(());
+        }
+        match fence.state().as_any().downcast_ref::<CudaFence>() {
+            Some(cuda) => cuda.order(&self.stream).map_err(|error| error.at(rank)),
+            None => hold(&self.stream, fence.clone()).map_err(|error| error.at(rank)),
+        }
+    }
+}
+
+/// Holds a stream back until a fence that no device knows is passed or failed, by a host function in the stream's order.
+/// It occupies the driver's callback thread meanwhile, so the engine uses events; this is for fences of other kinds.
+fn hold(stream: &CudaStream, fence: Fence) -> Result<(), CudaError> {
+    unsafe extern "C" fn until_settled(fence: *mut c_void) {
+        // SAFETY: made by `Box::into_raw` below and given to this call alone.
+        let fence = unsafe { Box::from_raw(fence.cast::<Fence>()) };
+        let mut pause = Duration::from_micros(5);
+        while let Ok(false) = fence.poll() {
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(Duration::from_millis(1));
+        }
+    }
+    let _entered = stream.context().enter()?;
+    let fence = Box::into_raw(Box::new(fence));
+    // SAFETY: the function takes the box and makes no CUDA call: fences that do are ordered by events instead.
+    let code = unsafe { sys::cuLaunchHostFunc(stream.raw(), Some(until_settled), fence.cast()) };
+    check("cuLaunchHostFunc", code).inspect_err(|_| {
+        // SAFETY: the driver refused, so nobody else has the box.
+        drop(unsafe { Box::from_raw(fence) });
+    })
+}

@@ -1,0 +1,35 @@
+//! The expert-parallel load balancer on NVIDIA GPUs: memory, streams and fences as `eplb-comm` defines them, on the
+//! CUDA driver found at run time. Nothing of CUDA is needed to build, and [`probe()`] says what is missing to run.
+//!
+//! A server's own context, stream and memory are *borrowed*: used, never destroyed or freed. Nothing here synchronizes a
+//! device or a stream that is not its own; nothing is allocated after start-up but events, which are kept and used again.
+//!
+//! This crate alone uses cudarc, and of it the raw driver calls only: its safe layer synchronizes and frees where a guest
+//! in a server's process must not.
+
+mod call;
+pub mod compute;
+pub mod context;
+pub mod copy;
+pub mod error;
+pub mod event;
+pub mod inspect;
+pub mod memory;
+pub mod module;
+pub mod peer;
+pub mod pool;
+pub mod probe;
+pub mod stream;
+
+pub use compute::DeviceStream;
+pub use context::Context;
+pub use copy::Rows;
+pub use error::CudaError;
+pub use event::{CudaFence, Events};
+pub use inspect::Inspector;
+pub use memory::DeviceMemory;
+pub use module::Module;
+pub use peer::Puller;
+pub use pool::{DeviceBlock, PinnedBlock};
+pub use probe::{DeviceFacts, Probe, probe};
+pub use stream::CudaStream;

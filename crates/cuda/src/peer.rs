@@ -1,0 +1,85 @@
+//! Copies between the devices of one process.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use eplb_comm::{CommError, Memory, Place};
+
+use crate::error::CudaError;
+use crate::event::Events;
+use crate::memory::DeviceMemory;
+use crate::stream::CudaStream;
+
+/// Pulls experts from the memory of other devices of this process into one rank's, over a stream of its own: what the links
+/// give with nothing around them. Contexts must have been let reach each other ([`crate::Probe::contexts`]).
+#[derive(Debug)]
+pub struct Puller {
+    memory: Arc<DeviceMemory>,
+    /// By rank; they live until every copy has run.
+    sources: Vec<Arc<DeviceMemory>>,
+    stream: Arc<CudaStream>,
+    events: Arc<Events>,
+}
+
+impl Puller {
+    /// Pulls into `memory` from any of `sources`, which are ordered by rank.
+    ///
+    /// # Errors
+    /// No stream or event.
+    pub fn new(memory: Arc<DeviceMemory>, sources: Vec<Arc<DeviceMemory>>) -> Result<Self, CudaError> {
+        let stream = CudaStream::new(memory.context(), 0)?;
+        let events = Events::new(memory.context(), 1)?;
+        Ok(Self { memory, sources, stream, events })
+    }
+
+    /// The memory that it pulls into.
+    pub fn memory(&self) -> &Arc<DeviceMemory> {
+        &self.memory
+    }
+
+    /// Enqueues the copy of one expert from a place of rank `source`.
+    ///
+    /// # Errors
+    /// There is no such rank or place, the places differ in shape, or the driver refused.
+    pub fn pull(&mut self, source: usize, from: Place, to: Place) -> Result<(), CommError> {
+        let rank = self.memory.rank();
+        let Some(memory) = self.sources.get(source) else {
+            let reason = format!("there are ranks 0..{}", self.sources.len());
+            return Err(CommError::NoSuchPlace { rank: eplb_core::RankId::at(source), place: from, reason });
+        };
+        let (Place::Slot { layer, .. } | Place::Staging { layer, .. }) = to;
+        self.memory.extent().locate(self.memory.layout(), to)?;
+        for tensor in 0..self.memory.layout().layer(layer).tensors().len() {
+            let (from, to) = (memory.rows(from, tensor)?, self.memory.rows(to, tensor)?);
+            if (from.rows, from.row_bytes) != (to.rows, to.row_bytes) {
+                let reason = "its tensors have another shape there".into();
+                return Err(CommError::NoSuchPlace {
+                    rank,
+                    place: Place::slot(layer, Default::default()),
+                    reason,
+                });
+            }
+            // SAFETY: both places lie in memories that this object keeps alive until it has waited for its stream, and
+            // have one shape. They belong to different ranks or are different places, so they do not overlap.
+            unsafe { self.stream.copy(from, to) }.map_err(|error| error.at(rank))?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all copies have run.
+    ///
+    /// # Errors
+    /// One failed, or the deadline passed.
+    pub fn finish(&mut self, deadline: Instant) -> Result<(), CommError> {
+        let rank = self.memory.rank();
+        let fence = self.events.record(&self.stream, rank).map_err(|error| error.at(rank))?;
+        fence.fence().wait(rank, "copies between devices", deadline)
+    }
+}
+
+impl Drop for Puller {
+    fn drop(&mut self) {
+        // The memories must outlive the copies. A device that is lost says so at once.
+        let _ = self.stream.settle();
+    }
+}
