@@ -7,7 +7,7 @@ TRACE := tests/data/day_26x64.npz
 
 REPORT := target/report.html
 
-.PHONY: help run report test test-python test-integrations check test-faults test-report bench wheel bench-peers kernels kernel-check gloo gloo-tools tools python
+.PHONY: help run report test test-python test-integrations check test-faults test-report bench wheel bench-peers kernels kernel-check gloo gloo-tools tools python gpu-bundle bindings bindings-check
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -91,3 +91,18 @@ python:
 	  if [ "$$(id -u)" = 0 ]; then apt-get update -qq && apt-get install -y -qq python3 python3-venv; \
 	  else sudo apt-get update -qq && sudo apt-get install -y -qq python3 python3-venv; fi; }
 	@python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed"; exit 1; }
+
+# Runs on any x86-64 Linux with an NVIDIA driver and NCCL, without Rust.
+gpu-bundle: tools ## Build target/gpu-bundle: copy it to a machine with GPUs and start its run.sh
+	$(CARGO) build --release --locked --quiet -p eplb-cli
+	rm -rf target/gpu-bundle && mkdir -p target/gpu-bundle/bin
+	strip -o target/gpu-bundle/bin/eplb target/release/eplb
+	cp tests/gpu/run.sh target/gpu-bundle/
+	@du -sh target/gpu-bundle
+
+bindings: ## Generate the bindings of NCCL from its header again; needs libclang
+	EPLB_WRITE_BINDINGS=1 $(CARGO) test --locked -p nccl-rs --features generate --test generated
+	rustfmt --edition 2024 bindings/nccl-rs/src/sys.rs
+
+bindings-check: ## Check that the bindings of NCCL are those of its header; needs libclang
+	$(CARGO) test --locked -p nccl-rs --features generate --test generated

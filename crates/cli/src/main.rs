@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 
 mod args;
+mod bench;
 mod curve;
+mod doctor;
 mod moves;
 mod objective;
 mod output;
@@ -27,6 +29,11 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Measure what moving experts costs, on this machine's memory or devices
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Say what accelerators and libraries are there, and check that moving experts works on them
+    Doctor(doctor::Args),
     /// Plan a placement for measured loads and write it to a file
     Plan(plan::Args),
     /// Walk a trace: plan each window and move the experts between ranks (threads or processes) while they serve steps
@@ -40,6 +47,8 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Bench(command) => bench::run(&command),
+        Command::Doctor(args) => doctor::run(&args),
         Command::Plan(args) => plan::run(&args),
         Command::Rebalance(args) => rebalance::run(&args),
         Command::Replay(args) => replay::run(&args),

@@ -155,6 +155,12 @@ pub enum EngineError {
     /// A communicator, stream or memory error.
     #[error(transparent)]
     Comm(#[from] CommError),
+    /// A device or its driver.
+    #[error(transparent)]
+    Cuda(#[from] eplb_cuda::CudaError),
+    /// A communicator of NCCL cannot be made.
+    #[error(transparent)]
+    Nccl(#[from] eplb_comm_nccl::NcclCommError),
     /// The exchange cannot be planned.
     #[error(transparent)]
     Exchange(#[from] ExchangeError),

@@ -4,9 +4,11 @@
 //! all ranks as threads of one process on host memory, and [`rebalance`] walks a trace with them.
 #![forbid(unsafe_code)]
 
+pub mod bench;
 pub mod board;
 pub mod cluster;
 pub mod deadlines;
+pub mod doctor;
 pub mod driver;
 pub mod error;
 pub mod plan_file;

@@ -269,6 +269,11 @@ fn check_memory(layout: &ModelLayout, topology: &Topology, staging: usize) -> Re
     let needed = per_slot
         .saturating_mul(topology.slots() as u64)
         .saturating_add((staging as u64).saturating_mul(topology.ranks() as u64));
+    check_bytes(needed)
+}
+
+/// Refuses what would take more than 80% of the memory that is free.
+pub(crate) fn check_bytes(needed: u64) -> Result<(), EngineError> {
     match available_memory() {
         Some(available) if needed > available / 10 * 8 => Err(EngineError::Memory { needed, available }),
         _ => Ok(()),

@@ -1,0 +1,221 @@
+//! `eplb bench`.
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Subcommand, ValueEnum};
+use eplb_comm_nccl::Backend;
+use eplb_engine::bench::{Carrier, ExchangeBench, ExchangeReport, Moves};
+use serde_json::{Value, json};
+
+use crate::output::{Failure, number, optional, print, print_json};
+
+/// Subcommands of `eplb bench`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Move experts between ranks, from the first submission to the last commit, and check every byte
+    Exchange(Exchange),
+}
+
+/// Arguments of `eplb bench exchange`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Exchange {
+    /// What carries the bytes; `nccl` and `pynccl` want a device per rank
+    #[arg(long, value_enum, default_value_t = BackendArg::Local)]
+    backend: BackendArg,
+
+    /// Ranks; each is a thread of this process
+    #[arg(long, visible_alias = "gpus", default_value_t = 4, value_name = "W")]
+    ranks: usize,
+
+    /// MoE layers
+    #[arg(long, default_value_t = 8, value_name = "L")]
+    layers: usize,
+
+    /// Logical experts per layer
+    #[arg(long, default_value_t = 64, value_name = "E")]
+    experts: usize,
+
+    /// Slots beyond one per expert, per layer over all ranks
+    #[arg(long, default_value_t = 16, value_name = "R")]
+    redundant: usize,
+
+    /// Bytes of each tensor of an expert; by default 44 MB of a large model on devices, 1 MiB on host memory
+    #[arg(long, value_delimiter = ',', value_name = "B,B,..")]
+    tensors: Option<Vec<usize>>,
+
+    /// Gap in bytes behind each of ROWS rows of every tensor whose size divides by ROWS
+    #[arg(long, value_name = "BYTES:ROWS", value_parser = gaps)]
+    gaps: Option<(usize, usize)>,
+
+    /// What moves: same, few2, shift, random or plan
+    #[arg(long, default_value = "random")]
+    placement: Moves,
+
+    /// Exchanges measured
+    #[arg(long, default_value_t = 10, value_name = "N")]
+    iters: usize,
+
+    /// Exchanges before them
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    warmup: usize,
+
+    /// Staging memory per rank (default: the smaller of 256 MiB and a layer's slots, at least one expert)
+    #[arg(long, value_name = "S")]
+    staging_bytes: Option<usize>,
+
+    /// Most thread blocks that a group of NCCL may take
+    #[arg(long, value_name = "N")]
+    max_ctas: Option<u32>,
+
+    /// Most sends and receives of a rank in one group of NCCL
+    #[arg(long, value_name = "N")]
+    operations: Option<usize>,
+
+    /// Milliseconds of a step; commits wait for agreed steps. 0 commits as soon as all agree
+    #[arg(long, default_value_t = 0.0, value_name = "M")]
+    step_ms: f64,
+
+    /// Seconds that any part may take
+    #[arg(long, default_value_t = 60, value_name = "S")]
+    patience: u64,
+
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum BackendArg {
+    /// Copies between threads, on host memory
+    Local,
+    /// NCCL, as `eplb doctor` finds it
+    Nccl,
+    /// The copy of NCCL that the process has loaded
+    Pynccl,
+}
+
+fn gaps(text: &str) -> Result<(usize, usize), String> {
+    let wrong = || format!("{text:?} is not BYTES:ROWS with at least one row");
+    let (gap, rows) = text.split_once(':').ok_or_else(wrong)?;
+    let parsed = (gap.parse().map_err(|_| wrong())?, rows.parse().map_err(|_| wrong())?);
+    if parsed.1 == 0 { Err(wrong()) } else { Ok(parsed) }
+}
+
+/// An expert of a large model in 8-bit floats: two matrices and their scales.
+const DEVICE_TENSORS: [usize; 4] = [29_360_128, 14_680_064, 7168, 3584];
+
+/// 1 MiB.
+const HOST_TENSORS: [usize; 3] = [699_051, 347_477, 2048];
+
+pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
+    let Command::Exchange(args) = command;
+    let (carrier, tensors) = match args.backend {
+        BackendArg::Local => (Carrier::Local, HOST_TENSORS.to_vec()),
+        BackendArg::Nccl => (Carrier::Nccl(Backend::Nccl), DEVICE_TENSORS.to_vec()),
+        BackendArg::Pynccl => (Carrier::Nccl(Backend::PyNccl), DEVICE_TENSORS.to_vec()),
+    };
+    if !args.step_ms.is_finite() || args.step_ms < 0.0 {
+        return Err(Failure::input(format!("--step-ms {} is no length of time", args.step_ms)));
+    }
+    if args.backend == BackendArg::Pynccl {
+        // In a server the library is loaded; here this command plays the server.
+        nccl_rs::Library::open().map_err(|error| Failure::Run(error.to_string()))?;
+    }
+    let bench = ExchangeBench {
+        carrier,
+        ranks: args.ranks,
+        layers: args.layers,
+        experts: args.experts,
+        redundant: args.redundant,
+        tensors: args.tensors.clone().unwrap_or(tensors),
+        gaps: args.gaps,
+        moves: args.placement,
+        iterations: args.iters,
+        warmup: args.warmup,
+        staging_bytes: args.staging_bytes,
+        max_ctas: args.max_ctas,
+        operations: args.operations,
+        step: Duration::from_secs_f64(args.step_ms / 1e3),
+        patience: Duration::from_secs(args.patience),
+    };
+    let report = bench.run()?;
+    if args.json {
+        print_json(&object(&bench, &report, args))?;
+    } else {
+        print(&text(&report, args))?;
+    }
+    let carried: u64 = report.carried_bytes.iter().map(|(_, bytes)| bytes).sum();
+    if !report.verified {
+        return Err(Failure::Run(format!("{} bytes are wrong after the exchange", report.bytes_wrong)));
+    }
+    if carried != report.planned_bytes {
+        return Err(Failure::Run(format!(
+            "{carried} bytes were carried, {} were planned",
+            report.planned_bytes
+        )));
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+fn backend(args: &Exchange) -> &'static str {
+    match args.backend {
+        BackendArg::Local => "local",
+        BackendArg::Nccl => "nccl",
+        BackendArg::Pynccl => "pynccl",
+    }
+}
+
+fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Value {
+    let carried: serde_json::Map<String, Value> =
+        report.carried_bytes.iter().map(|&(name, bytes)| (name.to_owned(), json!(bytes))).collect();
+    json!({
+        "backend": backend(args),
+        "carried_bytes": carried,
+        "placement": bench.moves.to_string(),
+        "ranks": bench.ranks,
+        "ms_median": number(report.ms_median),
+        "ms_min": number(report.ms_min),
+        "ms_first": number(report.ms_first),
+        "ms": report.ms.iter().copied().map(number).collect::<Vec<_>>(),
+        "bytes_worst_rank": report.bytes_worst_rank,
+        "gbps_worst_rank": number(report.gbps_worst_rank),
+        "staging_bytes": report.staging_bytes,
+        "device_bytes": report.device_bytes,
+        "waves": report.waves,
+        "moves": report.moves,
+        "staged": report.staged,
+        "verified": report.verified,
+        "link_gbps": optional(report.link_gbps),
+        "link_share": optional(report.link_gbps.map(|link| report.gbps_worst_rank / link)),
+        "steps": report.steps,
+        "stall_us_max": number(report.stall_us_max),
+        "max_ctas": bench.max_ctas,
+    })
+}
+
+fn text(report: &ExchangeReport, args: &Exchange) -> String {
+    let link = report.link_gbps.map_or(String::new(), |link| {
+        format!(", {:.0}% of the {link:.1} GB/s of plain copies", 100.0 * report.gbps_worst_rank / link)
+    });
+    format!(
+        "{} {} on {} ranks: {:.2} ms (median; least {:.2}, first {:.2}), {:.1} GB/s into the worst rank{link}\n\
+         {} moves, {} staged, {} waves, staging {} MiB; {}\n",
+        backend(args),
+        args.placement,
+        args.ranks,
+        report.ms_median,
+        report.ms_min,
+        report.ms_first,
+        report.gbps_worst_rank,
+        report.moves,
+        report.staged,
+        report.waves,
+        report.staging_bytes >> 20,
+        if report.verified {
+            "every byte right".into()
+        } else {
+            format!("{} BYTES WRONG", report.bytes_wrong)
+        },
+    )
+}

@@ -1,0 +1,91 @@
+//! Builds the fakes and runs the command on them.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use serde_json::Value;
+
+use crate::log::Log;
+
+/// The folder with both fakes, built once.
+fn libraries() -> &'static Path {
+    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
+    FOLDER.get_or_init(|| {
+        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fakes");
+        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fakes");
+        std::fs::create_dir_all(&folder).unwrap();
+        for (source, soname) in [("cuda.c", "libcuda.so.1"), ("nccl.c", "libnccl.so.2")] {
+            let mut cc = Command::new("cc");
+            cc.args([
+                "-O1",
+                "-Wall",
+                "-Wextra",
+                "-Werror",
+                "-fPIC",
+                "-shared",
+                "-pthread",
+                "-fvisibility=hidden",
+            ])
+            .arg(format!("-Wl,-soname,{soname}"))
+            .arg("-o")
+            .arg(folder.join(soname))
+            .arg(sources.join(source));
+            if source == "nccl.c" {
+                cc.arg("-L").arg(&folder).arg("-l:libcuda.so.1");
+            }
+            assert!(cc.status().unwrap().success(), "cc {source}");
+        }
+        // The name that is looked for first; a link, so that it is one library under both names.
+        drop(std::fs::remove_file(folder.join("libcuda.so")));
+        std::os::unix::fs::symlink("libcuda.so.1", folder.join("libcuda.so")).unwrap();
+        folder
+    })
+}
+
+/// How a run of the command ended.
+pub(crate) struct Run {
+    pub(crate) ok: bool,
+    pub(crate) stdout: String,
+    pub(crate) stderr: String,
+    pub(crate) log: Log,
+}
+
+impl Run {
+    /// The JSON object that it printed.
+    pub(crate) fn json(&self) -> Value {
+        serde_json::from_str(&self.stdout).unwrap_or_else(|_| panic!("{}{}", self.stdout, self.stderr))
+    }
+}
+
+/// Runs `eplb` on the fakes.
+pub(crate) fn eplb(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    let number = RUNS.fetch_add(1, Ordering::Relaxed);
+    let log = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("calls-{}-{number}", std::process::id()));
+    let output = Command::new(env!("CARGO_BIN_EXE_eplb"))
+        .args(arguments)
+        .env("LD_LIBRARY_PATH", libraries())
+        .env("EPLB_FAKE_LOG", &log)
+        .env_remove("EPLB_NCCL_SO")
+        .env_remove("VLLM_NCCL_SO_PATH")
+        .envs(variables.iter().copied())
+        .output()
+        .unwrap();
+    let text = std::fs::read_to_string(&log).unwrap_or_default();
+    drop(std::fs::remove_file(&log));
+    Run {
+        ok: output.status.success(),
+        stdout: String::from_utf8(output.stdout).unwrap(),
+        stderr: String::from_utf8(output.stderr).unwrap(),
+        log: Log::parse(&text),
+    }
+}
+
+/// Runs a small exchange bench over NCCL.
+pub(crate) fn exchange(more: &[&str], variables: &[(&str, &str)]) -> Run {
+    let small = "bench exchange --backend nccl --layers 2 --experts 16 --redundant 4 --tensors 1000,64,7 --json --patience 8";
+    let arguments: Vec<&str> = small.split(' ').chain(more.iter().copied()).collect();
+    eplb(&arguments, variables)
+}

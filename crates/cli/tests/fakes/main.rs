@@ -1,0 +1,7 @@
+//! The whole path to the GPUs with no GPU: `eplb` on recording fakes of `libcuda.so.1` and `libnccl.so.2` (`tests/fakes`), several
+//! ranks as threads of one process, with the calls that it made audited and with planted faults.
+
+mod audit;
+mod libraries;
+mod log;
+mod runs;

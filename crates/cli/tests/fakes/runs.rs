@@ -1,0 +1,109 @@
+//! Runs on the fakes: right bytes, no forbidden call, and an end with a name whatever is planted.
+
+use std::time::{Duration, Instant};
+
+use crate::audit::audit;
+use crate::libraries::{eplb, exchange};
+
+#[test]
+fn every_placement_arrives_and_asks_for_nothing_forbidden() {
+    for placement in ["same", "few2", "shift", "random", "plan"] {
+        let run = exchange(&["--placement", placement, "--iters", "2"], &[("EPLB_FAKE_DELAY_US", "200")]);
+        assert!(run.ok, "{placement}: {}", run.stderr);
+        let report = run.json();
+        assert_eq!(report["verified"], true);
+        assert_eq!(report["moves"] == 0, placement == "same", "{report}");
+        assert_eq!(audit(&run.log), Vec::<String>::new(), "{placement}");
+    }
+}
+
+#[test]
+fn rows_with_gaps_and_small_groups_arrive() {
+    let run =
+        exchange(&["--placement", "random", "--gaps", "24:8", "--operations", "3", "--iters", "2"], &[]);
+    assert!(run.ok, "{}", run.stderr);
+    assert!(run.log.count("cuMemcpy2DAsync") > 0, "nothing was packed");
+    assert_eq!(audit(&run.log), Vec::<String>::new());
+    let mut in_group = 0;
+    let mut most = 0;
+    for call in run.log.0.iter().filter(|call| call.text("rank") == "1" || call.name == "ncclGroupEnd") {
+        match &*call.name {
+            "ncclSend" | "ncclRecv" => in_group += 1,
+            "ncclGroupEnd" => in_group = 0,
+            _ => continue,
+        }
+        most = most.max(in_group);
+    }
+    // Other ranks' ends of groups come in between and make the count smaller, never larger; 6 open all pairs at first.
+    assert!(most <= 6, "{most} operations in a group");
+}
+
+#[test]
+fn steps_of_a_length_and_the_library_of_the_process_work() {
+    let run = exchange(&["--placement", "shift", "--step-ms", "3", "--iters", "2"], &[]);
+    assert!(run.ok, "{}", run.stderr);
+    assert!(run.json()["steps"].as_u64().unwrap() > 0);
+    let small =
+        "bench exchange --backend pynccl --layers 1 --experts 8 --redundant 0 --tensors 100 --iters 1 --json";
+    let run = eplb(&small.split(' ').collect::<Vec<_>>(), &[]);
+    assert!(run.ok, "{}", run.stderr);
+    assert!(run.json()["carried_bytes"]["pynccl"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_single_rank_makes_no_communicator() {
+    let run = exchange(&["--ranks", "1"], &[]);
+    assert!(run.ok, "{}", run.stderr);
+    for name in ["ncclCommInitRankConfig", "ncclGetUniqueId", "ncclGroupStart"] {
+        assert_eq!(run.log.count(name), 0, "{name}");
+    }
+    // And several do, so that the count means something.
+    assert_eq!(exchange(&["--ranks", "2"], &[]).log.count("ncclCommInitRankConfig"), 2);
+}
+
+#[test]
+fn the_suite_of_communicators_passes() {
+    let run = eplb(&["doctor", "--suite", "3", "--json"], &[("EPLB_FAKE_DELAY_US", "100")]);
+    assert!(run.ok, "{}{}", run.stdout, run.stderr);
+    let report = run.json();
+    let checks = report["checks"].as_array().unwrap();
+    assert!(checks.len() >= 14 && checks.iter().all(|check| check["ok"] == true), "{report}");
+    assert_eq!(run.log.count("cuCtxSynchronize") + run.log.count("default_stream"), 0);
+}
+
+#[test]
+fn a_forgotten_copy_is_found() {
+    let run = exchange(&["--placement", "random"], &[("EPLB_FAKE_FAULT", "cuMemcpyAsync:3")]);
+    assert!(!run.ok);
+    assert_eq!(run.log.count("planted"), 1);
+    assert!(run.stderr.contains("bytes are wrong"), "{}", run.stderr);
+}
+
+/// Ends with an error that names what was planted, long before anyone would lose patience.
+fn fails(fault: &str, words: &[&str]) {
+    let start = Instant::now();
+    let run = exchange(&["--placement", "random"], &[("EPLB_FAKE_FAULT", fault)]);
+    assert!(!run.ok, "{fault}");
+    assert_eq!(run.log.count("planted"), 1, "{fault}");
+    assert!(words.iter().all(|word| run.stderr.contains(word)), "{fault}: {}", run.stderr);
+    assert!(start.elapsed() < Duration::from_secs(40), "{fault} took {:?}", start.elapsed());
+}
+
+#[test]
+fn whatever_is_planted_ends_with_a_name() {
+    fails("ncclSend:30", &["rank", "wave"]);
+    fails("ncclRecv:30", &["rank", "wave"]);
+    fails("cuEventQuery:40", &["cuEventQuery", "719", "broke this context"]);
+    fails("ncclCommInitRankConfig:2", &["ncclCommInitRankConfig", "rank", "--shm-size"]);
+    fails("cuMemAlloc:5", &["cuMemAlloc", "OUT_OF_MEMORY", "lower the staging budget"]);
+}
+
+#[test]
+fn what_is_missing_is_named() {
+    let run = exchange(&[], &[("EPLB_FAKE_NCCL_VERSION", "21700")]);
+    assert!(!run.ok && run.stderr.contains("NCCL 2.17.0; 2.18 or later"), "{}", run.stderr);
+    let run = exchange(&[], &[("EPLB_FAKE_DEVICES", "2")]);
+    assert!(!run.ok && run.stderr.contains("this process sees 2"), "{}", run.stderr);
+    let run = exchange(&[], &[("EPLB_NCCL_SO", "/nonexistent/libnccl.so")]);
+    assert!(!run.ok && run.stderr.contains("EPLB_NCCL_SO=/nonexistent/libnccl.so"), "{}", run.stderr);
+}

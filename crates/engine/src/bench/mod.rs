@@ -1,0 +1,370 @@
+//! Measures exchanges of experts over a communicator: from the first submission to the last commit, bytes checked.
+//!
+//! Ranks are threads of this process, each with memory of its own: on host memory for `local`, on one device each for `nccl` and
+//! `pynccl`. They run the same driver, exchange and protocol as in a server.
+
+mod links;
+mod placement;
+mod ranks;
+mod worker;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender, unbounded};
+use eplb_comm::{Carried, Memory};
+use eplb_core::{ModelLayout, Placement, RankId, TensorLayout, Topology};
+use eplb_exchange::{ExchangePlan, Limits};
+
+use crate::board::LocalBoard;
+use crate::error::EngineError;
+pub use placement::Moves;
+pub use ranks::{Carrier, DeviceGroup};
+use worker::{Command, Reply, Task, Worker};
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct ExchangeBench {
+    /// What carries the bytes.
+    pub carrier: Carrier,
+    /// Ranks.
+    pub ranks: usize,
+    /// MoE layers.
+    pub layers: usize,
+    /// Logical experts per layer.
+    pub experts: usize,
+    /// Slots beyond one per expert, per layer over all ranks.
+    pub redundant: usize,
+    /// Bytes of each tensor of an expert.
+    pub tensors: Vec<usize>,
+    /// Bytes from one row to the next beyond the row, and rows per tensor: `None` = contiguous.
+    pub gaps: Option<(usize, usize)>,
+    /// What moves.
+    pub moves: Moves,
+    /// Exchanges measured.
+    pub iterations: usize,
+    /// Exchanges before them, of which the first is reported by itself.
+    pub warmup: usize,
+    /// Staging per rank; `None` = the default of [`Limits::new`].
+    pub staging_bytes: Option<usize>,
+    /// Most thread blocks of a group of NCCL.
+    pub max_ctas: Option<u32>,
+    /// Most operations of a rank in a group of NCCL; `None` = its default.
+    pub operations: Option<usize>,
+    /// Time of a step; zero commits as soon as all agree.
+    pub step: Duration,
+    /// Longest time that any part may take.
+    pub patience: Duration,
+}
+
+/// What was measured. Milliseconds run from the submission to the commit on the slowest rank, agreement included.
+#[derive(Debug, Clone, PartialEq)]
+pub struct ExchangeReport {
+    /// Bytes that each backend carried over links in all exchanges.
+    pub carried_bytes: Vec<(&'static str, u64)>,
+    /// Bytes that had to be carried.
+    pub planned_bytes: u64,
+    /// The first exchange of all.
+    pub ms_first: f64,
+    /// Median of the measured ones.
+    pub ms_median: f64,
+    /// Least of the measured ones.
+    pub ms_min: f64,
+    /// Each measured one.
+    pub ms: Vec<f64>,
+    /// Bytes over links into the rank that gets most, in the last exchange.
+    pub bytes_worst_rank: u64,
+    /// The same per second of the median, in 10^9 bytes.
+    pub gbps_worst_rank: f64,
+    /// Staging per rank.
+    pub staging_bytes: usize,
+    /// Waves of the last exchange.
+    pub waves: usize,
+    /// Transfers over links of the last exchange, and those of them that passed through staging.
+    pub moves: usize,
+    /// Of them through staging.
+    pub staged: usize,
+    /// Whether every byte of every slot was right after the first and the last exchange.
+    pub verified: bool,
+    /// Bytes found wrong.
+    pub bytes_wrong: u64,
+    /// Plain copies between the same pairs, all at once: bytes into the worst rank per second, 10^9. `None` if they could not
+    /// be measured.
+    pub link_gbps: Option<f64>,
+    /// Steps of the slowest measured exchange.
+    pub steps: u64,
+    /// Longest call of `step()`, microseconds.
+    pub stall_us_max: f64,
+    /// Bytes of device memory that starting the communicators took, NCCL's own included and staging not, on the rank where it
+    /// was most; `None` on host memory.
+    pub device_bytes: Option<u64>,
+}
+
+impl ExchangeBench {
+    fn layout(&self) -> Result<ModelLayout, EngineError> {
+        let tensor = |(number, &bytes): (usize, &usize)| {
+            let name = format!("t{number}");
+            match self.gaps {
+                Some((gap, rows)) if bytes % rows == 0 => {
+                    let (row_bytes, pitch) = (bytes / rows, bytes / rows + gap);
+                    TensorLayout { name, rows, row_bytes, pitch, slot_stride: rows * pitch }
+                }
+                _ => TensorLayout::contiguous(name, bytes),
+            }
+        };
+        let tensors: Vec<_> = self.tensors.iter().enumerate().map(tensor).collect();
+        Ok(ModelLayout::new(vec![tensors; self.layers])?)
+    }
+
+    /// Runs the exchanges.
+    ///
+    /// # Errors
+    /// Options that contradict each other, too little memory, a backend that is not there, or an exchange that failed.
+    /// Wrong bytes are no error here: they are counted.
+    pub fn run(&self) -> Result<ExchangeReport, EngineError> {
+        let slots = self.experts + self.redundant;
+        if self.ranks == 0 || !slots.is_multiple_of(self.ranks) {
+            return Err(EngineError::Options(format!(
+                "{} experts and {} redundant slots do not divide over {} ranks",
+                self.experts, self.redundant, self.ranks
+            )));
+        }
+        if self.iterations == 0 || self.tensors.is_empty() {
+            return Err(EngineError::Options("at least one iteration and one tensor are needed".into()));
+        }
+        let topology = Arc::new(Topology::uniform(self.ranks, slots)?);
+        let layout = Arc::new(self.layout()?);
+        let mut limits = Limits::new(&layout, &topology);
+        if let Some(bytes) = self.staging_bytes {
+            limits.staging_bytes = bytes;
+        }
+        let ranks = ranks::make(self, &topology, &layout, limits.staging_bytes)?;
+        let device_bytes = ranks.device_bytes;
+        let placement = Placement::round_robin(self.layers, self.experts, slots)?;
+        let mut group = Group::start(ranks.parts, &topology, &layout, &placement, self)?;
+        let result = self.measure(&mut group, &topology, &layout, &limits, placement);
+        let mut report = result?;
+        report.device_bytes = device_bytes;
+        Ok(report)
+    }
+
+    fn measure(
+        &self,
+        group: &mut Group,
+        topology: &Arc<Topology>,
+        layout: &Arc<ModelLayout>,
+        limits: &Limits,
+        mut placement: Placement,
+    ) -> Result<ExchangeReport, EngineError> {
+        group.fill()?;
+        let mut ms = Vec::new();
+        let (mut bytes_wrong, mut planned_bytes, mut steps, mut stall) = (0, 0, 0, Duration::ZERO);
+        let mut last = None;
+        let mut before = vec![Carried::default(); self.ranks];
+        let rounds = self.warmup + self.iterations;
+        let mut link_gbps = None;
+        for round in 0..rounds {
+            let new = self.moves.apply(&placement, topology, round as u64)?;
+            let plan = Arc::new(ExchangePlan::new(&placement, &new, topology, layout, None, limits)?);
+            placement = plan.target().clone();
+            planned_bytes += plan.totals().link_bytes;
+            let done = group.exchange(&plan, topology)?;
+            ms.push(done.time.as_secs_f64() * 1e3);
+            if round >= self.warmup {
+                steps = steps.max(done.steps);
+                stall = stall.max(done.stall);
+            }
+            before = done.carried;
+            if round == 0 || round + 1 == rounds {
+                bytes_wrong += group.check()?;
+            }
+            if round + 1 == rounds {
+                link_gbps = group.links(&plan)?;
+            }
+            last = Some(plan);
+        }
+        let Some(last) = last else { return Err(EngineError::Options("nothing was measured".into())) };
+        let into = bytes_into(&last, layout, self.ranks);
+        let bytes_worst_rank = into.into_iter().max().unwrap_or(0);
+        let measured = ms[self.warmup..].to_vec();
+        let mut sorted = measured.clone();
+        sorted.sort_by(f64::total_cmp);
+        let ms_median = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
+        Ok(ExchangeReport {
+            carried_bytes: vec![(group.backend, before.iter().map(|carried| carried.link_bytes).sum())],
+            planned_bytes,
+            ms_first: ms[0],
+            ms_median,
+            ms_min: sorted[0],
+            ms: measured,
+            bytes_worst_rank,
+            gbps_worst_rank: bytes_worst_rank as f64 / ms_median / 1e6,
+            staging_bytes: limits.staging_bytes,
+            waves: last.waves().len(),
+            moves: last.totals().moves,
+            staged: last.totals().staged,
+            verified: bytes_wrong == 0,
+            bytes_wrong,
+            link_gbps,
+            steps,
+            stall_us_max: stall.as_secs_f64() * 1e6,
+            device_bytes: None,
+        })
+    }
+}
+
+/// Bytes over links into each rank.
+fn bytes_into(plan: &ExchangePlan, layout: &ModelLayout, ranks: usize) -> Vec<u64> {
+    let mut into = vec![0; ranks];
+    for transfer in plan.waves().iter().flat_map(|wave| &wave.transfers).filter(|t| !t.is_local()) {
+        into[transfer.dest.index()] += layout.layer(transfer.layer).expert_bytes() as u64;
+    }
+    into
+}
+
+/// The ranks' threads.
+#[derive(Debug)]
+struct Group {
+    backend: &'static str,
+    layout: Arc<ModelLayout>,
+    commands: Vec<Sender<Command>>,
+    replies: Receiver<(RankId, Result<Reply, EngineError>)>,
+    threads: Vec<std::thread::JoinHandle<()>>,
+    patience: Duration,
+}
+
+/// One exchange, over all ranks.
+struct Done {
+    time: Duration,
+    steps: u64,
+    stall: Duration,
+    carried: Vec<Carried>,
+}
+
+impl Group {
+    fn start(
+        parts: Vec<ranks::Parts>,
+        topology: &Arc<Topology>,
+        layout: &Arc<ModelLayout>,
+        placement: &Placement,
+        bench: &ExchangeBench,
+    ) -> Result<Self, EngineError> {
+        let backend = parts.first().map_or("none", |parts| parts.communicator.backend());
+        let (reply, replies) = unbounded();
+        let (mut commands, mut threads) = (Vec::new(), Vec::new());
+        for (rank, parts) in parts.into_iter().enumerate() {
+            let rank = RankId::at(rank);
+            let (command, inbox) = unbounded();
+            let worker = Worker::new(rank, topology.clone(), placement, parts, bench);
+            let reply = reply.clone();
+            let thread = std::thread::Builder::new()
+                .name(format!("rank-{}", rank.0))
+                .spawn(move || worker.run(&inbox, &reply))
+                .map_err(|error| EngineError::RankLost { rank, detail: format!("no thread: {error}") })?;
+            commands.push(command);
+            threads.push(thread);
+        }
+        Ok(Self { backend, layout: layout.clone(), commands, replies, threads, patience: bench.patience })
+    }
+
+    /// Sends each rank a command and waits for all replies, in the order of ranks.
+    fn ask(&mut self, command: impl Fn(usize) -> Command) -> Result<Vec<Reply>, EngineError> {
+        for (rank, commands) in self.commands.iter().enumerate() {
+            // A rank that is gone is found out below.
+            drop(commands.send(command(rank)));
+        }
+        let deadline = Instant::now() + self.patience;
+        let mut replies: Vec<Option<Reply>> = self.commands.iter().map(|_| None).collect();
+        let mut failure = None;
+        for _ in 0..self.commands.len() {
+            match self.replies.recv_deadline(deadline) {
+                Ok((rank, Ok(reply))) => replies[rank.index()] = Some(reply),
+                Ok((_, Err(error))) => failure = failure.or(Some(error)),
+                Err(_) => {
+                    let silent = replies.iter().position(Option::is_none).unwrap_or(0);
+                    let detail = format!("no reply within {:?}", self.patience);
+                    return Err(failure.unwrap_or(EngineError::RankLost { rank: RankId::at(silent), detail }));
+                }
+            }
+        }
+        match failure {
+            Some(error) => Err(error),
+            None => Ok(replies.into_iter().flatten().collect()),
+        }
+    }
+
+    fn fill(&mut self) -> Result<(), EngineError> {
+        self.ask(|_| Command::Fill).map(drop)
+    }
+
+    fn check(&mut self) -> Result<u64, EngineError> {
+        let replies = self.ask(|_| Command::Check)?;
+        Ok(replies.iter().map(|reply| if let Reply::Checked(wrong) = reply { *wrong } else { 0 }).sum())
+    }
+
+    fn exchange(&mut self, plan: &Arc<ExchangePlan>, topology: &Topology) -> Result<Done, EngineError> {
+        let members: Vec<RankId> = topology.all_ranks().collect();
+        let board = LocalBoard::new(&members);
+        let start = Instant::now();
+        let replies = self.ask(|_| {
+            Command::Exchange(Task {
+                plan: plan.clone(),
+                members: members.clone(),
+                board: board.clone(),
+                start,
+            })
+        })?;
+        let mut done = Done { time: Duration::ZERO, steps: 0, stall: Duration::ZERO, carried: Vec::new() };
+        for reply in replies {
+            if let Reply::Moved { end, steps, stall, carried } = reply {
+                done.time = done.time.max(end.saturating_duration_since(start));
+                done.steps = done.steps.max(steps);
+                done.stall = done.stall.max(stall);
+                done.carried.push(carried);
+            }
+        }
+        Ok(done)
+    }
+
+    /// Plain copies between the pairs of a plan.
+    fn links(&mut self, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
+        links::measure(self, plan)
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.commands.clear();
+        for thread in self.threads.drain(..) {
+            // A rank that panicked has been reported as lost.
+            drop(thread.join());
+        }
+    }
+}
+
+/// Bytes of host memory that a bench on host memory needs.
+fn host_bytes(layout: &ModelLayout, topology: &Topology, staging: usize) -> u64 {
+    let slots = topology.slots() as u64;
+    let per_slot: u64 = (0..layout.layers())
+        .flat_map(|layer| layout.layer(eplb_core::LayerId::at(layer)).tensors())
+        .map(|tensor| tensor.slot_stride as u64)
+        .sum();
+    per_slot * slots + (staging as u64) * topology.ranks() as u64
+}
+
+/// What ranks of the bench need of their memory.
+trait Inspect: std::fmt::Debug + Send {
+    fn memory(&self) -> &dyn Memory;
+    fn fill(
+        &mut self,
+        layer: eplb_core::LayerId,
+        slot: eplb_core::SlotId,
+        expert: eplb_core::ExpertId,
+    ) -> Result<(), EngineError>;
+    fn count_wrong(
+        &mut self,
+        layer: eplb_core::LayerId,
+        slot: eplb_core::SlotId,
+        expert: eplb_core::ExpertId,
+    ) -> Result<u64, EngineError>;
+}

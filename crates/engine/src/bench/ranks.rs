@@ -1,0 +1,244 @@
+//! Ranks of a bench: memory, stream and communicator of each backend.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use eplb_comm::conformance::RankMemory;
+use eplb_comm::host::{HostMemory, HostStream, StreamOptions};
+use eplb_comm::local::LocalGroup;
+use eplb_comm::store::{InProcessStore, Store};
+use eplb_comm::{CommError, Communicator, Memory, Stream};
+use eplb_comm_nccl::{Backend, NcclCommError, NcclCommunicator, Options, Rendezvous, connect};
+use eplb_core::{ExpertId, LayerId, ModelLayout, RankId, SlotId, Topology};
+use eplb_cuda::{CudaStream, DeviceMemory, DeviceStream, Inspector, Puller, probe};
+
+use super::{ExchangeBench, Inspect, host_bytes};
+use crate::error::EngineError;
+
+/// What carries the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carrier {
+    /// Copies between threads, on host memory.
+    Local,
+    /// NCCL, on devices.
+    Nccl(Backend),
+}
+
+/// One rank of a bench.
+#[derive(Debug)]
+pub(super) struct Parts {
+    pub(super) stream: Box<dyn Stream>,
+    pub(super) communicator: Box<dyn Communicator>,
+    pub(super) inspect: Box<dyn Inspect>,
+    pub(super) plain: Option<Puller>,
+}
+
+/// All ranks of a bench.
+#[derive(Debug)]
+pub(super) struct Ranks {
+    pub(super) parts: Vec<Parts>,
+    pub(super) device_bytes: Option<u64>,
+}
+
+pub(super) fn make(
+    bench: &ExchangeBench,
+    topology: &Topology,
+    layout: &Arc<ModelLayout>,
+    staging: usize,
+) -> Result<Ranks, EngineError> {
+    match bench.carrier {
+        Carrier::Local => local(topology, layout, staging),
+        Carrier::Nccl(backend) => {
+            let group = DeviceGroup::new(topology, layout, staging)?;
+            // Everything but the communicators first: from their first message on nothing is taken any more.
+            let ends = group.memories.iter().map(|memory| Ends::new(memory, &group.memories));
+            let ends = ends.collect::<Result<Vec<_>, _>>()?;
+            let before = group.free_bytes()?;
+            let config = nccl_rs::Config { max_ctas: bench.max_ctas, ..nccl_rs::Config::default() };
+            let mut options = Options { config, ..Options::default() };
+            options.operations = bench.operations.unwrap_or(options.operations);
+            let communicators = group.connect(backend, &options, Instant::now() + bench.patience)?;
+            let taken =
+                before.iter().zip(group.free_bytes()?).map(|(before, now)| before.saturating_sub(now));
+            let device_bytes = taken.max().map(|most| most as u64);
+            let parts = communicators.into_iter().zip(ends).map(|(communicator, ends)| Parts {
+                stream: Box::new(ends.stream),
+                communicator: Box::new(communicator),
+                inspect: Box::new(ends.inspector),
+                plain: Some(ends.puller),
+            });
+            let parts = parts.collect();
+            Ok(Ranks { parts, device_bytes })
+        }
+    }
+}
+
+/// What a rank on a device has beside its communicator.
+struct Ends {
+    stream: DeviceStream,
+    inspector: Inspector,
+    puller: Puller,
+}
+
+impl Ends {
+    fn new(memory: &Arc<DeviceMemory>, all: &[Arc<DeviceMemory>]) -> Result<Self, EngineError> {
+        let stream = CudaStream::new(memory.context(), 0)?;
+        Ok(Self {
+            stream: DeviceStream::new(memory.clone(), stream)?,
+            inspector: Inspector::new(memory.clone())?,
+            puller: Puller::new(memory.clone(), all.to_vec())?,
+        })
+    }
+}
+
+fn local(topology: &Topology, layout: &Arc<ModelLayout>, staging: usize) -> Result<Ranks, EngineError> {
+    let needed = host_bytes(layout, topology, staging);
+    crate::rebalance::check_bytes(needed)?;
+    let memories = topology
+        .all_ranks()
+        .map(|rank| HostMemory::new(rank, layout.clone(), topology.slots_of(rank), staging))
+        .collect::<Result<Vec<_>, _>>()?;
+    let threads = std::thread::available_parallelism().map_or(1, usize::from);
+    let parts = LocalGroup::new(memories.clone(), threads)?
+        .into_iter()
+        .zip(memories)
+        .map(|(communicator, memory)| -> Result<Parts, CommError> {
+            Ok(Parts {
+                stream: Box::new(HostStream::new(memory.clone(), StreamOptions::default())?),
+                communicator: Box::new(communicator),
+                inspect: Box::new(memory),
+                plain: None,
+            })
+        })
+        .collect::<Result<_, _>>()?;
+    Ok(Ranks { parts, device_bytes: None })
+}
+
+/// Memory of ranks of this process, each on a device of its own.
+#[derive(Debug)]
+pub struct DeviceGroup {
+    /// By rank.
+    pub memories: Vec<Arc<DeviceMemory>>,
+    store: Arc<dyn Store>,
+}
+
+impl DeviceGroup {
+    /// Takes the memory of every rank of a topology: rank `r` on device `r`.
+    ///
+    /// # Errors
+    /// There is no driver, there are fewer devices than ranks, or too little memory.
+    pub fn new(topology: &Topology, layout: &Arc<ModelLayout>, staging: usize) -> Result<Self, EngineError> {
+        let layouts = vec![layout.clone(); topology.ranks()];
+        let slots: Vec<_> = topology.all_ranks().map(|rank| topology.slots_of(rank)).collect();
+        Self::of(&layouts, &slots, staging)
+    }
+
+    /// As [`DeviceGroup::new`], with a layout (rows alike, pitches maybe not) and slots for each rank.
+    ///
+    /// # Errors
+    /// As [`DeviceGroup::new`].
+    pub fn of(
+        layouts: &[Arc<ModelLayout>],
+        slots: &[std::ops::Range<usize>],
+        staging: usize,
+    ) -> Result<Self, EngineError> {
+        let contexts = probe()?.contexts(layouts.len())?;
+        let memories = contexts
+            .iter()
+            .zip(layouts.iter().zip(slots))
+            .enumerate()
+            .map(|(rank, (context, (layout, slots)))| {
+                DeviceMemory::new(context, RankId::at(rank), layout.clone(), slots.clone(), staging)
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        Ok(Self { memories, store: Arc::new(InProcessStore::new()) })
+    }
+
+    /// Free bytes of every rank's device.
+    fn free_bytes(&self) -> Result<Vec<usize>, EngineError> {
+        let free = |memory: &Arc<DeviceMemory>| memory.context().memory_info().map(|(free, _)| free);
+        Ok(self.memories.iter().map(free).collect::<Result<_, _>>()?)
+    }
+
+    /// Makes every rank's communicator, each on a thread of its own, since they wait for each other.
+    ///
+    /// # Errors
+    /// The first rank's error that is not about another rank.
+    pub fn connect(
+        &self,
+        backend: Backend,
+        options: &Options,
+        deadline: Instant,
+    ) -> Result<Vec<NcclCommunicator>, EngineError> {
+        let rendezvous = Rendezvous { store: self.store.clone(), size: self.memories.len(), epoch: 1 };
+        let made: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = self
+                .memories
+                .iter()
+                .map(|memory| {
+                    let (rendezvous, options) = (rendezvous.clone(), options.clone());
+                    scope.spawn(move || connect(backend, memory.clone(), &rendezvous, options, deadline))
+                })
+                .collect();
+            threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
+        });
+        let mut communicators = Vec::new();
+        let mut failure: Option<EngineError> = None;
+        for (rank, made) in made.into_iter().enumerate() {
+            let lost = |_| EngineError::RankLost {
+                rank: RankId::at(rank),
+                detail: "making its communicator panicked".into(),
+            };
+            match made.map_err(lost).and_then(|made| Ok(made?)) {
+                Ok(communicator) => communicators.push(communicator),
+                // That others did not come says less than why one of them did not.
+                Err(error) if failure.as_ref().is_none_or(is_about_others) => failure = Some(error),
+                Err(_) => {}
+            }
+        }
+        if let Some(error) = failure {
+            return Err(error);
+        }
+        Ok(communicators)
+    }
+}
+
+/// Whether an error only says that other ranks did not come.
+fn is_about_others(error: &EngineError) -> bool {
+    matches!(
+        error,
+        EngineError::Nccl(
+            NcclCommError::Group(_)
+                | NcclCommError::Nccl(nccl_rs::NcclError::Timeout { .. })
+                | NcclCommError::Comm(CommError::Timeout { .. })
+        )
+    )
+}
+
+impl Inspect for Arc<HostMemory> {
+    fn memory(&self) -> &dyn Memory {
+        &**self
+    }
+
+    fn fill(&mut self, layer: LayerId, slot: SlotId, expert: ExpertId) -> Result<(), EngineError> {
+        Ok(HostMemory::fill(self, layer, slot, expert)?)
+    }
+
+    fn count_wrong(&mut self, layer: LayerId, slot: SlotId, expert: ExpertId) -> Result<u64, EngineError> {
+        Ok(HostMemory::count_wrong(self, layer, slot, expert)?)
+    }
+}
+
+impl Inspect for Inspector {
+    fn memory(&self) -> &dyn Memory {
+        &**Inspector::memory(self)
+    }
+
+    fn fill(&mut self, layer: LayerId, slot: SlotId, expert: ExpertId) -> Result<(), EngineError> {
+        Ok(RankMemory::fill(self, layer, slot, expert)?)
+    }
+
+    fn count_wrong(&mut self, layer: LayerId, slot: SlotId, expert: ExpertId) -> Result<u64, EngineError> {
+        Ok(Inspector::count_wrong(self, layer, slot, expert)?)
+    }
+}

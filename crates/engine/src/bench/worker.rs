@@ -1,0 +1,179 @@
+//! The thread of one rank of a bench.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crossbeam_channel::{Receiver, Sender};
+use eplb_comm::{Carried, Communicator, Stream};
+use eplb_core::{ExpertId, LayerId, Placement, RankId, SlotId, Topology};
+use eplb_exchange::{Deadlines, Exchange, ExchangePlan, Outcome, Phase};
+
+use super::ranks::Parts;
+use super::{ExchangeBench, Inspect, links};
+use crate::board::Board;
+use crate::driver::Driver;
+use crate::error::EngineError;
+
+/// Steps between the last step begun and the step proposed for a commit.
+const MARGIN: u64 = 2;
+
+/// What the bench wants of a rank.
+#[derive(Debug)]
+pub(super) enum Command {
+    /// Write the bytes of the experts that the map in force names.
+    Fill,
+    /// Check them.
+    Check,
+    /// Carry out a plan.
+    Exchange(Task),
+    /// Copy plainly.
+    Links(links::Task),
+}
+
+/// A plan to be carried out.
+#[derive(Debug)]
+pub(super) struct Task {
+    pub(super) plan: Arc<ExchangePlan>,
+    pub(super) members: Vec<RankId>,
+    pub(super) board: Arc<dyn Board>,
+    pub(super) start: Instant,
+}
+
+/// What a rank did.
+#[derive(Debug)]
+pub(super) enum Reply {
+    Filled,
+    Checked(u64),
+    Moved { end: Instant, steps: u64, stall: Duration, carried: Carried },
+    Copied(Option<Duration>),
+}
+
+/// One rank.
+#[derive(Debug)]
+pub(super) struct Worker {
+    rank: RankId,
+    driver: Driver<Box<dyn Stream>>,
+    communicator: Option<Box<dyn Communicator>>,
+    inspect: Box<dyn Inspect>,
+    plain: Option<eplb_cuda::Puller>,
+    step: Duration,
+    patience: Duration,
+}
+
+impl Worker {
+    pub(super) fn new(
+        rank: RankId,
+        topology: Arc<Topology>,
+        placement: &Placement,
+        parts: Parts,
+        bench: &ExchangeBench,
+    ) -> Self {
+        Self {
+            rank,
+            driver: Driver::new(rank, topology, parts.stream, placement),
+            communicator: Some(parts.communicator),
+            inspect: parts.inspect,
+            plain: parts.plain,
+            step: bench.step,
+            patience: bench.patience,
+        }
+    }
+
+    /// Serves commands until the bench is over.
+    pub(super) fn run(
+        mut self,
+        commands: &Receiver<Command>,
+        replies: &Sender<(RankId, Result<Reply, EngineError>)>,
+    ) {
+        while let Ok(command) = commands.recv() {
+            let reply = match command {
+                Command::Fill => self
+                    .each(|inspect, layer, slot, expert| inspect.fill(layer, slot, expert).map(|()| 0))
+                    .map(|_| Reply::Filled),
+                Command::Check => self
+                    .each(|inspect, layer, slot, expert| inspect.count_wrong(layer, slot, expert))
+                    .map(Reply::Checked),
+                Command::Exchange(task) => self.exchange(task),
+                Command::Links(task) => links::copy(self.plain.as_mut(), &task).map(Reply::Copied),
+            };
+            if replies.send((self.rank, reply)).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Calls `visit` for every slot of this rank that the map in force names, and adds up what it says.
+    fn each(
+        &mut self,
+        mut visit: impl FnMut(&mut dyn Inspect, LayerId, SlotId, ExpertId) -> Result<u64, EngineError>,
+    ) -> Result<u64, EngineError> {
+        let map = self.driver.phy2log().clone();
+        let mut sum = 0;
+        for layer in 0..map.nrows() {
+            for slot in self.inspect.memory().slots() {
+                if let Ok(expert) = u32::try_from(map[(layer, slot)]) {
+                    sum += visit(&mut *self.inspect, LayerId::at(layer), SlotId::at(slot), ExpertId(expert))?;
+                }
+            }
+        }
+        Ok(sum)
+    }
+
+    fn exchange(&mut self, task: Task) -> Result<Reply, EngineError> {
+        let Some(communicator) = self.communicator.take() else {
+            return Err(EngineError::RankLost {
+                rank: self.rank,
+                detail: "its communicator went with an exchange that failed".into(),
+            });
+        };
+        let deadlines = Deadlines { transfer: self.patience / 2, ..Deadlines::default() };
+        let exchange = Exchange::new(
+            task.plan,
+            self.rank,
+            &task.members,
+            deadlines,
+            MARGIN,
+            self.driver.last_step(),
+            Instant::now(),
+        );
+        self.driver.begin(exchange, communicator, task.board)?;
+        let (mut steps, mut stall) = (0u64, Duration::ZERO);
+        let deadline = Instant::now() + self.patience;
+        loop {
+            // With steps of no length the rank idles, and takes steps only to reach the one that was decided.
+            let due = match self.step.is_zero() {
+                true => self.driver.phase() == Some(Phase::Committing),
+                false => task.start.elapsed() >= self.step * u32::try_from(steps).unwrap_or(u32::MAX),
+            };
+            if due {
+                let begin = Instant::now();
+                self.driver.step(self.driver.last_step().map_or(0, |id| id + 1))?;
+                stall = stall.max(begin.elapsed());
+                steps += 1;
+            } else if self.step.is_zero() {
+                self.driver.tick()?;
+            }
+            let ended = self.driver.progress()?;
+            let end = Instant::now();
+            if let Some(ended) = ended {
+                let carried = ended.communicator.carried();
+                match ended.outcome {
+                    Outcome::Completed => {
+                        self.communicator = Some(ended.communicator);
+                        return Ok(Reply::Moved { end, steps, stall, carried });
+                    }
+                    Outcome::Aborted { wave, cause, .. } | Outcome::Undecided { wave, cause, .. } => {
+                        return Err(EngineError::Aborted { rank: self.rank, wave, cause });
+                    }
+                }
+            }
+            if end > deadline {
+                let what = "an exchange".into();
+                return Err(
+                    eplb_comm::CommError::Timeout { rank: self.rank, what, waited: self.patience }.into()
+                );
+            }
+            std::thread::yield_now();
+        }
+    }
+}

@@ -1,0 +1,356 @@
+/* A libcuda.so.1 with no device: device memory is host memory, every stream is a thread that runs its operations in order.
+ *
+ * EPLB_FAKE_DEVICES  number of devices (default 4)
+ * EPLB_FAKE_DELAY_US each operation of a stream first sleeps up to this long
+ */
+#include "record.h"
+
+#include <errno.h>
+#include <stdint.h>
+#include <sys/mman.h>
+#include <time.h>
+
+typedef int CUresult;
+typedef int CUdevice;
+typedef uint64_t CUdeviceptr;
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_READY = 600, PEER_ENABLED = 704 };
+
+#define EXPORT __attribute__((visibility("default")))
+#define DEVICES 64
+#define STACK 64
+
+typedef struct Context { int device; } Context;
+static Context contexts[DEVICES];
+static __thread Context *stack[STACK];
+static __thread int depth;
+
+static int devices(void) {
+  const char *count = getenv("EPLB_FAKE_DEVICES");
+  int n = count ? atoi(count) : 4;
+  return n > DEVICES ? DEVICES : n;
+}
+
+static Context *current(void) { return depth ? stack[depth - 1] : NULL; }
+
+/* Blocks of "device" memory: whoever touches others' is found out. */
+typedef struct Block { uint8_t *base; size_t bytes, mapped; int device; struct Block *next; } Block;
+static Block *blocks;
+static pthread_mutex_t blocks_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static int inside(const void *at, size_t bytes) {
+  pthread_mutex_lock(&blocks_lock);
+  int found = bytes == 0;
+  for (Block *b = blocks; b && !found; b = b->next)
+    found = (uint8_t *)at >= b->base && (uint8_t *)at + bytes <= b->base + b->bytes;
+  pthread_mutex_unlock(&blocks_lock);
+  if (!found) record("outside at=%p bytes=%zu", at, bytes);
+  return found;
+}
+
+/* For the fake of NCCL, whose buffers must be device memory too. */
+EXPORT int eplb_fake_is_device_memory(const void *at, size_t bytes) { return inside(at, bytes); }
+
+typedef struct Event { pthread_mutex_t lock; pthread_cond_t passed; uint64_t recorded, reached; } Event;
+
+typedef struct Op {
+  enum { COPY, RECORD, WAIT, CALL } kind;
+  uint8_t *to; const uint8_t *from;
+  size_t rows, row_bytes, to_pitch, from_pitch;
+  Event *event; uint64_t point;
+  void (*function)(void *); void *argument;
+  int skip;
+  struct Op *next;
+} Op;
+
+typedef struct Stream {
+  pthread_mutex_t lock; pthread_cond_t changed;
+  Op *first, *last;
+  int busy, closed, device;
+} Stream;
+
+static void pause_a_little(unsigned *seed) {
+  static long most = -1;
+  if (most < 0) { const char *text = getenv("EPLB_FAKE_DELAY_US"); most = text ? atol(text) : 0; }
+  if (most <= 0) return;
+  *seed = *seed * 1103515245u + 12345u;
+  usleep((*seed >> 8) % (unsigned)(most + 1));
+}
+
+static void run(Op *op) {
+  switch (op->kind) {
+  case COPY:
+    for (size_t row = 0; !op->skip && row < op->rows; row++)
+      memcpy(op->to + row * op->to_pitch, op->from + row * op->from_pitch, op->row_bytes);
+    break;
+  case RECORD:
+    pthread_mutex_lock(&op->event->lock);
+    if (op->point > op->event->reached) op->event->reached = op->point;
+    pthread_cond_broadcast(&op->event->passed);
+    pthread_mutex_unlock(&op->event->lock);
+    break;
+  case WAIT:
+    pthread_mutex_lock(&op->event->lock);
+    while (op->event->reached < op->point) pthread_cond_wait(&op->event->passed, &op->event->lock);
+    pthread_mutex_unlock(&op->event->lock);
+    break;
+  case CALL: op->function(op->argument); break;
+  }
+}
+
+static void *serve(void *argument) {
+  Stream *stream = argument;
+  unsigned seed = (unsigned)(uintptr_t)stream;
+  pthread_mutex_lock(&stream->lock);
+  for (;;) {
+    while (!stream->first && !stream->closed) pthread_cond_wait(&stream->changed, &stream->lock);
+    Op *op = stream->first;
+    if (!op) break;
+    stream->first = op->next;
+    if (!stream->first) stream->last = NULL;
+    stream->busy = 1;
+    pthread_mutex_unlock(&stream->lock);
+    pause_a_little(&seed);
+    run(op);
+    free(op);
+    pthread_mutex_lock(&stream->lock);
+    stream->busy = 0;
+    pthread_cond_broadcast(&stream->changed);
+  }
+  pthread_mutex_unlock(&stream->lock);
+  free(stream);
+  return NULL;
+}
+
+static CUresult push(Stream *stream, Op op) {
+  if (!stream) { record("default_stream"); return INVALID_VALUE; }
+  Op *copy = malloc(sizeof *copy);
+  *copy = op;
+  copy->next = NULL;
+  pthread_mutex_lock(&stream->lock);
+  if (stream->last) stream->last->next = copy; else stream->first = copy;
+  stream->last = copy;
+  pthread_cond_broadcast(&stream->changed);
+  pthread_mutex_unlock(&stream->lock);
+  return SUCCESS;
+}
+
+EXPORT CUresult cuInit(unsigned flags) {
+  for (int i = 0; i < DEVICES; i++) contexts[i].device = i;
+  record("cuInit flags=%u", flags);
+  return SUCCESS;
+}
+EXPORT CUresult cuDriverGetVersion(int *version) { *version = 13000; return SUCCESS; }
+EXPORT CUresult cuDeviceGetCount(int *count) { *count = devices(); return SUCCESS; }
+EXPORT CUresult cuDeviceGet(CUdevice *device, int ordinal) { *device = ordinal; return ordinal < devices() ? SUCCESS : 101; }
+EXPORT CUresult cuDeviceGetName(char *name, int length, CUdevice device) {
+  snprintf(name, length, "Fake device %d", device);
+  return SUCCESS;
+}
+EXPORT CUresult cuDeviceGetPCIBusId(char *id, int length, CUdevice device) {
+  snprintf(id, length, "0000:%02x:00.0", device);
+  return SUCCESS;
+}
+EXPORT CUresult cuDeviceGetAttribute(int *value, int attribute, CUdevice device) {
+  (void)device;
+  *value = attribute == 75 ? 9 : attribute == 76 ? 0 : attribute == 40 ? 3 : attribute == 16 ? 132 : 0;
+  return SUCCESS;
+}
+EXPORT CUresult cuDeviceTotalMem_v2(size_t *bytes, CUdevice device) { (void)device; *bytes = (size_t)1 << 34; return SUCCESS; }
+EXPORT CUresult cuDeviceCanAccessPeer(int *can, CUdevice a, CUdevice b) { *can = a != b; return SUCCESS; }
+EXPORT CUresult cuGetErrorName(CUresult code, const char **name) {
+  switch (code) {
+  case SUCCESS: *name = "CUDA_SUCCESS"; break;
+  case INVALID_VALUE: *name = "CUDA_ERROR_INVALID_VALUE"; break;
+  case OUT_OF_MEMORY: *name = "CUDA_ERROR_OUT_OF_MEMORY"; break;
+  case INVALID_CONTEXT: *name = "CUDA_ERROR_INVALID_CONTEXT"; break;
+  default: *name = NULL; return INVALID_VALUE;
+  }
+  return SUCCESS;
+}
+EXPORT CUresult cuDevicePrimaryCtxRetain(Context **context, CUdevice device) {
+  *context = &contexts[device];
+  record("cuDevicePrimaryCtxRetain device=%d", device);
+  return SUCCESS;
+}
+EXPORT CUresult cuDevicePrimaryCtxRelease_v2(CUdevice device) {
+  record("cuDevicePrimaryCtxRelease device=%d", device);
+  return SUCCESS;
+}
+EXPORT CUresult cuCtxPushCurrent_v2(Context *context) {
+  if (!context || depth == STACK) return INVALID_CONTEXT;
+  stack[depth++] = context;
+  return SUCCESS;
+}
+EXPORT CUresult cuCtxPopCurrent_v2(Context **context) {
+  if (!depth) return INVALID_CONTEXT;
+  *context = stack[--depth];
+  return SUCCESS;
+}
+EXPORT CUresult cuCtxGetDevice(CUdevice *device) {
+  if (!current()) return INVALID_CONTEXT;
+  *device = current()->device;
+  return SUCCESS;
+}
+EXPORT CUresult cuCtxEnablePeerAccess(Context *peer, unsigned flags) {
+  (void)flags;
+  record("cuCtxEnablePeerAccess device=%d peer=%d", current() ? current()->device : -1, peer->device);
+  return SUCCESS;
+}
+/* Recorded, so that a test sees who calls it. */
+EXPORT CUresult cuCtxSynchronize(void) { record("cuCtxSynchronize"); return SUCCESS; }
+EXPORT CUresult cuMemGetInfo_v2(size_t *free_bytes, size_t *total) {
+  *free_bytes = (size_t)12 << 30;
+  *total = (size_t)16 << 30;
+  return SUCCESS;
+}
+
+/* Planted: there is no memory. */
+EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
+  if (!current()) return INVALID_CONTEXT;
+  record("cuMemAlloc device=%d bytes=%zu", current()->device, bytes);
+  if (planted("cuMemAlloc")) return OUT_OF_MEMORY;
+  size_t mapped = (bytes + 4095) / 4096 * 4096;
+  void *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (base == MAP_FAILED) return OUT_OF_MEMORY;
+  Block *block = malloc(sizeof *block);
+  *block = (Block){base, bytes, mapped, current()->device, NULL};
+  pthread_mutex_lock(&blocks_lock);
+  block->next = blocks;
+  blocks = block;
+  pthread_mutex_unlock(&blocks_lock);
+  *address = (CUdeviceptr)(uintptr_t)base;
+  return SUCCESS;
+}
+/* The pages go at once: an operation that still uses them crashes. */
+EXPORT CUresult cuMemFree_v2(CUdeviceptr address) {
+  record("cuMemFree");
+  pthread_mutex_lock(&blocks_lock);
+  Block **at = &blocks;
+  while (*at && (CUdeviceptr)(uintptr_t)(*at)->base != address) at = &(*at)->next;
+  Block *block = *at;
+  if (block) *at = block->next;
+  pthread_mutex_unlock(&blocks_lock);
+  if (!block) return INVALID_VALUE;
+  munmap(block->base, block->mapped);
+  free(block);
+  return SUCCESS;
+}
+EXPORT CUresult cuMemHostAlloc(void **address, size_t bytes, unsigned flags) {
+  if (!current()) return INVALID_CONTEXT;
+  record("cuMemHostAlloc bytes=%zu flags=%u", bytes, flags);
+  *address = malloc(bytes);
+  return *address ? SUCCESS : OUT_OF_MEMORY;
+}
+EXPORT CUresult cuMemFreeHost(void *address) { record("cuMemFreeHost"); free(address); return SUCCESS; }
+
+EXPORT CUresult cuStreamCreateWithPriority(Stream **out, unsigned flags, int priority) {
+  if (!current()) return INVALID_CONTEXT;
+  Stream *stream = calloc(1, sizeof *stream);
+  pthread_mutex_init(&stream->lock, NULL);
+  pthread_cond_init(&stream->changed, NULL);
+  stream->device = current()->device;
+  pthread_t thread;
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setdetachstate(&attributes, PTHREAD_CREATE_DETACHED);
+  pthread_attr_setstacksize(&attributes, 256 << 10);
+  if (pthread_create(&thread, &attributes, serve, stream)) return OUT_OF_MEMORY;
+  record("cuStreamCreate stream=%p device=%d flags=%u priority=%d", (void *)stream, stream->device, flags, priority);
+  *out = stream;
+  return SUCCESS;
+}
+EXPORT CUresult cuStreamDestroy_v2(Stream *stream) {
+  record("cuStreamDestroy stream=%p", (void *)stream);
+  pthread_mutex_lock(&stream->lock);
+  stream->closed = 1;
+  pthread_cond_broadcast(&stream->changed);
+  pthread_mutex_unlock(&stream->lock);
+  return SUCCESS;
+}
+EXPORT CUresult cuStreamSynchronize(Stream *stream) {
+  record("cuStreamSynchronize stream=%p", (void *)stream);
+  if (!stream) return SUCCESS;
+  pthread_mutex_lock(&stream->lock);
+  while (stream->first || stream->busy) pthread_cond_wait(&stream->changed, &stream->lock);
+  pthread_mutex_unlock(&stream->lock);
+  return SUCCESS;
+}
+EXPORT CUresult cuStreamWaitEvent(Stream *stream, Event *event, unsigned flags) {
+  (void)flags;
+  pthread_mutex_lock(&event->lock);
+  uint64_t point = event->recorded;
+  pthread_mutex_unlock(&event->lock);
+  record("cuStreamWaitEvent stream=%p", (void *)stream);
+  return push(stream, (Op){.kind = WAIT, .event = event, .point = point});
+}
+
+EXPORT CUresult cuEventCreate(Event **out, unsigned flags) {
+  if (!current()) return INVALID_CONTEXT;
+  Event *event = calloc(1, sizeof *event);
+  pthread_mutex_init(&event->lock, NULL);
+  pthread_cond_init(&event->passed, NULL);
+  record("cuEventCreate flags=%u", flags);
+  *out = event;
+  return SUCCESS;
+}
+/* Kept: an operation may still name it. */
+EXPORT CUresult cuEventDestroy_v2(Event *event) { (void)event; return SUCCESS; }
+EXPORT CUresult cuEventRecord(Event *event, Stream *stream) {
+  pthread_mutex_lock(&event->lock);
+  uint64_t point = ++event->recorded;
+  pthread_mutex_unlock(&event->lock);
+  record("cuEventRecord stream=%p", (void *)stream);
+  return push(stream, (Op){.kind = RECORD, .event = event, .point = point});
+}
+/* Planted: an earlier kernel has broken the context. */
+EXPORT CUresult cuEventQuery(Event *event) {
+  if (planted("cuEventQuery")) return 719;
+  pthread_mutex_lock(&event->lock);
+  int passed = event->reached >= event->recorded;
+  pthread_mutex_unlock(&event->lock);
+  return passed ? SUCCESS : NOT_READY;
+}
+
+static CUresult copy(const char *name, void *to, const void *from, size_t rows, size_t row_bytes, size_t to_pitch,
+                     size_t from_pitch, Stream *stream, int check_to, int check_from) {
+  record("%s stream=%p bytes=%zu rows=%zu", name, (void *)stream, rows * row_bytes, rows);
+  if (!rows || !row_bytes || (rows > 1 && (to_pitch < row_bytes || from_pitch < row_bytes))) return INVALID_VALUE;
+  if (check_to && !inside(to, (rows - 1) * to_pitch + row_bytes)) return INVALID_VALUE;
+  if (check_from && !inside(from, (rows - 1) * from_pitch + row_bytes)) return INVALID_VALUE;
+  Op op = {.kind = COPY, .to = to, .from = from, .rows = rows, .row_bytes = row_bytes, .to_pitch = to_pitch,
+           .from_pitch = from_pitch, .skip = planted(name)};
+  return push(stream, op);
+}
+/* Planted: the copy is forgotten. The same for the copies below. */
+EXPORT CUresult cuMemcpyAsync(CUdeviceptr to, CUdeviceptr from, size_t bytes, Stream *stream) {
+  return copy("cuMemcpyAsync", (void *)(uintptr_t)to, (void *)(uintptr_t)from, 1, bytes, bytes, bytes, stream, 1, 1);
+}
+EXPORT CUresult cuMemcpyHtoDAsync_v2(CUdeviceptr to, const void *from, size_t bytes, Stream *stream) {
+  return copy("cuMemcpyHtoDAsync", (void *)(uintptr_t)to, from, 1, bytes, bytes, bytes, stream, 1, 0);
+}
+EXPORT CUresult cuMemcpyDtoHAsync_v2(void *to, CUdeviceptr from, size_t bytes, Stream *stream) {
+  return copy("cuMemcpyDtoHAsync", to, (void *)(uintptr_t)from, 1, bytes, bytes, bytes, stream, 0, 1);
+}
+typedef struct {
+  size_t fromX, fromY; int fromType; const void *fromHost; CUdeviceptr fromDevice; void *fromArray; size_t fromPitch;
+  size_t toX, toY; int toType; void *toHost; CUdeviceptr toDevice; void *toArray; size_t toPitch;
+  size_t width, height;
+} Copy2D;
+EXPORT CUresult cuMemcpy2DAsync_v2(const Copy2D *shape, Stream *stream) {
+  return copy("cuMemcpy2DAsync", (void *)(uintptr_t)shape->toDevice, (void *)(uintptr_t)shape->fromDevice, shape->height,
+              shape->width, shape->toPitch, shape->fromPitch, stream, 1, 1);
+}
+EXPORT CUresult cuLaunchHostFunc(Stream *stream, void (*function)(void *), void *argument) {
+  record("cuLaunchHostFunc stream=%p", (void *)stream);
+  return push(stream, (Op){.kind = CALL, .function = function, .argument = argument});
+}
+/* For the fake of NCCL: a "kernel", which is not a host function. */
+EXPORT CUresult eplb_fake_launch(Stream *stream, void (*function)(void *), void *argument) {
+  return push(stream, (Op){.kind = CALL, .function = function, .argument = argument});
+}
+
+EXPORT CUresult cuModuleLoadData(void **module, const void *image) { record("cuModuleLoadData"); *module = (void *)image; return 209; }
+EXPORT CUresult cuModuleGetFunction(void **function, void *module, const char *name) {
+  (void)module; (void)name; *function = NULL; return 500;
+}
+EXPORT CUresult cuModuleUnload(void *module) { (void)module; return SUCCESS; }
