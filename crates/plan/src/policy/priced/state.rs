@@ -37,6 +37,7 @@ pub(super) struct State {
     foreign: Vec<f64>,
     pub(super) crossing: f64,
     pub(super) parts: Parts,
+    found: Vec<f64>,
     solve: Solve,
 }
 
@@ -118,7 +119,7 @@ impl State {
         if facts.splitter.is_some() {
             self.split(facts, layer);
         } else {
-            let (mut found, mut parts) = (Vec::new(), std::mem::take(&mut self.parts));
+            let (mut found, mut parts) = (std::mem::take(&mut self.found), std::mem::take(&mut self.parts));
             for expert in 0..facts.experts as u32 {
                 let places =
                     expert as usize * ranks..expert as usize * ranks + self.count[expert as usize] as usize;
@@ -127,7 +128,7 @@ impl State {
                 parts.find(facts, layer, layer.weight[expert as usize], places, |_| 0.0, &mut found);
                 places.iter().zip(&found).for_each(|(&place, &part)| self.part[place as usize] = part);
             }
-            self.parts = parts;
+            (self.parts, self.found) = (parts, found);
             self.sum_up(facts, layer);
         }
     }
