@@ -4,11 +4,11 @@ use super::facts::{Facts, Layer};
 use super::state::{MOST_PUTS, NONE, Put, State};
 use super::trial::{Power, Trial};
 
-/// Powers of the mean that stands for the worst rank, one after the other, as doublings: 8, 64, 512.
-const DOUBLINGS: [u32; 3] = [3, 6, 9];
+/// Powers of the mean that stands for the worst rank, one after the other, as doublings: 32, 512.
+const DOUBLINGS: [u32; 2] = [5, 9];
 
 /// A change must gain this part of what the layer is worth, for each of the powers.
-const LEAST_GAIN: [f64; 3] = [1e-4, 3e-5, 1e-5];
+const LEAST_GAIN: [f64; 2] = [1e-4, 1e-5];
 
 /// How many of the most loaded ranks are tried before a search gives up.
 const WORST_TRIED: usize = 3;
@@ -176,7 +176,7 @@ impl Descent {
             }
             let goes = state.may_get(facts, layer, to, i);
             let more = goes && (state.count[i as usize] as usize) < facts.limit;
-            let less = state.count[i as usize] > 1;
+            let less = state.count[i as usize] > 1 && self.others_bear(facts, layer, state, a, most);
             let size = layer.weight[i as usize] * state.part[a as usize];
             let copies = f64::from(state.count[i as usize]);
             for b in state.places(facts, to) {
@@ -210,6 +210,20 @@ impl Descent {
         }
     }
 
+    /// Whether the other replicas of an expert could take what the one in a place gets without a rank as late as `most`, if
+    /// they took equal parts of it; a split may find a better way.
+    fn others_bear(&self, facts: &Facts, layer: &Layer, state: &State, place: u32, most: f64) -> bool {
+        let expert = state.expert[place as usize];
+        let holders = state.holders(facts, expert);
+        let each = layer.weight[expert as usize] * state.part[place as usize] / (holders.len() - 1) as f64;
+        facts.splitter.is_some()
+            || holders.iter().filter(|&&other| other != place).all(|&other| {
+                let rank = facts.rank_of(other);
+                let more = each * layer.per_all * facts.ranks.slowness[rank];
+                state.time(facts, layer, rank) + more < most
+            })
+    }
+
     /// A rank gives up replicas of experts that others hold as well, and gets nothing for them: worth it where experts cost
     /// time whatever their tokens.
     fn give_up(
@@ -224,9 +238,14 @@ impl Descent {
         if layer.per_active == 0.0 {
             return;
         }
+        let most = state.time(facts, layer, from);
         for place in state.places(facts, from) {
             let expert = state.expert[place as usize];
-            if expert != NONE && !layer.pinned[expert as usize] && state.count[expert as usize] > 1 {
+            if expert != NONE
+                && !layer.pinned[expert as usize]
+                && state.count[expert as usize] > 1
+                && self.others_bear(facts, layer, state, place, most)
+            {
                 self.weigh(facts, layer, state, &[Put { place, expert: NONE }], power, best);
             }
         }

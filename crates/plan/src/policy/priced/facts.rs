@@ -165,12 +165,12 @@ impl Facts {
         }
     }
 
-    /// Whether something counts that the engine of `balanced` does not know.
+    /// Whether something counts that the engine of `balanced` does not know, or ranks differ, where its plans can be improved.
     pub(super) fn search_pays(&self) -> bool {
         self.price() > 0.0
             || self.cost.per_expert > 0.0
             || self.dispatch != Dispatch::Even
-            || (self.top > 0 && self.ranks.fastest() > 1.0)
+            || self.ranks.fastest() > 1.0
     }
 
     /// Whether ranks with the same slots and speed may take each other's experts for nothing.

@@ -129,18 +129,21 @@ impl Scratch {
             state.settle(facts, layer);
             return;
         }
-        start.fresh(facts, facts.rule, layer, sets, state);
+        start.fresh(facts, facts.rule, facts.limit, layer, sets, state);
         if idle || !facts.search_pays() {
             return;
         }
         descent.any_moves();
         descent.run(facts, layer, state);
-        if facts.price() > 0.0 {
-            // At a low price it may be better to think of nodes only afterwards.
+        // At a low price it may be better to think of nodes only afterwards; where experts take time whatever their tokens,
+        // to begin with one replica each.
+        let (priced, costly) = (facts.price() > 0.0, layer.per_active > 0.0);
+        let others = [(priced, NodeRule::Free, facts.limit), (costly, facts.rule, 1)];
+        for (_, rule, limit) in others.into_iter().filter(|(tried, ..)| *tried) {
             let worth = state.worth(facts, layer);
             best.clone_from(&state.expert);
-            start.fresh(facts, NodeRule::Free, layer, sets, state);
-            if state.worth(facts, layer) < worth {
+            start.fresh(facts, rule, limit, layer, sets, state);
+            if limit == 1 || state.worth(facts, layer) < worth {
                 descent.run(facts, layer, state);
             }
             if state.worth(facts, layer) >= worth {

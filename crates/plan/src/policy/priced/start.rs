@@ -42,10 +42,12 @@ struct Moved {
 
 impl Start {
     /// Fills the state; `rule` says what to think of nodes. Under the strict one the layer learns the homes of its groups.
+    /// No expert but the hottest that are everywhere gets more than `limit` replicas.
     pub(super) fn fresh(
         &mut self,
         facts: &Facts,
         rule: NodeRule,
+        limit: usize,
         layer: &mut Layer,
         sets: &mut Sets,
         state: &mut State,
@@ -73,7 +75,7 @@ impl Start {
             self.weight.extend(self.experts.iter().map(|&expert| layer.weight[expert as usize]));
             whole_units(&self.weight, &mut self.units);
             let ranks = part_of(&facts.ranks, own, facts.top, self.experts.len());
-            sets.plan(&self.units, &ranks, facts.limit);
+            sets.plan(&self.units, &ranks, limit);
             for (at, &rank) in own.iter().enumerate() {
                 let places = &mut state.expert[rank * facts.stride + facts.top..];
                 for (place, expert) in places.iter_mut().zip(sets.of(at)) {
