@@ -44,9 +44,9 @@ test-python: tools python
 wheel: tools python ## Build the Python package for all versions of Python into target/wheels
 	python3 bindings/python/build_backend/eplb_build.py target/wheels
 
-test-integrations: tools python ## Tests with torch and numpy, installed into .venv: dumps that torch itself writes
+test-integrations: tools gloo-tools python ## Tests with torch and numpy, installed into .venv: dumps that torch writes, its Gloo beside ours
 	python3 benches/peers/packages.py
-	$(CARGO) build --locked --quiet -p eplb-cli -p eplb-capi
+	$(CARGO) build --locked --quiet -p eplb-cli -p eplb-capi -p gloo-sys
 	cd benches/peers && ../../.venv/bin/python -m unittest test_scores
 	EPLB=$${CARGO_TARGET_DIR:-target}/debug/eplb PYTHONPATH=bindings/python \
 	  .venv/bin/python -m unittest discover -s tests/python
