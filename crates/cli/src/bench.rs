@@ -20,7 +20,7 @@ pub(crate) enum Command {
 /// Arguments of `eplb bench exchange`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Exchange {
-    /// What carries the bytes; `nccl` and `pynccl` want a device per rank
+    /// What carries the bytes; all but `local` want a device per rank
     #[arg(long, value_enum, default_value_t = BackendArg::Local)]
     backend: BackendArg,
 
@@ -93,6 +93,8 @@ enum BackendArg {
     Nccl,
     /// The copy of NCCL that the process has loaded
     Pynccl,
+    /// Copy engines that pull from the memory of peers
+    Peer,
 }
 
 fn gaps(text: &str) -> Result<(usize, usize), String> {
@@ -114,6 +116,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
         BackendArg::Local => (Carrier::Local, HOST_TENSORS.to_vec()),
         BackendArg::Nccl => (Carrier::Nccl(Backend::Nccl), DEVICE_TENSORS.to_vec()),
         BackendArg::Pynccl => (Carrier::Nccl(Backend::PyNccl), DEVICE_TENSORS.to_vec()),
+        BackendArg::Peer => (Carrier::Peer, DEVICE_TENSORS.to_vec()),
     };
     if !args.step_ms.is_finite() || args.step_ms < 0.0 {
         return Err(Failure::input(format!("--step-ms {} is no length of time", args.step_ms)));
@@ -163,6 +166,7 @@ fn backend(args: &Exchange) -> &'static str {
         BackendArg::Local => "local",
         BackendArg::Nccl => "nccl",
         BackendArg::Pynccl => "pynccl",
+        BackendArg::Peer => "peer",
     }
 }
 

@@ -16,6 +16,10 @@ pub(crate) struct Args {
     #[arg(long, value_name = "RANKS")]
     suite: Option<usize>,
 
+    /// Run the checks over the copy engines of peers, not over NCCL
+    #[arg(long, requires = "suite")]
+    peer: bool,
+
     /// Random waves of the checks
     #[arg(long, default_value_t = 12, value_name = "N")]
     waves: usize,
@@ -38,7 +42,8 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     if let Some(ranks) = args.suite {
         let config = nccl_rs::Config { max_ctas: args.max_ctas, ..nccl_rs::Config::default() };
         let options = Options { config, ..Options::default() };
-        let suite = Suite { backend: Backend::Nccl, ranks, options, waves: args.waves };
+        let suite =
+            Suite { backend: (!args.peer).then_some(Backend::Nccl), ranks, options, waves: args.waves };
         checks = suite.run(|checked| {
             if !args.json {
                 // A reader that has gone does not end the checks.

@@ -2,8 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-use eplb_comm::CommError;
 use eplb_comm::conformance::{self, Options as SuiteOptions, Rank, Setup};
+use eplb_comm::{CommError, Communicator};
 use eplb_comm_nccl::{Backend, Options};
 use eplb_cuda::{Inspector, Probe, probe};
 
@@ -55,8 +55,8 @@ pub struct Checked {
 /// How the suite of communicators runs on devices.
 #[derive(Debug, Clone)]
 pub struct Suite {
-    /// Which library carries the bytes.
-    pub backend: Backend,
+    /// What carries the bytes: `None` = the copy engines of peers.
+    pub backend: Option<Backend>,
     /// Ranks, each on a device of its own; at least 2.
     pub ranks: usize,
     /// Options of the communicators.
@@ -95,7 +95,16 @@ impl Suite {
         let made = || -> Result<Vec<Rank>, EngineError> {
             let group = DeviceGroup::of(&setup.layouts, &setup.slots, setup.staging_bytes)?;
             let deadline = Instant::now() + Duration::from_secs(60);
-            let communicators = group.connect(self.backend, &self.options, deadline)?;
+            let communicators: Vec<Box<dyn Communicator>> = match self.backend {
+                Some(backend) => {
+                    let made = group.connect(backend, &self.options, deadline)?;
+                    made.into_iter().map(|communicator| Box::new(communicator) as Box<_>).collect()
+                }
+                None => {
+                    let made = eplb_comm_peer::connect(&group.memories, &eplb_comm_peer::Options::default())?;
+                    made.into_iter().map(|communicator| Box::new(communicator) as Box<_>).collect()
+                }
+            };
             communicators
                 .into_iter()
                 .zip(&group.memories)

@@ -1,0 +1,27 @@
+//! The `peer` backend: each rank's copy engines pull experts straight from the memory of the others. No kernel runs, so
+//! there is nothing that could take a multiprocessor from a server, or deadlock with its collectives.
+//!
+//! What makes it safe:
+//! - **No stream waits for another rank.** A pull is enqueued only once its source has said, in a word that only it writes,
+//!   that the wave may start there ([`Words`]). From then on it depends on nobody: it ends by itself.
+//! - **Pulls need no flush.** The reader fetches, so what it has read is what was there; nobody writes into another
+//!   rank's memory.
+//! - **An abort stops enqueuing** and lets the rank's own copies end, which takes milliseconds. A rank that gives up says
+//!   so in its word, and those that wait for it fail by name.
+//! - **Order is a state machine** without IO ([`Lane`]), which tests drive through orders of events.
+//!
+//! Ranks are threads of one process that may reach each other's devices ([`connect`]).
+
+mod communicator;
+mod connect;
+mod engine;
+mod lane;
+mod options;
+mod shared;
+mod words;
+
+pub use communicator::PeerCommunicator;
+pub use connect::connect;
+pub use lane::{Lane, Step};
+pub use options::Options;
+pub use words::{Ready, Words};

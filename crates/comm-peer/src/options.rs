@@ -1,0 +1,16 @@
+//! How a communicator behaves.
+
+/// How a communicator behaves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Options {
+    /// Streams for pulls from others; sources are divided over them.
+    pub streams: usize,
+    /// Priority of the streams: lower runs first, 0 is the default.
+    pub stream_priority: i32,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self { streams: 4, stream_priority: 0 }
+    }
+}

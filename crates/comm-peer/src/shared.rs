@@ -1,0 +1,257 @@
+//! What the caller's end of a communicator shares with its progress thread.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use eplb_comm::host::HostFence;
+use eplb_comm::{Carried, CommError, Fence, FenceState};
+use eplb_core::{RankId, Transfer};
+use eplb_cuda::CudaFence;
+
+use crate::engine::Engine;
+use crate::lane::{Lane, Step};
+use crate::words::Words;
+
+/// How long the thread looks without a pause after something has happened; then it pauses between looks.
+const HOT: Duration = Duration::from_micros(500);
+/// The pause between looks.
+const PAUSE: Duration = Duration::from_micros(20);
+
+/// A wave as the caller knows it.
+#[derive(Debug)]
+pub(crate) struct Ticket {
+    pub(crate) fence: Arc<HostFence>,
+    pub(crate) submitted: Instant,
+    pub(crate) deadline: Instant,
+}
+
+/// A wave that is under way.
+#[derive(Debug)]
+struct Open {
+    ticket: Arc<Ticket>,
+    pulls: Vec<Transfer>,
+    /// What it has to run after, until that is over.
+    after: Option<Fence>,
+    /// Behind its pulls, once they are enqueued.
+    fences: Option<Vec<Arc<CudaFence>>>,
+}
+
+/// All that the progress thread works on.
+#[derive(Debug)]
+struct Work {
+    lane: Lane,
+    open: BTreeMap<u64, Open>,
+    carried: Carried,
+    /// Why no wave is taken any more.
+    ended: Option<CommError>,
+    /// Behind everything that was enqueued before the end.
+    last: Vec<Arc<CudaFence>>,
+    leave: bool,
+}
+
+/// Both ends of a communicator.
+///
+/// Ordering: all of `work` is used under its lock. Results come back through the fences of tickets.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    rank: RankId,
+    engine: Engine,
+    words: Words,
+    work: Mutex<Work>,
+    changed: Condvar,
+    /// Passed when the rank has given up and nothing that it enqueued can touch memory any more.
+    pub(crate) quiet: Arc<HostFence>,
+}
+
+impl Shared {
+    pub(crate) fn new(rank: RankId, engine: Engine, words: Words) -> Arc<Self> {
+        let work = Work {
+            lane: Lane::new(),
+            open: BTreeMap::new(),
+            carried: Carried::default(),
+            ended: None,
+            last: Vec::new(),
+            leave: false,
+        };
+        let (work, changed, quiet) = (Mutex::new(work), Condvar::new(), HostFence::new());
+        Arc::new(Self { rank, engine, words, work, changed, quiet })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Work> {
+        self.work.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn carried(&self) -> Carried {
+        self.lock().carried
+    }
+
+    /// Hands a wave to the thread.
+    pub(crate) fn submit(
+        &self,
+        pulls: Vec<Transfer>,
+        after: Fence,
+        deadline: Instant,
+    ) -> Result<(u64, Arc<Ticket>), CommError> {
+        let mut work = self.lock();
+        if let Some(ended) = &work.ended {
+            let cause = ended.to_string();
+            return Err(CommError::Aborted { rank: self.rank, cause });
+        }
+        let number = work.lane.submit(pulls.iter().map(|pull| pull.source.index()));
+        let ticket = Arc::new(Ticket { fence: HostFence::new(), submitted: Instant::now(), deadline });
+        let open = Open { ticket: ticket.clone(), pulls, after: Some(after), fences: None };
+        work.open.insert(number, open);
+        drop(work);
+        self.changed.notify_all();
+        Ok((number, ticket))
+    }
+
+    /// Ends it: nothing more is enqueued, open waves fail.
+    pub(crate) fn abort(&self, cause: &str) {
+        let cause = CommError::Aborted { rank: self.rank, cause: cause.into() };
+        self.end(&mut self.lock(), cause);
+        self.changed.notify_all();
+    }
+
+    /// Asks the thread to end once the rank is quiet.
+    pub(crate) fn leave(&self) {
+        self.lock().leave = true;
+        self.changed.notify_all();
+    }
+
+    fn end(&self, work: &mut Work, cause: CommError) {
+        if work.ended.is_some() {
+            return;
+        }
+        work.lane.stop();
+        self.words.give_up(self.rank.index());
+        for (_, open) in std::mem::take(&mut work.open) {
+            open.ticket.fence.fail(cause.clone());
+        }
+        // A device that takes no event is lost, and runs nothing either.
+        work.last = self.engine.fences().unwrap_or_default();
+        work.ended = Some(cause);
+    }
+
+    /// The progress thread's life: it sleeps while there is nothing under way.
+    pub(crate) fn serve(&self) {
+        let mut moved = Instant::now();
+        let mut work = self.lock();
+        loop {
+            if self.attend(&mut work) {
+                moved = Instant::now();
+            }
+            if work.ended.is_some() && self.quiet.poll().is_ok_and(|quiet| quiet) && work.leave {
+                return;
+            }
+            let settled = work.ended.is_some() && self.quiet.poll().is_ok_and(|quiet| quiet);
+            if settled || (work.ended.is_none() && work.open.is_empty()) {
+                work = self.changed.wait(work).unwrap_or_else(PoisonError::into_inner);
+                moved = Instant::now();
+                continue;
+            }
+            drop(work);
+            if moved.elapsed() < HOT {
+                std::thread::yield_now()
+            } else {
+                std::thread::sleep(PAUSE)
+            }
+            work = self.lock();
+        }
+    }
+
+    /// Looks at everything once, and goes on as far as possible; whether anything happened.
+    fn attend(&self, work: &mut Work) -> bool {
+        if work.ended.is_some() {
+            // A fence that fails belongs to a device that runs nothing any more.
+            if work.last.iter().all(|fence| fence.poll().unwrap_or(true)) {
+                work.last.clear();
+                return self.quiet.pass();
+            }
+            return false;
+        }
+        match self.go_on(work) {
+            Ok(moved) => moved,
+            Err(error) => {
+                self.end(work, error);
+                true
+            }
+        }
+    }
+
+    fn go_on(&self, work: &mut Work) -> Result<bool, CommError> {
+        let mut steps = Vec::new();
+        for (&number, open) in &mut work.open {
+            if let Some(after) = &open.after
+                && after.poll()?
+            {
+                open.after = None;
+                work.lane.open_gate(number);
+            }
+            if let Some(fences) = &mut open.fences {
+                let mut failed = None;
+                fences.retain(|fence| match fence.poll() {
+                    Ok(passed) => !passed,
+                    Err(error) => {
+                        failed = Some(error);
+                        true
+                    }
+                });
+                if let Some(error) = failed {
+                    return Err(error);
+                }
+                if fences.is_empty() {
+                    open.fences = None;
+                    work.lane.landed(number, &mut steps);
+                }
+            }
+        }
+        work.lane.advance(|rank| self.words.ready(rank), &mut steps);
+        let moved = !steps.is_empty();
+        for step in steps {
+            self.carry_out(work, step)?;
+        }
+        Ok(moved)
+    }
+
+    fn carry_out(&self, work: &mut Work, step: Step) -> Result<(), CommError> {
+        match step {
+            Step::Announce(waves) => self.words.announce(self.rank.index(), waves),
+            Step::Pull { wave, pull } => {
+                if let Some(open) = work.open.get(&wave) {
+                    self.engine.pull(&open.pulls[pull])?;
+                }
+            }
+            Step::Fence(wave) => {
+                if let Some(open) = work.open.get_mut(&wave) {
+                    open.fences =
+                        Some(if open.pulls.is_empty() { Vec::new() } else { self.engine.fences()? });
+                }
+            }
+            Step::Done(wave) => {
+                if let Some(open) = work.open.remove(&wave) {
+                    for pull in &open.pulls {
+                        let bytes = self.engine.bytes(pull);
+                        work.carried.transfers += 1;
+                        if pull.is_local() {
+                            work.carried.local_bytes += bytes;
+                        } else {
+                            work.carried.link_bytes += bytes;
+                        }
+                    }
+                    open.ticket.fence.pass();
+                }
+            }
+            Step::Failed { wave, source } => {
+                if let Some(open) = work.open.get(&wave) {
+                    let cause = "it gave up before the wave could start there".into();
+                    let peer = RankId::at(source);
+                    open.ticket.fence.fail(CommError::Transfer { rank: self.rank, peer, cause });
+                    work.open.remove(&wave);
+                }
+            }
+        }
+        Ok(())
+    }
+}
