@@ -4,4 +4,5 @@
 mod audit;
 mod libraries;
 mod log;
+mod peer;
 mod runs;

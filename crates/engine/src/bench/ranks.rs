@@ -22,7 +22,7 @@ pub enum Carrier {
     Local,
     /// NCCL, on devices.
     Nccl(Backend),
-    /// Copy engines that pull from the memory of peers.
+    /// Copy engines that pull from the memory of peers, on devices.
     Peer,
 }
 
@@ -51,28 +51,6 @@ pub(super) fn make(
     match bench.carrier {
         Carrier::Local => local(topology, layout, staging),
         Carrier::Nccl(backend) => {
-<<<<<<< HEAD
-            let group = DeviceGroup::new(topology, layout, staging)?;
-            // Everything but the communicators first: from their first message on nothing is taken any more.
-            let ends = group.memories.iter().map(|memory| Ends::new(memory, &group.memories));
-            let ends = ends.collect::<Result<Vec<_>, _>>()?;
-            let before = group.free_bytes()?;
-            let config = nccl_rs::Config { max_ctas: bench.max_ctas, ..nccl_rs::Config::default() };
-            let mut options = Options { config, ..Options::default() };
-            options.operations = bench.operations.unwrap_or(options.operations);
-            let communicators = group.connect(backend, &options, Instant::now() + bench.patience)?;
-            let taken =
-                before.iter().zip(group.free_bytes()?).map(|(before, now)| before.saturating_sub(now));
-            let device_bytes = taken.max().map(|most| most as u64);
-            let parts = communicators.into_iter().zip(ends).map(|(communicator, ends)| Parts {
-                stream: Box::new(ends.stream),
-                communicator: Box::new(communicator),
-                inspect: Box::new(ends.inspector),
-                plain: Some(ends.puller),
-            });
-            let parts = parts.collect();
-            Ok(Ranks { parts, device_bytes })
-=======
             let config = nccl_rs::Config { max_ctas: bench.max_ctas, ..nccl_rs::Config::default() };
             let mut options = Options { config, ..Options::default() };
             options.operations = bench.operations.unwrap_or(options.operations);
@@ -80,7 +58,6 @@ pub(super) fn make(
             devices(topology, layout, staging, |group| {
                 Ok(group.connect(backend, &options, deadline)?.into_iter().map(boxed).collect())
             })
->>>>>>> 1087c42 (Communicator peer: copy engines pull experts from the memory of other ranks of the process)
         }
         Carrier::Peer => devices(topology, layout, staging, |group| {
             let options = eplb_comm_peer::Options::default();
@@ -89,7 +66,35 @@ pub(super) fn make(
     }
 }
 
-<<<<<<< HEAD
+pub(crate) fn boxed(communicator: impl Communicator + 'static) -> Box<dyn Communicator> {
+    Box::new(communicator)
+}
+
+/// Ranks with a device each, and what their communicators take of the devices' memory.
+fn devices(
+    topology: &Topology,
+    layout: &Arc<ModelLayout>,
+    staging: usize,
+    connect: impl FnOnce(&DeviceGroup) -> Result<Vec<Box<dyn Communicator>>, EngineError>,
+) -> Result<Ranks, EngineError> {
+    let group = DeviceGroup::new(topology, layout, staging)?;
+    // Everything but the communicators first: from their first message on nothing is taken any more.
+    let ends = group.memories.iter().map(|memory| Ends::new(memory, &group.memories));
+    let ends = ends.collect::<Result<Vec<_>, _>>()?;
+    let before = group.free_bytes()?;
+    let communicators = connect(&group)?;
+    let taken = before.iter().zip(group.free_bytes()?).map(|(before, now)| before.saturating_sub(now));
+    let device_bytes = taken.max().map(|most| most as u64);
+    let parts = communicators.into_iter().zip(ends).map(|(communicator, ends)| Parts {
+        stream: Box::new(ends.stream),
+        communicator,
+        inspect: Box::new(ends.inspector),
+        plain: Some(ends.puller),
+    });
+    let parts = parts.collect();
+    Ok(Ranks { parts, device_bytes })
+}
+
 /// What a rank on a device has beside its communicator.
 struct Ends {
     stream: DeviceStream,
@@ -106,44 +111,6 @@ impl Ends {
             puller: Puller::new(memory.clone(), all.to_vec())?,
         })
     }
-=======
-fn boxed(communicator: impl Communicator + 'static) -> Box<dyn Communicator> {
-    Box::new(communicator)
-}
-
-/// Ranks with a device each, and the memory that their communicators take of the devices, staging included.
-fn devices(
-    topology: &Topology,
-    layout: &Arc<ModelLayout>,
-    staging: usize,
-    connect: impl FnOnce(&DeviceGroup) -> Result<Vec<Box<dyn Communicator>>, EngineError>,
-) -> Result<Ranks, EngineError> {
-    let group = DeviceGroup::new(topology, layout, staging)?;
-    let before = group.free_bytes()?;
-    let communicators = connect(&group)?;
-    let taken = before.iter().zip(group.free_bytes()?).map(|(before, now)| before.saturating_sub(now));
-    let device_bytes = taken.max().map(|most| (most + staging) as u64);
-    let parts = communicators
-        .into_iter()
-        .zip(&group.memories)
-        .map(|(communicator, memory)| device_parts(communicator, memory, &group.memories))
-        .collect::<Result<_, _>>()?;
-    Ok(Ranks { parts, device_bytes })
-}
-
-fn device_parts(
-    communicator: Box<dyn Communicator>,
-    memory: &Arc<DeviceMemory>,
-    all: &[Arc<DeviceMemory>],
-) -> Result<Parts, EngineError> {
-    let stream = CudaStream::new(memory.context(), 0)?;
-    Ok(Parts {
-        stream: Box::new(DeviceStream::new(memory.clone(), stream)?),
-        communicator,
-        inspect: Box::new(Inspector::new(memory.clone())?),
-        plain: Some(Puller::new(memory.clone(), all.to_vec())?),
-    })
->>>>>>> 1087c42 (Communicator peer: copy engines pull experts from the memory of other ranks of the process)
 }
 
 fn local(topology: &Topology, layout: &Arc<ModelLayout>, staging: usize) -> Result<Ranks, EngineError> {
