@@ -1,7 +1,9 @@
 //! Plans for steps to come: `forecast` beside vLLM's planner and a plain hill climb, on the same steps.
 //!
-//! `cargo run --release -p eplb-benches --example windows -- FOLDER [day|tuning|held-out ..]`, where FOLDER holds recorded
-//! domains of two models (`A_<domain>.npz`, `B_<domain>.npz`) and a day of mixed traffic (`A_day.npz`).
+//! `cargo run --release -p eplb-benches --example windows -- FOLDER [WORD ..]`, where FOLDER holds recorded domains of two models
+//! (`A_<domain>.npz`, `B_<domain>.npz`) and a day of mixed traffic (`A_day.npz`). Words choose traffic (`day`, `tuning`,
+//! `held-out`), model (`A`, `B`) and planner (`vllm`, `climb`, `forecast`); without a word of a kind, all of it. The plain hill
+//! climb takes minutes on model B.
 
 use std::error::Error;
 use std::num::NonZeroUsize;
@@ -26,36 +28,69 @@ const PRICES: [f64; 4] = [0.003, 0.0015, 0.0008, 0.0004];
 /// Target and interval of the hill climb.
 const CLIMBS: [(f64, usize); 3] = [(0.95, 20), (0.95, 2), (0.98, 5)];
 
+/// What to print.
+#[derive(Debug)]
+struct Wanted(Vec<String>);
+
+impl Wanted {
+    /// Whether `word`, one of `kind`, is asked for.
+    fn has(&self, kind: &[&str], word: &str) -> bool {
+        let asked = |word: &str| self.0.iter().any(|w| w == word);
+        asked(word) || !kind.iter().any(|word| asked(word))
+    }
+
+    fn traffic(&self, word: &str) -> bool {
+        self.has(&["day", "tuning", "held-out"], word)
+    }
+
+    fn model(&self, word: &str) -> bool {
+        self.has(&["A", "B"], word)
+    }
+
+    fn planner(&self, word: &str) -> bool {
+        self.has(&["vllm", "climb", "forecast"], word)
+    }
+}
+
 fn main() -> Result<(), Box<dyn Error>> {
     let mut args = std::env::args().skip(1);
     let folder = PathBuf::from(args.next().ok_or("give the folder of the traces")?);
-    let parts: Vec<String> = args.collect();
-    let wanted = |part: &str| parts.is_empty() || parts.iter().any(|p| p == part);
-    if wanted("day") {
-        compare("A_day", &[Trace::open(folder.join("A_day.npz"))?], 16, 80)?;
+    let wanted = Wanted(args.collect());
+    if wanted.traffic("day") && wanted.model("A") {
+        compare("A_day", &[Trace::open(folder.join("A_day.npz"))?], 16, 80, &wanted)?;
     }
     for (half, name) in ["tuning", "held-out"].into_iter().enumerate() {
-        if wanted(name) {
-            models(&folder, half, name)?;
+        if wanted.traffic(name) {
+            models(&folder, half, name, &wanted)?;
         }
     }
     Ok(())
 }
 
-fn models(folder: &Path, half: usize, name: &str) -> Result<(), Box<dyn Error>> {
+fn models(folder: &Path, half: usize, name: &str, wanted: &Wanted) -> Result<(), Box<dyn Error>> {
     for (model, domains, ranks, slots) in [("A", &A[half][..], 16, 80), ("B", &B[half][..], 32, 288)] {
+        if !wanted.model(model) {
+            continue;
+        }
         let open = |domain: &&str| Trace::open(folder.join(format!("{model}_{domain}.npz")));
         let domains = domains.iter().map(open).collect::<Result<Vec<_>, _>>()?;
         let mixtures =
             (1..=3).map(|seed| sequences::mixture(&domains, seed)).collect::<Result<Vec<_>, _>>()?;
-        compare(&format!("{model}, {name} half, mixtures"), &mixtures, ranks, slots)?;
-        compare(&format!("{model}, {name} half, in turn"), &[sequences::in_turn(&domains)?], ranks, slots)?;
+        let turns = [sequences::in_turn(&domains)?];
+        compare(&format!("{model}, {name} half, mixtures"), &mixtures, ranks, slots, wanted)?;
+        compare(&format!("{model}, {name} half, in turn"), &turns, ranks, slots, wanted)?;
     }
     Ok(())
 }
 
 /// Prints one row per planner: means over the traces.
-fn compare(title: &str, traces: &[Trace], ranks: usize, slots: usize) -> Result<(), Box<dyn Error>> {
+fn compare(
+    title: &str,
+    traces: &[Trace],
+    ranks: usize,
+    slots: usize,
+    wanted: &Wanted,
+) -> Result<(), Box<dyn Error>> {
     let topology = Topology::uniform(ranks, slots)?;
     let replay = Replay { topology, window: WINDOW, expert_bytes: 1, link_gbps: 1.0 };
     let planner = Planner::new(1)?;
@@ -84,14 +119,16 @@ fn compare(title: &str, traces: &[Trace], ranks: usize, slots: usize) -> Result<
         planner.place(&request)
     };
     let vllm = Options { policy: Policy::Deepseek, ..Options::default() };
-    row("vLLM's", 20, &|loads, current| ours(&vllm, loads, current))?;
-    for (target, every) in CLIMBS {
+    if wanted.planner("vllm") {
+        row("vLLM's", 20, &|loads, current| ours(&vllm, loads, current))?;
+    }
+    for (target, every) in CLIMBS.into_iter().filter(|_| wanted.planner("climb")) {
         row(&format!("hill climb to {target}"), every, &|loads, current| match current {
             None => ours(&vllm, loads, None),
             Some(current) => climb(loads, current, ranks, target),
         })?;
     }
-    for move_price in PRICES {
+    for move_price in PRICES.into_iter().filter(|_| wanted.planner("forecast")) {
         let options = Options { policy: Policy::Forecast, move_price, ..Options::default() };
         row(&format!("forecast, price {move_price}"), 1, &|loads, current| ours(&options, loads, current))?;
     }
