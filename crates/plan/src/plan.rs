@@ -33,7 +33,7 @@ pub struct Plan {
     /// Slots that hold an expert which another slot of their rank holds already.
     pub duplicates: usize,
     /// Empty slots on live ranks: no expert could use them without a second copy on a rank or more replicas than
-    /// allowed.
+    /// allowed, or `incremental` took a second copy off and nothing else was worth a move.
     pub shortages: usize,
     /// Balancedness of the current placement on these loads, even split; `None` without one.
     pub before: Option<Balance>,

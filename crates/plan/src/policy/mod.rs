@@ -1,8 +1,8 @@
 //! The policies: each finds `phy2log [L, P]` for a request.
 //!
 //! What every policy keeps: slots of dead ranks are -1; every expert has a slot while live slots suffice; no expert
-//! has more replicas than `max_replicas`; but for `deepseek`, no rank holds two copies of one expert. `split` keeps
-//! what is in place on live ranks, whatever that is.
+//! has more replicas than `max_replicas`; but for `deepseek`, no rank holds two copies of one expert. `split`, and
+//! `incremental` in layers where it makes no change, keep what is in place on live ranks, second copies included.
 
 mod balanced;
 mod deepseek;

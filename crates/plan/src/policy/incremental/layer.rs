@@ -2,7 +2,7 @@
 
 use super::aim::aim;
 use super::climb::{Climb, Goal};
-use super::path::Path;
+use super::path::{Path, Point, Way};
 use super::ranks::RankTable;
 use super::state::{Change, EMPTY, State};
 use crate::request::Request;
@@ -67,11 +67,57 @@ impl Task<'_> {
     }
 
     /// The same for a layer whose path has been begun.
-    pub(super) fn write_start(&self, layer: usize, path: &Path, rows: &mut Rows, start: &mut [i32]) {
-        match self.request.current_row(layer) {
-            Some(current) if path.starts_as_is => start.copy_from_slice(current),
-            _ => self.start_row(layer, rows, start),
+    fn write_start(&self, layer: usize, path: &Path, rows: &mut Rows, start: &mut [i32]) {
+        if path.starts_as_is {
+            self.write_kept(layer, start);
+        } else {
+            self.start_row(layer, rows, start);
         }
+    }
+
+    /// Writes exactly what live ranks hold.
+    pub(super) fn write_kept(&self, layer: usize, kept: &mut [i32]) {
+        let current = self.request.current_row(layer).unwrap_or_default();
+        if self.ranks.live().len() == self.ranks.len() {
+            kept.copy_from_slice(current);
+            return;
+        }
+        kept.fill(EMPTY);
+        for &rank in self.ranks.live() {
+            let slots = self.ranks.slots(rank as usize);
+            kept[slots.clone()].copy_from_slice(&current[slots]);
+        }
+    }
+
+    /// Writes the row of a stop.
+    pub(super) fn write(&self, layer: usize, path: &Path, way: Way, rows: &mut Rows, row: &mut [i32]) {
+        match way {
+            Way::Stay => self.write_kept(layer, row),
+            _ => {
+                self.write_start(layer, path, rows, row);
+                path.write(way, row);
+            }
+        }
+    }
+
+    /// Where second copies have been taken off the start and nothing else, staying as it is is a stop too.
+    fn stay(&self, layer: usize, state: &State, path: &mut Path, kept: &mut [i32]) {
+        self.write_kept(layer, kept);
+        let mut count = vec![0u32; state.weight.len()];
+        kept.iter().filter_map(|&e| usize::try_from(e).ok()).for_each(|e| count[e] += 1);
+        if count.iter().any(|&count| count == 0 || count > self.limit) {
+            return;
+        }
+        let part = |&e: &i32| usize::try_from(e).map_or(0.0, |e| state.part_of(e, count[e]));
+        let (mut sum, mut most) = (0.0, 0.0);
+        for &rank in self.ranks.live() {
+            let rank = rank as usize;
+            let load = kept[self.ranks.slots(rank)].iter().map(part).sum::<f64>() / self.ranks.speed(rank);
+            sum += load;
+            most = f64::max(most, load);
+        }
+        let value = if most > 0.0 { (sum / self.ranks.live().len() as f64 / most).min(1.0) } else { 1.0 };
+        path.points.push(Point { moves: 0, value, way: Way::Stay });
     }
 
     /// Takes the path of a layer further, or begins it.
@@ -90,10 +136,15 @@ impl Task<'_> {
         start.resize(self.request.topology.slots(), EMPTY);
         if path.points.is_empty() {
             self.start_row(layer, rows, &mut start);
-            path.starts_as_is = self.request.current_row(layer) == Some(&start[..]);
+            rows.row.resize(start.len(), EMPTY);
+            self.write_kept(layer, &mut rows.row);
+            path.starts_as_is = rows.row == start;
             state.start(self.ranks, &start, &start);
             path.patience = start.len().div_ceil(SLOTS_PER_SEARCH);
             path.ended = heaviest == 0.0;
+            if !path.starts_as_is {
+                self.stay(layer, state, path, &mut rows.row);
+            }
             self.restore(climb, path);
             path.stop(&climb.state, climb.state.value(self.ranks));
         } else {

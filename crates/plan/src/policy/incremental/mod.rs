@@ -1,7 +1,7 @@
 //! `incremental`: starts from the placement in force and makes the changes that buy most balance per move.
 //!
 //! 1. `layer`: what live ranks hold is the start. A second copy on a rank, and replicas beyond `max_replicas`, are
-//!    emptied, which costs nothing; experts that no live rank holds are put back, whatever that costs.
+//!    emptied, which costs nothing (a layer that makes no change keeps its second copies); experts that no live rank holds are put back, whatever that costs.
 //! 2. `climb`: again and again the rank with the largest penalty is relieved by the change with the largest drop of the
 //!    summed penalty per move (`scan`: `copies` give one more replica to an expert in place of a replica that can be
 //!    spared, `exchanges` swap two slots). A rank's penalty is the square of its load above the *aim*, the load that the
@@ -39,6 +39,7 @@ mod state;
 #[cfg(test)]
 mod tests;
 
+use crate::budget::Budget;
 use crate::curve::CurvePoint;
 use crate::error::PlanError;
 use crate::request::Request;
@@ -56,6 +57,12 @@ pub(in crate::policy) use layer::Scratch;
 /// looked for. Layers overshoot, so that at first a little less than the target is asked of each.
 const ROUNDS: [(f64, bool); 4] = [(-0.06, false), (0.25, false), (0.25, true), (1.0, true)];
 
+/// The same where only a budget ends the climb: balancedness, until the layers together have got further than the
+/// budget by [`BEYOND`], so that there is a choice.
+const BUDGET_ROUNDS: [(f64, bool); 6] =
+    [(0.85, false), (0.9, false), (0.95, false), (0.98, false), (0.995, true), (1.0, true)];
+const BEYOND: f64 = 1.5;
+
 /// A fresh plan of a layer must be better by this much to be a stop when no target asks for it.
 const FRESH_GAIN: f64 = 1e-3;
 
@@ -65,13 +72,12 @@ pub(super) fn place(request: &Request<'_>, workers: &Workers, phy2log: &mut [i32
     let task = task(request, &ranks)?;
     let paths = climb(task, workers);
     let mut rows = Rows::default();
-    let mut market = Market::open(request, &ranks, &paths, |layer, row| {
-        task.write_start(layer, &paths[layer], &mut rows, row)
+    let mut market = Market::open(request, &ranks, &paths, |layer, way, row| {
+        task.write(layer, &paths[layer], way, &mut rows, row)
     });
-    market.spend(|layer, row| task.write_start(layer, &paths[layer], &mut rows, row), |_| ());
+    market.spend(|layer, way, row| task.write(layer, &paths[layer], way, &mut rows, row), |_| ());
     for (layer, row) in phy2log.chunks_exact_mut(request.topology.slots()).enumerate() {
-        task.write_start(layer, &paths[layer], &mut rows, row);
-        paths[layer].write(market.point(layer), row);
+        task.write(layer, &paths[layer], market.point(layer).way, &mut rows, row);
     }
     Ok(())
 }
@@ -92,12 +98,12 @@ pub(crate) fn curve(request: &Request<'_>, workers: &Workers) -> Result<Vec<Curv
         }
     };
     let mut rows = Rows::default();
-    let mut market = Market::open(request, &ranks, &paths, |layer, row| {
-        task.write_start(layer, &paths[layer], &mut rows, row)
+    let mut market = Market::open(request, &ranks, &paths, |layer, way, row| {
+        task.write(layer, &paths[layer], way, &mut rows, row)
     });
     let mut points = vec![here(&market)];
     market.spend(
-        |layer, row| task.write_start(layer, &paths[layer], &mut rows, row),
+        |layer, way, row| task.write(layer, &paths[layer], way, &mut rows, row),
         |market| points.push(here(market)),
     );
     Ok(points)
@@ -118,14 +124,17 @@ fn task<'a>(request: &'a Request<'a>, ranks: &'a RankTable) -> Result<Task<'a>, 
 fn climb(task: Task<'_>, workers: &Workers) -> Vec<Path> {
     let request = task.request;
     let layers = request.loads.layers();
-    let target = request.options.target;
+    let rounds: Vec<(f64, bool)> = match request.options.target {
+        Some(target) => {
+            let level = |(part, escapes): (f64, bool)| ((target + part * (1.0 - target)).max(0.0), escapes);
+            ROUNDS.map(level).to_vec()
+        }
+        None if request.options.budget != Budget::default() => BUDGET_ROUNDS.to_vec(),
+        // The best is wanted at once.
+        None => vec![(1.0, true)],
+    };
     let mut paths: Vec<Path> = Vec::new();
-    for (level, escapes) in ROUNDS {
-        // Without a target the best is wanted at once.
-        let (level, escapes) = match target {
-            Some(target) => ((target + level * (1.0 - target)).max(0.0), escapes),
-            None => (1.0, true),
-        };
+    for (level, escapes) in rounds {
         paths = workers.map_layers(layers, |layer, scratch| {
             let mut path = paths.get(layer).cloned().unwrap_or_default();
             if !path.ended && path.last().is_none_or(|last| last.value < level) {
@@ -134,13 +143,11 @@ fn climb(task: Task<'_>, workers: &Workers) -> Vec<Path> {
             }
             path
         });
-        if target.is_none() || reached(task, &paths) {
-            break;
+        if reached(task, &paths) {
+            return paths;
         }
     }
-    if !reached(task, &paths) {
-        add_fresh(task, workers, &mut paths);
-    }
+    add_fresh(task, workers, &mut paths);
     paths
 }
 
@@ -160,13 +167,31 @@ fn goal(request: &Request<'_>, layer: usize, level: f64, escapes: bool) -> Goal 
     }
 }
 
-/// Whether the mean over the layers that are not idle is what was wanted, if all go to the ends of their paths.
+/// Whether layers need not climb on: if all go to the ends of their paths, the mean over those that are not idle is
+/// what was wanted, or the budget is far behind.
 fn reached(task: Task<'_>, paths: &[Path]) -> bool {
-    let Some(target) = task.request.options.target else { return false };
-    let busy = |layer: usize| task.request.layer_loads(layer).iter().any(|&w| w > 0.0);
-    let values =
-        || paths.iter().enumerate().filter(|&(layer, _)| busy(layer)).filter_map(|(_, path)| path.last());
-    values().map(|last| last.value - target).sum::<f64>() >= 0.0
+    let Task { request, ranks, .. } = task;
+    let busy = |layer: usize| request.layer_loads(layer).iter().any(|&w| w > 0.0);
+    let ends = || {
+        let busy = paths.iter().enumerate().filter(|&(layer, _)| busy(layer));
+        busy.filter_map(|(layer, path)| path.last().map(|last| (layer, last)))
+    };
+    let short = |target: f64| ends().map(|(_, last)| target - last.value).sum::<f64>() > 0.0;
+    if request.options.target.is_some_and(|target| !short(target)) {
+        return true;
+    }
+    let budget = request.options.budget;
+    let (mut moves, mut bytes) = (0.0, 0.0);
+    for (layer, last) in ends() {
+        moves += f64::from(last.moves);
+        bytes += f64::from(last.moves) * request.expert_bytes(layer).unwrap_or(0) as f64;
+    }
+    let all = ranks.live().len() as f64;
+    let beyond = |spent: f64, most: Option<f64>| most.is_some_and(|most| spent >= BEYOND * most);
+    beyond(moves, budget.moves.map(|most| most as f64))
+        || beyond(bytes, budget.bytes.map(|most| most as f64))
+        || beyond(moves, budget.moves_per_rank.map(|most| most as f64 * all))
+        || beyond(bytes, budget.bytes_per_rank.map(|most| most as f64 * all))
 }
 
 /// Where changes one after another lead less far than a fresh plan, that is the last stop.
@@ -176,9 +201,9 @@ fn add_fresh(task: Task<'_>, workers: &Workers, paths: &mut [Path]) {
     let mut fresh = vec![-1; paths.len() * slots];
     super::balanced::place(request, workers, &mut fresh);
     let least_gain = if request.options.target.is_some() { 0.0 } else { FRESH_GAIN };
-    let (mut rows, mut start) = (Rows::default(), vec![-1; slots]);
+    let mut start = vec![-1; slots];
     for ((layer, path), row) in paths.iter_mut().enumerate().zip(fresh.chunks_exact(slots)) {
-        task.write_start(layer, path, &mut rows, &mut start);
+        task.write_kept(layer, &mut start);
         let (value, moves) = layer::score(request.layer_loads(layer), ranks, row, &start);
         if path.last().is_some_and(|last| value > last.value + least_gain && moves > last.moves) {
             path.end_fresh(row, moves, value);

@@ -9,8 +9,19 @@ pub(super) struct Point {
     pub(super) moves: u32,
     /// Balancedness of the layer, 0..1.
     pub(super) value: f64,
-    /// How many changes lead there; `None` for the fresh plan of [`Path::fresh`].
-    changes: Option<u32>,
+    /// How to get there.
+    pub(super) way: Way,
+}
+
+/// The way to a stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// What live ranks hold stays exactly as it is, second copies on a rank included.
+    Stay,
+    /// So many changes of the start.
+    Changes(u32),
+    /// The fresh plan of the path.
+    Fresh,
 }
 
 /// The changes made to a layer so far, and the stops worth making.
@@ -45,8 +56,8 @@ impl Path {
         while self.points.len() > 1 && self.points.last().is_some_and(|last| last.moves >= state.moves()) {
             self.points.pop();
         }
-        let changes = Some(self.changes.len() as u32);
-        let point = Point { moves: state.moves(), value, changes };
+        let way = Way::Changes(self.changes.len() as u32);
+        let point = Point { moves: state.moves(), value, way };
         match self.points.last_mut() {
             // Better without a move: there is no reason to start from anywhere else.
             Some(start) if start.moves >= point.moves => *start = point,
@@ -57,14 +68,17 @@ impl Path {
     /// Adds a fresh plan as the last stop.
     pub(super) fn end_fresh(&mut self, row: &[i32], moves: u32, value: f64) {
         self.fresh.extend_from_slice(row);
-        self.points.push(Point { moves, value, changes: None });
+        self.points.push(Point { moves, value, way: Way::Fresh });
     }
 
-    /// Turns the row of the start (`[P]`) into that of a stop.
-    pub(super) fn write(&self, point: Point, row: &mut [i32]) {
-        match point.changes {
-            Some(changes) => self.changes[..changes as usize].iter().for_each(|change| change.write(row)),
-            None => row.copy_from_slice(&self.fresh),
+    /// Turns the row of the start (`[P]`) into that of a stop which is not [`Way::Stay`].
+    pub(super) fn write(&self, way: Way, row: &mut [i32]) {
+        match way {
+            Way::Stay => {}
+            Way::Changes(changes) => {
+                self.changes[..changes as usize].iter().for_each(|change| change.write(row));
+            }
+            Way::Fresh => row.copy_from_slice(&self.fresh),
         }
     }
 

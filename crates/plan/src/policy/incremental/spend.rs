@@ -1,6 +1,6 @@
 //! Which stop each layer makes: moves are spent where they buy most.
 
-use super::path::{Path, Point};
+use super::path::{Path, Point, Way};
 use super::ranks::RankTable;
 use crate::budget::Budget;
 use crate::request::Request;
@@ -44,12 +44,12 @@ struct Segment {
 
 impl<'a> Market<'a> {
     /// Every layer at its start. Experts that no live rank held have been put back there, whatever that costs.
-    /// `start` writes the row (`[P]`) that a layer starts from.
+    /// `write` writes the row (`[P]`) of a layer's stop.
     pub(super) fn open(
         request: &'a Request<'a>,
         ranks: &'a RankTable,
         paths: &'a [Path],
-        mut start: impl FnMut(usize, &mut [i32]),
+        mut write: impl FnMut(usize, Way, &mut [i32]),
     ) -> Self {
         let idle: Vec<bool> =
             (0..paths.len()).map(|layer| request.layer_loads(layer).iter().all(|&w| w == 0.0)).collect();
@@ -77,10 +77,10 @@ impl<'a> Market<'a> {
             market.spent.rank = vec![(0, 0); ranks.len()];
             let (mut before, mut after) = (Vec::new(), Vec::new());
             for (layer, path) in paths.iter().enumerate().filter(|(_, path)| path.points[0].moves > 0) {
-                before.resize(request.topology.slots(), -1);
-                start(layer, &mut before);
-                after.clone_from(&before);
-                path.write(path.points[0], &mut after);
+                for (row, way) in [(&mut before, Way::Stay), (&mut after, path.points[0].way)] {
+                    row.resize(request.topology.slots(), -1);
+                    write(layer, way, row);
+                }
                 market.count_arrivals(layer, &before, &after, 1);
             }
         }
@@ -103,9 +103,13 @@ impl<'a> Market<'a> {
     }
 
     /// Takes layers from stop to stop, those first where a move (or a byte, where bytes are known) buys most, until
-    /// the wanted balancedness is reached or the budget leaves nothing to buy. `start` as in [`Market::open`]; `each` is
+    /// the wanted balancedness is reached or the budget leaves nothing to buy. `write` as in [`Market::open`]; `each` is
     /// called after every purchase.
-    pub(super) fn spend(&mut self, mut start: impl FnMut(usize, &mut [i32]), mut each: impl FnMut(&Self)) {
+    pub(super) fn spend(
+        &mut self,
+        mut write: impl FnMut(usize, Way, &mut [i32]),
+        mut each: impl FnMut(&Self),
+    ) {
         let target = self.request.options.target.map(|target| target * self.busy as f64 - ROUNDING);
         let mut segments: Vec<Segment> = Vec::new();
         for layer in (0..self.paths.len()).filter(|&layer| !self.idle[layer]) {
@@ -133,7 +137,7 @@ impl<'a> Market<'a> {
             let wanted = enough.unwrap_or(stop);
             let bought = (from + 1..=wanted)
                 .rev()
-                .find(|&to| self.net_seconds(layer, to) > 0.0 && self.buy(layer, to, &mut start));
+                .find(|&to| self.net_seconds(layer, to) > 0.0 && self.buy(layer, to, &mut write));
             closed[layer] = bought != Some(stop);
             if bought.is_some() {
                 each(self);
@@ -189,7 +193,7 @@ impl<'a> Market<'a> {
     }
 
     /// Takes a layer to a stop if the budget allows that.
-    fn buy(&mut self, layer: usize, stop: usize, start: &mut impl FnMut(usize, &mut [i32])) -> bool {
+    fn buy(&mut self, layer: usize, stop: usize, write: &mut impl FnMut(usize, Way, &mut [i32])) -> bool {
         let Budget { moves, bytes, moves_per_rank, bytes_per_rank } = self.request.options.budget;
         let path = &self.paths[layer];
         let (from, to) = (path.points[self.chosen[layer]], path.points[stop]);
@@ -201,13 +205,11 @@ impl<'a> Market<'a> {
         }
         if self.request.options.budget.counts_ranks() {
             let mut rows = [const { Vec::new() }; 3];
-            for row in &mut rows {
+            for (row, way) in rows.iter_mut().zip([Way::Stay, from.way, to.way]) {
                 row.resize(self.request.topology.slots(), -1);
-                start(layer, row);
+                write(layer, way, row);
             }
-            let [before, old, new] = &mut rows;
-            path.write(from, old);
-            path.write(to, new);
+            let [before, old, new] = &rows;
             let was = self.spent.rank.clone();
             self.count_arrivals(layer, before, old, -1);
             self.count_arrivals(layer, before, new, 1);

@@ -130,7 +130,7 @@ fn end(state: (Vec<f64>, Vec<i32>), ranks: &RankTable, escapes: bool) -> (f64, u
     let last = path.last().unwrap();
     // Where the path leads is what its last stop says.
     let mut reached = row.clone();
-    path.write(last, &mut reached);
+    path.write(last.way, &mut reached);
     let mut check = State { aim: climb.state.aim, limit: u32::MAX, ..State::default() };
     check.weight.clone_from(&climb.state.weight);
     check.start(ranks, &reached, &row);
