@@ -8,15 +8,15 @@ use super::state::State;
 
 /// Where a climb ends.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Goal {
+pub(super) struct Goal<'a> {
     /// Balancedness that is enough.
     pub(super) level: f64,
     /// Whether ways out of local optima are looked for.
     pub(super) escapes: bool,
     /// Moves that are enough.
     pub(super) moves: u32,
-    /// Moves that no rank may exceed.
-    pub(super) moves_per_rank: u32,
+    /// Moves that each rank may make at most, `[ranks]`; empty = no limit.
+    pub(super) caps: &'a [u32],
 }
 
 /// Memory of a climb.
@@ -33,7 +33,7 @@ impl Climb {
     /// Each step takes the rank with the largest penalty and the change that relieves it most per move. The summed
     /// penalty falls with every step and ways out of local optima are limited, so the climb ends; the limit on changes
     /// is for rounding.
-    pub(super) fn further(&mut self, ranks: &RankTable, path: &mut Path, goal: Goal) {
+    pub(super) fn further(&mut self, ranks: &RankTable, path: &mut Path, goal: Goal<'_>) {
         let Self { state, scan, escape } = self;
         let most_changes = 4 * state.slot.len() + 64;
         let mut lowest = f64::INFINITY;
@@ -52,7 +52,7 @@ impl Climb {
                 path.ended = true;
                 return;
             };
-            let view = View { state, ranks, most_arrivals: goal.moves_per_rank };
+            let view = View { state, ranks, caps: goal.caps };
             match scan.best(view, hot, Reach::All) {
                 Some(change) => {
                     state.apply(ranks, change);
@@ -60,7 +60,7 @@ impl Climb {
                 }
                 None if !goal.escapes => return,
                 None => {
-                    path.ended = !escape::escape(state, scan, ranks, hot, goal.moves_per_rank, path, escape);
+                    path.ended = !escape::escape(state, scan, ranks, hot, goal.caps, path, escape);
                 }
             }
         }

@@ -51,7 +51,7 @@ pub(super) fn escape(
     scan: &mut Scan,
     ranks: &RankTable,
     hot: usize,
-    most_arrivals: u32,
+    caps: &[u32],
     path: &mut Path,
     memory: &mut Memory,
 ) -> bool {
@@ -68,7 +68,7 @@ pub(super) fn escape(
                 return false;
             }
             let giver = memory.givers[giver].1;
-            let view = View { state, ranks, most_arrivals };
+            let view = View { state, ranks, caps };
             let Some(slot) = place(view, giver as usize, taker as i32) else { continue };
             memory.undo.clear();
             let first = Change::Replace { slot: slot as u32, expert: taker as i32 };
@@ -76,7 +76,7 @@ pub(super) fn escape(
             for _ in 0..EXCHANGES {
                 path.patience = path.patience.saturating_sub(1);
                 let Some(hot) = hottest(state) else { break };
-                let view = View { state, ranks, most_arrivals };
+                let view = View { state, ranks, caps };
                 let Some(change) = scan.best(view, hot, Reach::Swaps) else { break };
                 carry_out(state, ranks, change, path, memory);
             }

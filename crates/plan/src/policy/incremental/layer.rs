@@ -121,7 +121,7 @@ impl Task<'_> {
     }
 
     /// Takes the path of a layer further, or begins it.
-    pub(super) fn climb(&self, layer: usize, path: &mut Path, goal: Goal, scratch: &mut Scratch) {
+    pub(super) fn climb(&self, layer: usize, path: &mut Path, goal: Goal<'_>, scratch: &mut Scratch) {
         let Scratch { climb, rows, heavy } = scratch;
         let loads = self.request.layer_loads(layer);
         let heaviest = loads.iter().copied().fold(0.0, f64::max);

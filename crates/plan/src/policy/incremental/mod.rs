@@ -12,6 +12,8 @@
 //!    layers is what was wanted or the budget is spent.
 //! 4. Layers climb to the wanted balance. Only where the mean falls short of it do they climb on; where that ends
 //!    short as well, a fresh plan of `balanced`, its sets on the ranks that hold most of them, is the last stop.
+//! 5. With a budget per rank, layers whose next stop needs a rank that others have used up climb again around it
+//!    (`detour`).
 //!
 //! Invariants of a layer's state (`state`; `apply` keeps them): no rank holds an expert twice; a replica leaves only
 //! if the expert has another, so that none is lost on the way; every field but the placement follows from the placement,
@@ -27,6 +29,7 @@ mod aim;
 mod apply;
 mod climb;
 mod copies;
+mod detour;
 mod escape;
 mod exchanges;
 mod layer;
@@ -45,7 +48,7 @@ use crate::error::PlanError;
 use crate::request::Request;
 use crate::workers::Workers;
 use climb::Goal;
-use layer::{Rows, Task};
+use layer::Task;
 use path::Path;
 use ranks::RankTable;
 use spend::Market;
@@ -70,14 +73,11 @@ const FRESH_GAIN: f64 = 1e-3;
 pub(super) fn place(request: &Request<'_>, workers: &Workers, phy2log: &mut [i32]) -> Result<(), PlanError> {
     let ranks = RankTable::new(request.topology);
     let task = task(request, &ranks)?;
-    let paths = climb(task, workers);
-    let mut rows = Rows::default();
-    let mut market = Market::open(request, &ranks, &paths, |layer, way, row| {
-        task.write(layer, &paths[layer], way, &mut rows, row)
-    });
-    market.spend(|layer, way, row| task.write(layer, &paths[layer], way, &mut rows, row), |_| ());
+    let mut market = Market::open(task, climb(task, workers));
+    market.spend(|_| ());
+    market.detour(|_| ());
     for (layer, row) in phy2log.chunks_exact_mut(request.topology.slots()).enumerate() {
-        task.write(layer, &paths[layer], market.point(layer).way, &mut rows, row);
+        market.write(layer, market.point(layer).way, row);
     }
     Ok(())
 }
@@ -86,7 +86,6 @@ pub(super) fn place(request: &Request<'_>, workers: &Workers, phy2log: &mut [i32
 pub(crate) fn curve(request: &Request<'_>, workers: &Workers) -> Result<Vec<CurvePoint>, PlanError> {
     let ranks = RankTable::new(request.topology);
     let task = task(request, &ranks)?;
-    let paths = climb(task, workers);
     let slots = (request.loads.layers() * request.topology.slots()) as f64;
     let here = |market: &Market<'_>| {
         let (moves, bytes) = market.spent();
@@ -97,15 +96,17 @@ pub(crate) fn curve(request: &Request<'_>, workers: &Workers) -> Result<Vec<Curv
             balancedness: market.balancedness(),
         }
     };
-    let mut rows = Rows::default();
-    let mut market = Market::open(request, &ranks, &paths, |layer, way, row| {
-        task.write(layer, &paths[layer], way, &mut rows, row)
-    });
+    let mut market = Market::open(task, climb(task, workers));
     let mut points = vec![here(&market)];
-    market.spend(
-        |layer, way, row| task.write(layer, &paths[layer], way, &mut rows, row),
-        |market| points.push(here(market)),
-    );
+    market.spend(|market| points.push(here(market)));
+    market.detour(|market| {
+        // A way around may cost fewer moves than the way before.
+        let (moves, _) = market.spent();
+        while points.len() > 1 && points.last().is_some_and(|last: &CurvePoint| last.moves >= moves) {
+            points.pop();
+        }
+        points.push(here(market));
+    });
     Ok(points)
 }
 
@@ -138,7 +139,8 @@ fn climb(task: Task<'_>, workers: &Workers) -> Vec<Path> {
         paths = workers.map_layers(layers, |layer, scratch| {
             let mut path = paths.get(layer).cloned().unwrap_or_default();
             if !path.ended && path.last().is_none_or(|last| last.value < level) {
-                let goal = goal(request, layer, level, escapes);
+                let mut caps = Vec::new();
+                let goal = goal(task, layer, level, escapes, &mut caps);
                 task.climb(layer, &mut path, goal, &mut scratch.incremental);
             }
             path
@@ -152,19 +154,19 @@ fn climb(task: Task<'_>, workers: &Workers) -> Vec<Path> {
 }
 
 /// How far a layer may climb: no further than the budget could pay.
-fn goal(request: &Request<'_>, layer: usize, level: f64, escapes: bool) -> Goal {
+fn goal<'a>(task: Task<'_>, layer: usize, level: f64, escapes: bool, caps: &'a mut Vec<u32>) -> Goal<'a> {
+    let Task { request, ranks, .. } = task;
     let bytes = request.expert_bytes(layer).unwrap_or(0);
     let affordable = |moves: Option<usize>, budget: Option<u64>| {
         let by_bytes = budget.and_then(|budget| budget.checked_div(bytes)).unwrap_or(u64::MAX);
         u32::try_from(by_bytes.min(moves.unwrap_or(usize::MAX) as u64)).unwrap_or(u32::MAX)
     };
     let budget = request.options.budget;
-    Goal {
-        level,
-        escapes,
-        moves: affordable(budget.moves, budget.bytes),
-        moves_per_rank: affordable(budget.moves_per_rank, budget.bytes_per_rank),
+    caps.clear();
+    if budget.counts_ranks() {
+        caps.resize(ranks.len(), affordable(budget.moves_per_rank, budget.bytes_per_rank));
     }
+    Goal { level, escapes, moves: affordable(budget.moves, budget.bytes), caps }
 }
 
 /// Whether layers need not climb on: if all go to the ends of their paths, the mean over those that are not idle is

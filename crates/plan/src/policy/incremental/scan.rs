@@ -60,15 +60,15 @@ pub(super) enum Reach {
 pub(super) struct View<'a> {
     pub(super) state: &'a State,
     pub(super) ranks: &'a RankTable,
-    /// Most arrivals of a rank in this layer.
-    pub(super) most_arrivals: u32,
+    /// Most arrivals of each rank in this layer, `[ranks]`; empty = no limit.
+    pub(super) caps: &'a [u32],
 }
 
 impl View<'_> {
     /// Whether a rank may make `cost` more moves.
     #[inline]
     pub(super) fn allows(&self, rank: usize, cost: i32) -> bool {
-        cost <= 0 || self.state.rank[rank].arrivals < self.most_arrivals
+        cost <= 0 || self.caps.get(rank).is_none_or(|&most| self.state.rank[rank].arrivals < most)
     }
 }
 

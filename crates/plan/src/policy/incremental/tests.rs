@@ -125,7 +125,7 @@ fn end(state: (Vec<f64>, Vec<i32>), ranks: &RankTable, escapes: bool) -> (f64, u
     climb.state.start(ranks, &row, &row);
     let mut path = Path::default();
     path.patience = 64;
-    let goal = Goal { level: 1.0, escapes, moves: u32::MAX, moves_per_rank: u32::MAX };
+    let goal = Goal { level: 1.0, escapes, moves: u32::MAX, caps: &[] };
     climb.further(ranks, &mut path, goal);
     let last = path.last().unwrap();
     // Where the path leads is what its last stop says.
