@@ -293,3 +293,17 @@ fn numbers_that_mean_nothing_are_refused() {
     assert!(refused(Options { worth: Some(worth), ..unknown }).contains("expert_bytes"));
     assert!(refused(Options { expert_bytes: vec![1, 2], ..case.options.clone() }).contains("expert_bytes"));
 }
+
+#[test]
+fn second_copies_stay_where_a_layer_does() {
+    let mut case = skewed();
+    // Rank 0 holds expert 0 twice; so would any plan that starts from what another planner left.
+    let row = [0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 1];
+    case.current = Placement::new(10, Array2::from_shape_fn((3, 12), |(_, p)| row[p])).unwrap();
+    case.options.target = Some(0.0);
+    assert_eq!(case.plan(&case.loads, 1).placement, case.current);
+    case.options.target = None;
+    let plan = case.plan(&case.loads, 1);
+    assert!(plan.after.mean > plan.before.unwrap().mean);
+    assert_eq!(plan.duplicates, 0);
+}

@@ -32,10 +32,10 @@ impl Climb {
     ///
     /// Each step takes the rank with the largest penalty and the change that relieves it most per move. The summed
     /// penalty falls with every step and ways out of local optima are limited, so the climb ends; the limit on changes
-    /// is for rounding.
+    /// is for layers where budgets leave nothing but ever smaller gains.
     pub(super) fn further(&mut self, ranks: &RankTable, path: &mut Path, goal: Goal<'_>) {
         let Self { state, scan, escape } = self;
-        let most_changes = 4 * state.slot.len() + 64;
+        let most_changes = state.slot.len() + 64;
         let mut lowest = f64::INFINITY;
         while !path.ended {
             let hot = hottest(state);

@@ -63,7 +63,9 @@ impl Market<'_> {
         let old = std::mem::replace(&mut self.paths[layer], path);
         let mut stops = self.paths[layer].points[..=self.worthwhile(layer)].iter();
         // Of the stops that fit, the last has the most balance.
-        let best = stops.rposition(|point| point.moves <= moves && point.value > here.value + LEAST_GAIN);
+        let best = stops.rposition(|point| {
+            point.moves <= moves && point.value > here.value + LEAST_GAIN && point.worst <= here.worst
+        });
         let fits = best.filter(|&stop| self.net_seconds(layer, stop) > 0.0);
         let Some(stop) = fits else {
             (self.paths[layer], self.chosen[layer]) = (old, chosen);

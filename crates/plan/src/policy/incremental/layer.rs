@@ -4,6 +4,7 @@ use super::aim::aim;
 use super::climb::{Climb, Goal};
 use super::path::{Path, Point, Way};
 use super::ranks::RankTable;
+use super::scan::largest;
 use super::state::{Change, EMPTY, State};
 use crate::request::Request;
 
@@ -117,7 +118,7 @@ impl Task<'_> {
             most = f64::max(most, load);
         }
         let value = if most > 0.0 { (sum / self.ranks.live().len() as f64 / most).min(1.0) } else { 1.0 };
-        path.points.push(Point { moves: 0, value, way: Way::Stay });
+        path.points.push(Point { moves: 0, value, worst: most, way: Way::Stay });
     }
 
     /// Takes the path of a layer further, or begins it.
@@ -184,11 +185,14 @@ impl Task<'_> {
     }
 }
 
-/// Balancedness of a row of `phy2log` (`[P]`) for `loads` (`[E]`), and its moves from the start.
-pub(super) fn score(loads: &[f64], ranks: &RankTable, row: &[i32], start: &[i32]) -> (f64, u32) {
-    let mut state = State { weight: loads.to_vec(), aim: f64::MAX, limit: u32::MAX, ..State::default() };
+/// What a fresh plan, a row of `phy2log` (`[P]`), is worth for `loads` (`[E]`), and its moves from the start.
+pub(super) fn score(loads: &[f64], ranks: &RankTable, row: &[i32], start: &[i32]) -> Point {
+    let scale = power_of_two(loads.iter().copied().fold(0.0, f64::max));
+    let weight = loads.iter().map(|load| load * scale).collect();
+    let mut state = State { weight, aim: f64::MAX, limit: u32::MAX, ..State::default() };
     state.start(ranks, row, start);
-    (state.value(ranks), state.moves())
+    let worst = largest(&state.load);
+    Point { moves: state.moves(), value: state.value(ranks), worst, way: Way::Fresh }
 }
 
 /// A power of two that brings a number between 1 and 4, or next to it: loads in another unit lead to the same

@@ -49,7 +49,7 @@ use crate::request::Request;
 use crate::workers::Workers;
 use climb::Goal;
 use layer::Task;
-use path::Path;
+use path::{Path, Point};
 use ranks::RankTable;
 use spend::Market;
 
@@ -206,9 +206,12 @@ fn add_fresh(task: Task<'_>, workers: &Workers, paths: &mut [Path]) {
     let mut start = vec![-1; slots];
     for ((layer, path), row) in paths.iter_mut().enumerate().zip(fresh.chunks_exact(slots)) {
         task.write_kept(layer, &mut start);
-        let (value, moves) = layer::score(request.layer_loads(layer), ranks, row, &start);
-        if path.last().is_some_and(|last| value > last.value + least_gain && moves > last.moves) {
-            path.end_fresh(row, moves, value);
+        let end = layer::score(request.layer_loads(layer), ranks, row, &start);
+        let better = |last: Point| {
+            end.value > last.value + least_gain && end.worst <= last.worst && end.moves > last.moves
+        };
+        if path.last().is_some_and(better) {
+            path.end_fresh(row, end);
         }
     }
 }

@@ -1,5 +1,6 @@
 //! The way of a layer from what is in place to better balance, and the stops on it.
 
+use super::scan::largest;
 use super::state::{Change, State};
 
 /// A stop on the path of a layer that is better than every stop with as few moves.
@@ -9,6 +10,8 @@ pub(super) struct Point {
     pub(super) moves: u32,
     /// Balancedness of the layer, 0..1.
     pub(super) value: f64,
+    /// Load of the worst rank per unit of speed.
+    pub(super) worst: f64,
     /// How to get there.
     pub(super) way: Way,
 }
@@ -49,7 +52,9 @@ impl Path {
 
     /// Notes where the state is.
     pub(super) fn stop(&mut self, state: &State, value: f64) {
-        if self.points.last().is_some_and(|last| value <= last.value) {
+        let worst = largest(&state.load);
+        // With unequal speeds the mean may rise faster than the worst rank does, which makes nothing better.
+        if self.points.last().is_some_and(|last| value <= last.value || worst > last.worst) {
             return;
         }
         // Changes that cost nothing or take moves back make earlier stops pointless; the start stays.
@@ -57,7 +62,7 @@ impl Path {
             self.points.pop();
         }
         let way = Way::Changes(self.changes.len() as u32);
-        let point = Point { moves: state.moves(), value, way };
+        let point = Point { moves: state.moves(), value, worst, way };
         match self.points.last_mut() {
             // Better without a move: there is no reason to start from anywhere else.
             Some(start) if start.moves >= point.moves => *start = point,
@@ -66,9 +71,9 @@ impl Path {
     }
 
     /// Adds a fresh plan as the last stop.
-    pub(super) fn end_fresh(&mut self, row: &[i32], moves: u32, value: f64) {
+    pub(super) fn end_fresh(&mut self, row: &[i32], end: Point) {
         self.fresh.extend_from_slice(row);
-        self.points.push(Point { moves, value, way: Way::Fresh });
+        self.points.push(end);
     }
 
     /// Turns the row of the start (`[P]`) into that of a stop which is not [`Way::Stay`].
