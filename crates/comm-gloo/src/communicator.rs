@@ -272,6 +272,8 @@ impl Drop for Group {
             // They catch the panics of what they carry; one that died all the same needs no joining.
             let _ = worker.join();
         }
+        // Not left to the last handle, which a listener that cannot be told may keep.
+        shared.mesh.context.close();
         let Some(listener) = self.listener.take() else { return };
         // A listener that cannot be told ends with the store, or with the process.
         if dismissed.is_ok() {
