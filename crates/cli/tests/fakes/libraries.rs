@@ -85,7 +85,13 @@ pub(crate) fn eplb(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
 
 /// Runs a small exchange bench over NCCL.
 pub(crate) fn exchange(more: &[&str], variables: &[(&str, &str)]) -> Run {
-    let small = "bench exchange --backend nccl --layers 2 --experts 16 --redundant 4 --tensors 1000,64,7 --json --patience 8";
-    let arguments: Vec<&str> = small.split(' ').chain(more.iter().copied()).collect();
+    exchange_over("nccl", more, variables)
+}
+
+/// Runs a small exchange bench over a backend.
+pub(crate) fn exchange_over(backend: &str, more: &[&str], variables: &[(&str, &str)]) -> Run {
+    let small = "--layers 2 --experts 16 --redundant 4 --tensors 1000,64,7 --json --patience 8";
+    let mut arguments = vec!["bench", "exchange", "--backend", backend];
+    arguments.extend(small.split(' ').chain(more.iter().copied()));
     eplb(&arguments, variables)
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::audit::audit;
-use crate::libraries::{eplb, exchange};
+use crate::libraries::{eplb, exchange, exchange_over};
 
 #[test]
 fn every_placement_arrives_and_asks_for_nothing_forbidden() {
@@ -63,20 +63,26 @@ fn a_single_rank_makes_no_communicator() {
 
 #[test]
 fn the_suite_of_communicators_passes() {
-    let run = eplb(&["doctor", "--suite", "3", "--json"], &[("EPLB_FAKE_DELAY_US", "100")]);
-    assert!(run.ok, "{}{}", run.stdout, run.stderr);
-    let report = run.json();
-    let checks = report["checks"].as_array().unwrap();
-    assert!(checks.len() >= 14 && checks.iter().all(|check| check["ok"] == true), "{report}");
-    assert_eq!(run.log.count("cuCtxSynchronize") + run.log.count("default_stream"), 0);
+    for more in [&[][..], &["--peer"]] {
+        let arguments = [&["doctor", "--suite", "3", "--json"], more].concat();
+        let run = eplb(&arguments, &[("EPLB_FAKE_DELAY_US", "100")]);
+        assert!(run.ok, "{}{}", run.stdout, run.stderr);
+        let report = run.json();
+        let checks = report["checks"].as_array().unwrap();
+        assert!(checks.len() >= 14 && checks.iter().all(|check| check["ok"] == true), "{report}");
+        assert_eq!(run.log.count("cuCtxSynchronize") + run.log.count("default_stream"), 0);
+    }
 }
 
 #[test]
 fn a_forgotten_copy_is_found() {
-    let run = exchange(&["--placement", "random"], &[("EPLB_FAKE_FAULT", "cuMemcpyAsync:3")]);
-    assert!(!run.ok);
-    assert_eq!(run.log.count("planted"), 1);
-    assert!(run.stderr.contains("bytes are wrong"), "{}", run.stderr);
+    for backend in ["nccl", "peer"] {
+        let run =
+            exchange_over(backend, &["--placement", "random"], &[("EPLB_FAKE_FAULT", "cuMemcpyAsync:3")]);
+        assert!(!run.ok);
+        assert_eq!(run.log.count("planted"), 1);
+        assert!(run.stderr.contains("bytes are wrong"), "{}", run.stderr);
+    }
 }
 
 /// Ends with an error that names what was planted, long before anyone would lose patience.
