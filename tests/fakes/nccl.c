@@ -31,6 +31,9 @@ typedef struct World {
   int color[RANKS], key[RANKS];
   struct World *children[RANKS];
   Message *mail;
+  uint64_t reduced, entered, left;
+  float *sum;
+  size_t floats;
   struct World *next;
 } World;
 
@@ -148,7 +151,8 @@ EXPORT int ncclCommSplit(Comm *comm, int color, int key, Comm **out, Config *con
   return IN_PROGRESS;
 }
 
-typedef struct Part { int send; void *at; size_t bytes; int peer; Comm *comm; Stream *stream; struct Part *next; } Part;
+enum { RECV, SEND, REDUCE };
+typedef struct Part { int kind; void *at; size_t bytes; int peer; Comm *comm; Stream *stream; struct Part *next; } Part;
 static __thread Part *group_first, *group_last;
 static __thread int group_depth, group_error;
 
@@ -157,17 +161,42 @@ EXPORT int ncclGroupStart(void) {
   return SUCCESS;
 }
 
+/* The sum over all ranks, in turns: all add, the last one in opens the way out, the last one out opens the next turn. */
+static void reduce(Part *part) {
+  World *world = part->comm->world;
+  size_t floats = part->bytes / sizeof(float);
+  float *mine = part->at;
+  while (world->left != 0 && !part->comm->aborted) pthread_cond_wait(&changed, &lock);
+  if (part->comm->aborted) return;
+  if (world->entered++ == 0) {
+    world->sum = calloc(floats, sizeof(float));
+    world->floats = floats;
+  }
+  for (size_t i = 0; i < floats && i < world->floats; i++) world->sum[i] += mine[i];
+  if (world->entered == (uint64_t)world->ranks) world->left = world->ranks;
+  pthread_cond_broadcast(&changed);
+  while (world->left == 0 && !part->comm->aborted) pthread_cond_wait(&changed, &lock);
+  if (part->comm->aborted) return;
+  memcpy(mine, world->sum, floats * sizeof(float));
+  if (--world->left == 0) {
+    free(world->sum);
+    world->entered = 0;
+  }
+  pthread_cond_broadcast(&changed);
+}
+
 /* One kernel: all messages of a group on one stream. Sends lie open until their receiver has copied. */
 static void kernel(void *argument) {
   Part *parts = argument;
   Comm *comm = parts->comm;
   pthread_mutex_lock(&lock);
   int sends = 0;
-  for (Part *p = parts; p; p = p->next) sends += p->send;
+  if (parts->kind == REDUCE) reduce(parts);
+  for (Part *p = parts; p; p = p->next) sends += p->kind == SEND;
   Message **mine = calloc(sends ? sends : 1, sizeof *mine);
   int posted = 0;
   for (Part *p = parts; p; p = p->next) {
-    if (!p->send || comm->aborted) continue;
+    if (p->kind != SEND || comm->aborted) continue;
     Message *message = calloc(1, sizeof *message);
     *message = (Message){comm->rank, p->peer, p->at, p->bytes, 0, NULL};
     Message **end = &comm->world->mail;
@@ -177,7 +206,7 @@ static void kernel(void *argument) {
   }
   pthread_cond_broadcast(&changed);
   for (Part *p = parts; p; p = p->next) {
-    if (p->send) continue;
+    if (p->kind != RECV) continue;
     Message **at;
     for (;;) {
       for (at = &comm->world->mail; *at; at = &(*at)->next)
@@ -235,7 +264,7 @@ static int add(int send, void *at, size_t bytes, int peer, Comm *comm, Stream *s
   if (!eplb_fake_is_device_memory(at, bytes)) return group_error = fail(INVALID_ARGUMENT, "not device memory");
   if (planted(send ? "ncclSend" : "ncclRecv")) return SUCCESS;
   Part *part = calloc(1, sizeof *part);
-  *part = (Part){send, at, bytes, peer, comm, stream, NULL};
+  *part = (Part){send ? SEND : RECV, at, bytes, peer, comm, stream, NULL};
   if (group_last) group_last->next = part; else group_first = part;
   group_last = part;
   return SUCCESS;
@@ -245,6 +274,18 @@ EXPORT int ncclSend(const void *at, size_t count, int type, int peer, Comm *comm
 }
 EXPORT int ncclRecv(void *at, size_t count, int type, int peer, Comm *comm, Stream *stream) {
   return type == 1 ? add(0, at, count, peer, comm, stream) : fail(INVALID_ARGUMENT, "this fake moves bytes only");
+}
+
+static int begin(Part *parts);
+
+EXPORT int ncclAllReduce(const void *from, void *to, size_t count, int type, int op, Comm *comm, Stream *stream) {
+  record("ncclAllReduce world=%lu rank=%d bytes=%zu stream=%p", (unsigned long)comm->world->number, comm->rank,
+         count * sizeof(float), (void *)stream);
+  if (type != 7 || op != 0 || from != to) return fail(INVALID_ARGUMENT, "this fake sums floats in place only");
+  if (!stream || !eplb_fake_is_device_memory(to, count * sizeof(float))) return fail(INVALID_ARGUMENT, "bad buffer");
+  Part *part = calloc(1, sizeof *part);
+  *part = (Part){REDUCE, to, count * sizeof(float), comm->rank, comm, stream, NULL};
+  return begin(part);
 }
 
 EXPORT int ncclGroupEnd(void) {
@@ -259,7 +300,10 @@ EXPORT int ncclGroupEnd(void) {
     while (parts) { Part *next = parts->next; free(parts); parts = next; }
     return error;
   }
-  if (!parts) return SUCCESS;
+  return parts ? begin(parts) : SUCCESS;
+}
+
+static int begin(Part *parts) {
   pthread_mutex_lock(&lock);
   parts->comm->starting++;
   parts->comm->running++;

@@ -10,7 +10,7 @@ out=${1:-${OUT:-$here/out}}
 mkdir -p "$out"
 eplb=$here/bin/eplb
 # Multicast over NVLink is never used.
-export NCCL_NVLS_ENABLE=0 NCCL_DEBUG=${NCCL_DEBUG:-WARN}
+export NCCL_NVLS_ENABLE=0 NCCL_DEBUG=${NCCL_DEBUG:-WARN} NCCL_DEBUG_FILE=/dev/stderr
 failed=0
 
 # stage NAME SECONDS COMMAND..: runs a command under a deadline; its stdout goes on.
@@ -83,12 +83,23 @@ if [ "$ranks" -ge 2 ]; then
     exchange 60 'steps of 20 ms' --backend nccl --ranks "$ranks" --placement random --iters 3 --step-ms 20
     exchange 60 'library of the process' --backend pynccl --ranks "$ranks" --placement random --iters 5
   fi
+  if [ -z "${QUICK:-}" ]; then
+    echo "== beside a server's own all-reduces on the same GPUs, launched from a thread of our own and by the server's steps"
+    beside="--beside 1048576 --placement random"
+    for mode in '' --launch-in-steps; do
+      # shellcheck disable=SC2086
+      exchange 100 "10,000 small ${mode:-from a thread}" --backend nccl --ranks "$ranks" --layers 2 --tensors 65536,1024 --iters 10000 $beside $mode
+      # shellcheck disable=SC2086
+      exchange 60 "100 full ${mode:-from a thread}" --backend nccl --ranks "$ranks" --iters 100 $beside $mode
+    done
+    grep '"beside_bytes":1' "$out/exchange.jsonl" | sed 's/.*"iters"/"iters"/'
+  fi
 else
   echo "one GPU: exchanges between ranks need two; they were NOT run"
 fi
 if [ $failed -ne 0 ]; then
   echo "== $failed stages failed; once more with NCCL's own log (nccl.log)"
-  NCCL_DEBUG=INFO timeout -k 10 60 "$eplb" bench exchange --backend nccl --ranks "$ranks" --layers 1 --tensors 65536 \
+  NCCL_DEBUG=INFO NCCL_DEBUG_FILE= timeout -k 10 60 "$eplb" bench exchange --backend nccl --ranks "$ranks" --layers 1 --tensors 65536 \
     --iters 1 --warmup 0 --json >"$out/nccl.log" 2>&1
   tail -n 15 "$out/nccl.log"
 fi

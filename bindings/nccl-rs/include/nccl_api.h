@@ -27,8 +27,10 @@ typedef enum {
   ncclInProgress = 7
 } ncclResult_t;
 
-/* Bytes are all that eplb sends. */
-typedef enum { ncclInt8 = 0, ncclUint8 = 1 } ncclDataType_t;
+/* Experts travel as bytes; floats are for the collectives of benches. */
+typedef enum { ncclInt8 = 0, ncclUint8 = 1, ncclFloat32 = 7 } ncclDataType_t;
+
+typedef enum { ncclSum = 0 } ncclRedOp_t;
 
 /* Options of a communicator. A library reads the smaller of `size` and what it knows, and puts defaults where the
  * caller's `version` is older than a field. The fields up to splitShare exist since 2.18, trafficClass since 2.26,
@@ -70,5 +72,7 @@ ncclResult_t ncclSend(const void *sendbuff, size_t count, ncclDataType_t datatyp
                       cudaStream_t stream);
 ncclResult_t ncclRecv(void *recvbuff, size_t count, ncclDataType_t datatype, int peer, ncclComm_t comm,
                       cudaStream_t stream);
+ncclResult_t ncclAllReduce(const void *sendbuff, void *recvbuff, size_t count, ncclDataType_t datatype, ncclRedOp_t op,
+                           ncclComm_t comm, cudaStream_t stream);
 
 #endif

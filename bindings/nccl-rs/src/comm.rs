@@ -171,6 +171,39 @@ impl Comm {
         self.check("ncclRecv", code)
     }
 
+    /// Sums `floats` 32-bit floats over all ranks, in place, on every rank.
+    ///
+    /// # Errors
+    /// NCCL refused.
+    ///
+    /// # Safety
+    /// `at` is device memory of `floats` floats that nobody else uses until the operation has run on `stream`, which is a live
+    /// `CUstream` of the communicator's device.
+    pub unsafe fn all_reduce(
+        &mut self,
+        at: u64,
+        floats: usize,
+        stream: *mut c_void,
+    ) -> Result<(), NcclError> {
+        let (kind, sum) = (sys::ncclDataType_t::ncclFloat32, sys::ncclRedOp_t::ncclSum);
+        // SAFETY: passed on to the caller.
+        let code = unsafe {
+            call!(
+                self.library,
+                ncclAllReduce(
+                    at as *const c_void,
+                    at as *mut c_void,
+                    floats,
+                    kind,
+                    sum,
+                    self.raw,
+                    stream.cast()
+                )
+            )
+        };
+        self.check("ncclAllReduce", code)
+    }
+
     /// Begins to make a communicator of the ranks that give the same `color`, in the order of `key`. All ranks call it.
     /// `None` for a rank that gives no color.
     ///

@@ -2,13 +2,13 @@
 
 pub const NCCL_UNIQUE_ID_BYTES: u32 = 128;
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, Copy, Clone)]
 pub struct CUstream_st {
     _unused: [u8; 0],
 }
 pub type cudaStream_t = *mut CUstream_st;
 #[repr(C)]
-#[derive(Debug)]
+#[derive(Debug, Copy, Clone)]
 pub struct ncclComm {
     _unused: [u8; 0],
 }
@@ -40,10 +40,17 @@ pub struct ncclResult_t(pub ::std::os::raw::c_uint);
 impl ncclDataType_t {
     pub const ncclInt8: ncclDataType_t = ncclDataType_t(0);
     pub const ncclUint8: ncclDataType_t = ncclDataType_t(1);
+    pub const ncclFloat32: ncclDataType_t = ncclDataType_t(7);
 }
 #[repr(transparent)]
 #[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
 pub struct ncclDataType_t(pub ::std::os::raw::c_uint);
+impl ncclRedOp_t {
+    pub const ncclSum: ncclRedOp_t = ncclRedOp_t(0);
+}
+#[repr(transparent)]
+#[derive(Debug, Copy, Clone, Hash, PartialEq, Eq)]
+pub struct ncclRedOp_t(pub ::std::os::raw::c_uint);
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
 pub struct ncclConfig_t {
@@ -164,13 +171,24 @@ pub struct Api {
         ) -> ncclResult_t,
         ::libloading::Error,
     >,
+    pub ncclAllReduce: Result<
+        unsafe extern "C" fn(
+            sendbuff: *const ::std::os::raw::c_void,
+            recvbuff: *mut ::std::os::raw::c_void,
+            count: usize,
+            datatype: ncclDataType_t,
+            op: ncclRedOp_t,
+            comm: ncclComm_t,
+            stream: cudaStream_t,
+        ) -> ncclResult_t,
+        ::libloading::Error,
+    >,
 }
 impl Api {
     pub unsafe fn new<P>(path: P) -> Result<Self, ::libloading::Error>
     where
         P: AsRef<::std::ffi::OsStr>,
     {
-        let path = path.as_ref();
         let library = ::libloading::Library::new(path)?;
         Self::from_library(library)
     }
@@ -196,6 +214,7 @@ impl Api {
         let ncclGroupEnd = __library.get(b"ncclGroupEnd\0").map(|sym| *sym);
         let ncclSend = __library.get(b"ncclSend\0").map(|sym| *sym);
         let ncclRecv = __library.get(b"ncclRecv\0").map(|sym| *sym);
+        let ncclAllReduce = __library.get(b"ncclAllReduce\0").map(|sym| *sym);
         Ok(Api {
             __library,
             ncclGetVersion,
@@ -215,6 +234,7 @@ impl Api {
             ncclGroupEnd,
             ncclSend,
             ncclRecv,
+            ncclAllReduce,
         })
     }
     pub unsafe fn ncclGetVersion(&self, version: *mut ::std::os::raw::c_int) -> ncclResult_t {
@@ -316,6 +336,20 @@ impl Api {
     ) -> ncclResult_t {
         (self.ncclRecv.as_ref().expect("Expected function, got error."))(
             recvbuff, count, datatype, peer, comm, stream,
+        )
+    }
+    pub unsafe fn ncclAllReduce(
+        &self,
+        sendbuff: *const ::std::os::raw::c_void,
+        recvbuff: *mut ::std::os::raw::c_void,
+        count: usize,
+        datatype: ncclDataType_t,
+        op: ncclRedOp_t,
+        comm: ncclComm_t,
+        stream: cudaStream_t,
+    ) -> ncclResult_t {
+        (self.ncclAllReduce.as_ref().expect("Expected function, got error."))(
+            sendbuff, recvbuff, count, datatype, op, comm, stream,
         )
     }
 }

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{Subcommand, ValueEnum};
-use eplb_comm_nccl::Backend;
+use eplb_comm_nccl::{Backend, Launch, Served};
 use eplb_engine::bench::{Carrier, ExchangeBench, ExchangeReport, Moves};
 use serde_json::{Value, json};
 
@@ -76,6 +76,14 @@ pub(crate) struct Exchange {
     #[arg(long, default_value_t = 0.0, value_name = "M")]
     step_ms: f64,
 
+    /// All-reduce this many bytes meanwhile, as a server does, over a communicator of its own on the same devices
+    #[arg(long, value_name = "BYTES")]
+    beside: Option<usize>,
+
+    /// Let that server launch the waves, each before one step on all ranks, instead of a thread of our own
+    #[arg(long, requires = "beside")]
+    launch_in_steps: bool,
+
     /// Seconds that any part may take
     #[arg(long, default_value_t = 60, value_name = "S")]
     patience: u64,
@@ -139,6 +147,8 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
         staging_bytes: args.staging_bytes,
         max_ctas: args.max_ctas,
         operations: args.operations,
+        beside_bytes: args.beside,
+        launch: if args.launch_in_steps { Launch::Pump } else { Launch::Thread },
         step: Duration::from_secs_f64(args.step_ms / 1e3),
         patience: Duration::from_secs(args.patience),
     };
@@ -161,6 +171,11 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Microseconds of the rank where a time was longest.
+fn worst(report: &ExchangeReport, of: impl Fn(&Served) -> Duration) -> Option<f64> {
+    report.served.iter().map(of).max().map(|time| time.as_secs_f64() * 1e6)
+}
+
 fn backend(args: &Exchange) -> &'static str {
     match args.backend {
         BackendArg::Local => "local",
@@ -181,7 +196,7 @@ fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Va
         "ms_median": number(report.ms_median),
         "ms_min": number(report.ms_min),
         "ms_first": number(report.ms_first),
-        "ms": report.ms.iter().copied().map(number).collect::<Vec<_>>(),
+        "ms": report.ms.iter().take(32).copied().map(number).collect::<Vec<_>>(),
         "bytes_worst_rank": report.bytes_worst_rank,
         "gbps_worst_rank": number(report.gbps_worst_rank),
         "staging_bytes": report.staging_bytes,
@@ -195,6 +210,12 @@ fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Va
         "steps": report.steps,
         "stall_us_max": number(report.stall_us_max),
         "max_ctas": bench.max_ctas,
+        "iters": bench.iterations,
+        "launch": if args.launch_in_steps { "steps" } else { "thread" },
+        "beside_bytes": bench.beside_bytes,
+        "beside_steps": report.served.iter().map(|served| served.steps).max(),
+        "beside_ms_worst": optional(worst(report, |served| served.worst).map(|us| us / 1e3)),
+        "launch_us": optional(worst(report, |served| served.launch_worst)),
     })
 }
 

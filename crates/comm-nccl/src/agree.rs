@@ -18,6 +18,10 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// gives the wave the next position in the order of launches. Every rank launches by position. So no rank launches a
 /// wave before all are ready for it, and all launch in one order, however their fences pass.
 ///
+/// Where the server launches, at its steps, a rank that finds all ready when it begins step `n` proposes step `n + 2`. Ranks are at
+/// most one step apart, so a rank that begins `n + 2` does so after the proposer has begun `n + 1`, that is after the
+/// proposal, and finds it: every rank launches before the same step.
+///
 /// Keys, below a prefix of the communicator's own: `hash/<wave>`, `ready/<wave>`, `order`, `launch/<position>`,
 /// `over/<position>`, `failed`. The keys of a wave are deleted when every rank is done with it.
 #[derive(Debug)]
@@ -26,19 +30,26 @@ pub(crate) struct Agreement {
     rank: RankId,
     size: usize,
     position: u64,
+    /// Whether waves are launched at steps, which ranks propose, and not as soon as all are ready.
+    by_step: bool,
 }
 
 /// A wave's place in the order of launches.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Position(u64);
 
+/// What `launch/<position>` holds: wave and step.
+fn launch(wave: u64, step: u64) -> Vec<u8> {
+    [wave, step].iter().flat_map(|n| n.to_le_bytes()).collect()
+}
+
 fn deadline() -> Instant {
     Instant::now() + PATIENCE
 }
 
 impl Agreement {
-    pub(crate) fn new(store: Arc<dyn Store>, rank: RankId, size: usize) -> Self {
-        Self { store, rank, size, position: 0 }
+    pub(crate) fn new(store: Arc<dyn Store>, rank: RankId, size: usize, by_step: bool) -> Self {
+        Self { store, rank, size, position: 0, by_step }
     }
 
     /// This rank is ready for a wave.
@@ -67,22 +78,40 @@ impl Agreement {
                 }
             }
         }
-        if self.add(&format!("ready/{wave}"))? == self.size as i64 {
+        if self.add(&format!("ready/{wave}"))? == self.size as i64 && !self.by_step {
             let position = self.add("order")? - 1;
             let key = format!("launch/{position}");
-            self.store.set(&key, &wave.to_le_bytes(), deadline()).map_err(lost)?;
+            self.store.set(&key, &launch(wave, 0), deadline()).map_err(lost)?;
         }
         Ok(())
     }
 
-    /// The wave to launch next, once it is known.
+    /// Gives a wave that all ranks are ready for the next position, to be launched before step `step`, if no other rank was
+    /// faster. This rank is about to begin a step at least two before it.
     ///
     /// # Errors
     /// The store failed.
-    pub(crate) fn next(&self) -> Result<Option<u64>, CommError> {
+    pub(crate) fn propose(&self, wave: u64, step: u64) -> Result<(), CommError> {
+        let lost = |error| store(error, self.rank);
+        let ready = self.store.get(&format!("ready/{wave}"), deadline()).map_err(lost)?;
+        let all = self.size.to_string();
+        if ready.as_deref() == Some(all.as_bytes()) {
+            let key = format!("launch/{}", self.position);
+            // Another rank's proposal stands; it is read at the next step.
+            let _ = self.store.compare_and_set(&key, None, &launch(wave, step), deadline()).map_err(lost)?;
+        }
+        Ok(())
+    }
+
+    /// The wave to launch next and the first step that must not begin before, once they are known.
+    ///
+    /// # Errors
+    /// The store failed.
+    pub(crate) fn next(&self) -> Result<Option<(u64, u64)>, CommError> {
         let value = self.store.get(&format!("launch/{}", self.position), deadline());
         let value = value.map_err(|error| store(error, self.rank))?;
-        Ok(value.and_then(|bytes| bytes.try_into().ok()).map(u64::from_le_bytes))
+        let number = |bytes: &[u8]| bytes.try_into().ok().map(u64::from_le_bytes);
+        Ok(value.and_then(|bytes| Some((number(bytes.get(..8)?)?, number(bytes.get(8..)?)?))))
     }
 
     /// The wave of [`Agreement::next`] is launched; on to the one behind it.

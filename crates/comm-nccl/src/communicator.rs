@@ -9,7 +9,7 @@ use eplb_comm::{Carried, CommError, Communicator, Fence, FenceState, Progress, T
 use eplb_core::{RankId, Transfer};
 
 use crate::cut::{self, Limits, Message};
-use crate::lane::{Stage, Wave};
+use crate::lane::{Pace, Stage, Wave};
 use crate::options::Backend;
 use crate::peers::Peers;
 use crate::shared::Shared;
@@ -49,12 +49,13 @@ pub struct Pump {
 }
 
 impl Pump {
-    /// Enqueues what is ready, for at most `budget`; returns the time that it took. The server calls it on one thread, at
-    /// points that lie in one order with its own work of NCCL on all ranks.
-    pub fn pump(&self, budget: Duration) -> Duration {
+    /// To be called before the server enqueues the work of step `id`, on the thread that does. Ids rise strictly and are the same
+    /// on all ranks, which are at most one step apart. Waves that are due are enqueued on our own stream, before the same step on
+    /// every rank. Returns the time that it took: nothing to speak of while no wave waits, one read of the store while one does.
+    pub fn step(&self, id: u64) -> Duration {
         let start = Instant::now();
         if let Some(shared) = self.shared.upgrade() {
-            while shared.drive(true) == crate::lane::Pace::Hot && start.elapsed() < budget {
+            while shared.drive_step(id) == Pace::Hot && start.elapsed() < LAST_WAIT {
                 std::hint::spin_loop();
             }
         }

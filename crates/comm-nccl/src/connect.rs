@@ -84,7 +84,7 @@ pub fn connect(
             // Nobody sends before all are here.
             group.barrier("greeted", deadline)?;
             let corner = PrefixStore::new(store.clone(), &format!("nccl-waves/{epoch}/"))?;
-            (Some(comm), Some(Agreement::new(Arc::new(corner), rank, size)))
+            (Some(comm), Some(Agreement::new(Arc::new(corner), rank, size, options.launch == Launch::Pump)))
         }
     };
     let counters = Arc::new(Counters::default());

@@ -27,6 +27,17 @@ pub(crate) enum Pace {
     Cold,
 }
 
+/// What may be launched.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Leave {
+    /// Nothing: the caller only looks.
+    Nothing,
+    /// Whatever is next.
+    Now,
+    /// What is to be launched before this step.
+    Step(u64),
+}
+
 /// A submitted wave.
 #[derive(Debug)]
 pub(crate) struct Wave {
@@ -119,10 +130,10 @@ impl Lane {
         }
     }
 
-    /// Moves on as far as it goes. New work is launched only with `launch`.
-    pub(crate) fn advance(&mut self, launch: bool) -> Pace {
+    /// Moves on as far as it goes. New work is launched with `leave` only.
+    pub(crate) fn advance(&mut self, leave: Leave) -> Pace {
         if self.end.is_none()
-            && let Err(error) = self.step(launch)
+            && let Err(error) = self.step(leave)
         {
             self.finish(error, true);
         }
@@ -142,10 +153,10 @@ impl Lane {
         }
     }
 
-    fn step(&mut self, launch: bool) -> Result<(), CommError> {
+    fn step(&mut self, leave: Leave) -> Result<(), CommError> {
         self.open_gates()?;
-        if launch {
-            self.launch()?;
+        if leave != Leave::Nothing {
+            self.launch(leave)?;
         }
         self.collect()?;
         self.check_deadlines()?;
@@ -180,12 +191,12 @@ impl Lane {
     }
 
     /// Enqueues what is next in the order of all ranks. Waves inside the rank have no order to keep.
-    fn launch(&mut self) -> Result<(), CommError> {
+    fn launch(&mut self, leave: Leave) -> Result<(), CommError> {
         loop {
             let under_way = self.waves.iter().position(|wave| matches!(wave.stage, Stage::Launching { .. }));
             let at = match under_way {
                 Some(at) => at,
-                None => match self.begin_next()? {
+                None => match self.begin_next(leave)? {
                     Some(at) => at,
                     None => return Ok(()),
                 },
@@ -197,14 +208,26 @@ impl Lane {
     }
 
     /// Begins to launch a wave, if one may; returns which.
-    fn begin_next(&mut self) -> Result<Option<usize>, CommError> {
+    fn begin_next(&mut self, leave: Leave) -> Result<Option<usize>, CommError> {
         let inside = |wave: &Wave| matches!(wave.stage, Stage::Ready) && wave.groups.is_empty();
         let (at, position) = match self.waves.iter().position(inside) {
             Some(at) => (at, None),
             None => {
-                let waiting = self.waves.iter().any(|wave| matches!(wave.stage, Stage::Ready));
-                let Some(agreement) = self.agreement.as_mut().filter(|_| waiting) else { return Ok(None) };
-                let Some(number) = agreement.next()? else { return Ok(None) };
+                let waiting = self.waves.iter().filter(|wave| matches!(wave.stage, Stage::Ready));
+                let (Some(first), Some(agreement)) =
+                    (waiting.map(|wave| wave.number).min(), self.agreement.as_mut())
+                else {
+                    return Ok(None);
+                };
+                let number = match (agreement.next()?, leave) {
+                    (Some((number, step)), Leave::Step(now)) if step <= now => number,
+                    (Some((number, _)), Leave::Now) => number,
+                    (None, Leave::Step(now)) => {
+                        agreement.propose(first, now + 2)?;
+                        return Ok(None);
+                    }
+                    _ => return Ok(None),
+                };
                 let ready = |wave: &Wave| wave.number == number && matches!(wave.stage, Stage::Ready);
                 let Some(at) = self.waves.iter().position(ready) else {
                     // All ranks said ready, this one too: it has given the wave up since.

@@ -12,6 +12,7 @@
 //! - **Everything is opened at start-up**: [`connect`] makes the communicator, opens every pair of ranks and takes all memory.
 
 mod agree;
+mod beside;
 mod communicator;
 mod connect;
 mod cut;
@@ -22,6 +23,7 @@ mod peers;
 mod shared;
 mod ticket;
 
+pub use beside::{Collectives, Served};
 pub use communicator::{NcclCommunicator, Pump};
 pub use connect::{Rendezvous, connect};
 pub use error::NcclCommError;

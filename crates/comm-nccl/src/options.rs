@@ -31,8 +31,8 @@ pub enum Launch {
     /// or whose NCCL orders launches by itself (2.26 and later with `NCCL_LAUNCH_ORDER_IMPLICIT=1`).
     #[default]
     Thread,
-    /// From [`Pump::pump`](crate::Pump::pump), which the server calls on its own thread at points that lie in the same order
-    /// on all ranks, such as the begin of a step.
+    /// From [`Pump::step`](crate::Pump::step), which the server calls on its own thread before each step: every rank launches a
+    /// wave before the same step, so in the same order with the server's own collectives.
     Pump,
 }
 

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use eplb_comm::host::HostFence;
 use eplb_comm::{Carried, CommError, FenceState};
 
-use crate::lane::{Lane, Pace, Wave};
+use crate::lane::{Lane, Leave, Pace, Wave};
 
 /// How often the thread looks while something is under way.
 const LOOK: Duration = Duration::from_micros(20);
@@ -107,18 +107,22 @@ impl Shared {
         self.changed.notify_all();
     }
 
-    /// Moves the lane on if nobody else is doing so; launches only with `launch`.
-    pub(crate) fn drive(&self, launch: bool) -> Pace {
-        self.drive_and_tell(launch).0
+    /// Moves the lane on if nobody else is doing so; also whether a wave came, went on a stage or ended.
+    fn drive(&self, leave: Leave) -> (Pace, bool) {
+        match self.lane.try_lock() {
+            Ok(lane) => self.drive_lane(lane, leave),
+            Err(TryLockError::WouldBlock) => (Pace::Warm, false),
+            Err(TryLockError::Poisoned(lane)) => self.drive_lane(lane.into_inner(), leave),
+        }
     }
 
-    /// As [`Shared::drive`]; also whether a wave came, went on a stage or ended.
-    fn drive_and_tell(&self, launch: bool) -> (Pace, bool) {
-        let mut lane = match self.lane.try_lock() {
-            Ok(lane) => lane,
-            Err(TryLockError::WouldBlock) => return (Pace::Warm, false),
-            Err(TryLockError::Poisoned(lane)) => lane.into_inner(),
-        };
+    /// Moves the lane on at a step, after whoever else is doing so: what is to be launched before this step must be.
+    pub(crate) fn drive_step(&self, step: u64) -> Pace {
+        let lane = self.lane.lock().unwrap_or_else(PoisonError::into_inner);
+        self.drive_lane(lane, Leave::Step(step)).0
+    }
+
+    fn drive_lane(&self, mut lane: MutexGuard<'_, Lane>, leave: Leave) -> (Pace, bool) {
         let (waves, abort) = {
             let mut inbox = self.inbox();
             (std::mem::take(&mut inbox.waves), inbox.abort.clone())
@@ -128,7 +132,7 @@ impl Shared {
             lane.end(&cause);
         }
         let before = lane.changes();
-        let pace = lane.advance(launch);
+        let pace = lane.advance(leave);
         if let Some(broken) = lane.broken() {
             self.inbox().broken.get_or_insert_with(|| broken.clone());
         }
@@ -138,9 +142,9 @@ impl Shared {
         (pace, lane.changes() != before)
     }
 
-    /// As [`Shared::drive`], for a caller that only looks.
+    /// Moves the lane on for a caller that only looks.
     pub(crate) fn attend(&self) {
-        self.drive(self.inline);
+        self.drive(if self.inline { Leave::Now } else { Leave::Nothing });
     }
 
     /// What the communicator's own thread does.
@@ -151,7 +155,7 @@ impl Shared {
         let mut leaving: Option<Instant> = None;
         let mut changed = Instant::now();
         loop {
-            let (pace, moved) = self.drive_and_tell(true);
+            let (pace, moved) = self.drive(Leave::Now);
             if moved {
                 changed = Instant::now();
             }

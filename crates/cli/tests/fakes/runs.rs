@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::audit::audit;
 use crate::libraries::{eplb, exchange, exchange_over};
+use crate::log::{Call, Log};
 
 #[test]
 fn every_placement_arrives_and_asks_for_nothing_forbidden() {
@@ -48,6 +49,45 @@ fn steps_of_a_length_and_the_library_of_the_process_work() {
     let run = eplb(&small.split(' ').collect::<Vec<_>>(), &[]);
     assert!(run.ok, "{}", run.stderr);
     assert!(run.json()["carried_bytes"]["pynccl"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn beside_a_server_both_ways_of_launching_work() {
+    for mode in [&[][..], &["--launch-in-steps"]] {
+        let arguments = [&["--ranks", "2", "--iters", "3", "--beside", "4096"], mode].concat();
+        let run = exchange(&arguments, &[("EPLB_FAKE_DELAY_US", "50")]);
+        assert!(run.ok, "{}", run.stderr);
+        let report = run.json();
+        assert!(report["beside_steps"].as_u64().unwrap() > 100, "{report}");
+        if mode.is_empty() {
+            continue;
+        }
+        // Between a rank's messages of a wave and the others', the server's steps are the same.
+        assert_eq!(launches(&run.log, "0"), launches(&run.log, "1"));
+        // And the comparison sees a launch that comes a step late.
+        let mut late = run.log.clone();
+        let is = |call: &Call, name: &str| call.name == name && call.text("rank") == "0";
+        let message = late.0.iter().rposition(|call| is(call, "ncclSend")).unwrap();
+        let call = late.0.remove(message);
+        let step = message + late.0[message..].iter().position(|call| is(call, "ncclAllReduce")).unwrap();
+        late.0.insert(step + 1, call);
+        assert_ne!(launches(&late, "0"), launches(&late, "1"));
+    }
+}
+
+/// Number of the server's all-reduces of a rank before each of its messages to the other, sends and receives together.
+fn launches(log: &Log, rank: &str) -> Vec<usize> {
+    let mut steps = 0;
+    let mut launches = Vec::new();
+    for call in log.0.iter().filter(|call| call.text("rank") == rank) {
+        match &*call.name {
+            "ncclAllReduce" => steps += 1,
+            "ncclSend" | "ncclRecv" => launches.push(steps),
+            _ => {}
+        }
+    }
+    launches.dedup();
+    launches
 }
 
 #[test]

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender, unbounded};
 use eplb_comm::{Carried, Memory};
+use eplb_comm_nccl::{Launch, Served};
 use eplb_core::{ModelLayout, Placement, RankId, TensorLayout, Topology};
 use eplb_exchange::{ExchangePlan, Limits};
 
@@ -53,6 +54,10 @@ pub struct ExchangeBench {
     pub operations: Option<usize>,
     /// Time of a step; zero commits as soon as all agree.
     pub step: Duration,
+    /// Bytes that a server's own all-reduces sum on the same devices meanwhile; `None` = no server.
+    pub beside_bytes: Option<usize>,
+    /// From where groups are launched; the server beside launches them before its steps with [`Launch::Pump`].
+    pub launch: Launch,
     /// Longest time that any part may take.
     pub patience: Duration,
 }
@@ -98,6 +103,8 @@ pub struct ExchangeReport {
     /// Bytes of device memory that starting the communicators took, NCCL's own included and staging not, on the rank where it
     /// was most; `None` on host memory.
     pub device_bytes: Option<u64>,
+    /// What the server beside did, by rank; empty without one.
+    pub served: Vec<Served>,
 }
 
 impl ExchangeBench {
@@ -139,12 +146,15 @@ impl ExchangeBench {
             limits.staging_bytes = bytes;
         }
         let ranks = ranks::make(self, &topology, &layout, limits.staging_bytes)?;
-        let device_bytes = ranks.device_bytes;
+        let (device_bytes, beside) = (ranks.device_bytes, ranks.beside);
         let placement = Placement::round_robin(self.layers, self.experts, slots)?;
         let mut group = Group::start(ranks.parts, &topology, &layout, &placement, self)?;
         let result = self.measure(&mut group, &topology, &layout, &limits, placement);
         let mut report = result?;
         report.device_bytes = device_bytes;
+        if let Some(beside) = beside {
+            report.served = beside.finish()?;
+        }
         Ok(report)
     }
 
@@ -209,6 +219,7 @@ impl ExchangeBench {
             steps,
             stall_us_max: stall.as_secs_f64() * 1e6,
             device_bytes: None,
+            served: Vec::new(),
         })
     }
 }

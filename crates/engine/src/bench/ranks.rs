@@ -8,7 +8,9 @@ use eplb_comm::host::{HostMemory, HostStream, StreamOptions};
 use eplb_comm::local::LocalGroup;
 use eplb_comm::store::{InProcessStore, Store};
 use eplb_comm::{CommError, Communicator, Memory, Stream};
-use eplb_comm_nccl::{Backend, NcclCommError, NcclCommunicator, Options, Rendezvous, connect};
+use eplb_comm_nccl::{
+    Backend, Collectives, Launch, NcclCommError, NcclCommunicator, Options, Pump, Rendezvous, connect,
+};
 use eplb_core::{ExpertId, LayerId, ModelLayout, RankId, SlotId, Topology};
 use eplb_cuda::{CudaStream, DeviceMemory, DeviceStream, Inspector, Puller, probe};
 
@@ -40,6 +42,8 @@ pub(super) struct Parts {
 pub(super) struct Ranks {
     pub(super) parts: Vec<Parts>,
     pub(super) device_bytes: Option<u64>,
+    /// The server's own collectives.
+    pub(super) beside: Option<Collectives>,
 }
 
 pub(super) fn make(
@@ -54,14 +58,20 @@ pub(super) fn make(
             let config = nccl_rs::Config { max_ctas: bench.max_ctas, ..nccl_rs::Config::default() };
             let mut options = Options { config, ..Options::default() };
             options.operations = bench.operations.unwrap_or(options.operations);
+            options.launch = bench.launch;
             let deadline = Instant::now() + bench.patience;
-            devices(topology, layout, staging, |group| {
-                Ok(group.connect(backend, &options, deadline)?.into_iter().map(boxed).collect())
+            devices(bench, topology, layout, staging, |group| {
+                let communicators = group.connect(backend, &options, deadline)?;
+                let pump = |c: &NcclCommunicator| (bench.launch == Launch::Pump).then(|| c.pump());
+                let pumps = communicators.iter().map(pump).collect();
+                Ok((communicators.into_iter().map(boxed).collect(), pumps))
             })
         }
-        Carrier::Peer => devices(topology, layout, staging, |group| {
+        Carrier::Peer => devices(bench, topology, layout, staging, |group| {
             let options = eplb_comm_peer::Options::default();
-            Ok(eplb_comm_peer::connect(&group.memories, &options)?.into_iter().map(boxed).collect())
+            let communicators = eplb_comm_peer::connect(&group.memories, &options)?;
+            let pumps = group.memories.iter().map(|_| None).collect();
+            Ok((communicators.into_iter().map(boxed).collect(), pumps))
         }),
     }
 }
@@ -70,19 +80,28 @@ pub(crate) fn boxed(communicator: impl Communicator + 'static) -> Box<dyn Commun
     Box::new(communicator)
 }
 
+/// Communicators of all ranks, and for each the handle by which a server launches its waves, if it does.
+type Connected = (Vec<Box<dyn Communicator>>, Vec<Option<Pump>>);
+
 /// Ranks with a device each, and what their communicators take of the devices' memory.
 fn devices(
+    bench: &ExchangeBench,
     topology: &Topology,
     layout: &Arc<ModelLayout>,
     staging: usize,
-    connect: impl FnOnce(&DeviceGroup) -> Result<Vec<Box<dyn Communicator>>, EngineError>,
+    connect: impl FnOnce(&DeviceGroup) -> Result<Connected, EngineError>,
 ) -> Result<Ranks, EngineError> {
+    if bench.launch == Launch::Pump && (bench.beside_bytes.is_none() || bench.carrier == Carrier::Peer) {
+        return Err(EngineError::Options(
+            "waves that a server launches are NCCL's, and need a server: say what it sums beside the exchange".into(),
+        ));
+    }
     let group = DeviceGroup::new(topology, layout, staging)?;
     // Everything but the communicators first: from their first message on nothing is taken any more.
     let ends = group.memories.iter().map(|memory| Ends::new(memory, &group.memories));
     let ends = ends.collect::<Result<Vec<_>, _>>()?;
     let before = group.free_bytes()?;
-    let communicators = connect(&group)?;
+    let (communicators, pumps) = connect(&group)?;
     let taken = before.iter().zip(group.free_bytes()?).map(|(before, now)| before.saturating_sub(now));
     let device_bytes = taken.max().map(|most| most as u64);
     let parts = communicators.into_iter().zip(ends).map(|(communicator, ends)| Parts {
@@ -92,7 +111,10 @@ fn devices(
         plain: Some(ends.puller),
     });
     let parts = parts.collect();
-    Ok(Ranks { parts, device_bytes })
+    let contexts: Vec<_> = group.memories.iter().map(|memory| memory.context().clone()).collect();
+    let start = |bytes| Collectives::start(&contexts, &pumps, bytes);
+    let beside = bench.beside_bytes.map(start).transpose()?;
+    Ok(Ranks { parts, device_bytes, beside })
 }
 
 /// What a rank on a device has beside its communicator.
@@ -133,7 +155,7 @@ fn local(topology: &Topology, layout: &Arc<ModelLayout>, staging: usize) -> Resu
             })
         })
         .collect::<Result<_, _>>()?;
-    Ok(Ranks { parts, device_bytes: None })
+    Ok(Ranks { parts, device_bytes: None, beside: None })
 }
 
 /// Memory of ranks of this process, each on a device of its own.

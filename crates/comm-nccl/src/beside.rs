@@ -1,0 +1,148 @@
+//! A server's own collectives, for tests and benches of what runs beside them.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use eplb_core::RankId;
+use eplb_cuda::{Context, CudaStream, DeviceBlock, Events};
+use nccl_rs::{Comm, Config, Library, UniqueId};
+
+use crate::communicator::Pump;
+use crate::error::NcclCommError;
+
+/// Longest wait for one all-reduce, or for making the communicator.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Steps between the largest seen and the last that all ranks still take: more than pass while this is decided.
+const LAST_STEPS: u64 = 10_000;
+
+/// Ranks of this process, one thread each, that all-reduce over a communicator of their own step after step, as a
+/// tensor-parallel server does, until they are stopped.
+#[derive(Debug)]
+pub struct Collectives {
+    steps: Arc<Vec<AtomicU64>>,
+    stop: Arc<AtomicU64>,
+    threads: Vec<JoinHandle<Result<Served, NcclCommError>>>,
+}
+
+/// What one rank did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Served {
+    /// All-reduces.
+    pub steps: u64,
+    /// Longest time from the begin of one to its end.
+    pub worst: Duration,
+    /// Longest call of [`Pump::step`].
+    pub launch_worst: Duration,
+}
+
+impl Collectives {
+    /// Starts a rank on each context, that sums `bytes` bytes of floats in each step. Ranks with a pump call it before each.
+    ///
+    /// # Errors
+    /// There is no NCCL or no memory.
+    pub fn start(
+        contexts: &[Arc<Context>],
+        pumps: &[Option<Pump>],
+        bytes: usize,
+    ) -> Result<Self, NcclCommError> {
+        let library = Library::open()?;
+        let id = library.unique_id()?;
+        let steps: Arc<Vec<AtomicU64>> = Arc::new(contexts.iter().map(|_| AtomicU64::new(0)).collect());
+        let stop = Arc::new(AtomicU64::new(u64::MAX));
+        let mut threads = Vec::new();
+        for (rank, (context, pump)) in contexts.iter().zip(pumps).enumerate() {
+            let rank = Rank {
+                library: library.clone(),
+                id,
+                rank,
+                size: contexts.len(),
+                context: context.clone(),
+                block: DeviceBlock::new(context, bytes.max(4))?,
+                pump: pump.clone(),
+                steps: steps.clone(),
+                stop: stop.clone(),
+            };
+            let thread = std::thread::Builder::new().name(format!("server-{}", rank.rank));
+            let thread = thread.spawn(move || rank.serve()).map_err(|error| {
+                let (what, detail) = ("a server's collectives".into(), error.to_string());
+                eplb_comm::CommError::NoThread { what, detail }
+            })?;
+            threads.push(thread);
+        }
+        Ok(Self { steps, stop, threads })
+    }
+
+    /// Lets all ranks end after one and the same step, and tells what each did.
+    ///
+    /// # Errors
+    /// An all-reduce failed or hung.
+    pub fn finish(mut self) -> Result<Vec<Served>, NcclCommError> {
+        let last = self.steps.iter().map(|step| step.load(Ordering::Acquire)).max().unwrap_or(0);
+        self.stop.store(last + LAST_STEPS, Ordering::Release);
+        let mut served = Vec::new();
+        for thread in self.threads.drain(..) {
+            let lost = || NcclCommError::Peer { rank: RankId(0), reason: "its server panicked".into() };
+            served.push(thread.join().map_err(|_| lost())??);
+        }
+        Ok(served)
+    }
+}
+
+impl Drop for Collectives {
+    fn drop(&mut self) {
+        // Given up: each rank ends by itself, at worst after its patience with the others.
+        self.stop.store(0, Ordering::Release);
+    }
+}
+
+struct Rank {
+    library: Library,
+    id: UniqueId,
+    rank: usize,
+    size: usize,
+    context: Arc<Context>,
+    block: DeviceBlock,
+    pump: Option<Pump>,
+    steps: Arc<Vec<AtomicU64>>,
+    stop: Arc<AtomicU64>,
+}
+
+impl Rank {
+    fn serve(self) -> Result<Served, NcclCommError> {
+        let _entered = self.context.enter()?;
+        let mut comm = Comm::begin(&self.library, self.id, self.rank, self.size, &Config::default())?;
+        comm.wait("a server's communicator", Instant::now() + PATIENCE)?;
+        let stream = CudaStream::new(&self.context, 0)?;
+        let events = Events::new(&self.context, 2)?;
+        let mut served = Served::default();
+        for id in 1.. {
+            if id >= self.stop.load(Ordering::Acquire) {
+                break;
+            }
+            self.steps[self.rank].store(id, Ordering::Release);
+            let start = Instant::now();
+            if let Some(pump) = &self.pump {
+                served.launch_worst = served.launch_worst.max(pump.step(id));
+            }
+            // SAFETY: the block is ours, and the wait below is for the operation to have run.
+            unsafe { comm.all_reduce(self.block.base(), self.block.bytes() / 4, stream.as_raw())? };
+            comm.wait("enqueuing an all-reduce", start + PATIENCE)?;
+            let fence = events.record(&stream, RankId::at(self.rank))?.fence();
+            // All ranks are in step `id` when it has ended: they are never more than one step apart.
+            while !fence.poll()? {
+                if start.elapsed() > PATIENCE {
+                    let rank = RankId::at(self.rank);
+                    let what = format!("all-reduce {id} beside an exchange");
+                    return Err(eplb_comm::CommError::Timeout { rank, what, waited: PATIENCE }.into());
+                }
+                std::thread::yield_now();
+            }
+            served.steps = id;
+            served.worst = served.worst.max(start.elapsed());
+        }
+        Ok(served)
+    }
+}
