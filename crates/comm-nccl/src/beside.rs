@@ -1,7 +1,7 @@
 //! A server's own collectives, for tests and benches of what runs beside them.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -15,16 +15,32 @@ use crate::error::NcclCommError;
 /// Longest wait for one all-reduce, or for making the communicator.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Steps between the largest seen and the last that all ranks still take: more than pass while this is decided.
-const LAST_STEPS: u64 = 10_000;
-
 /// Ranks of this process, one thread each, that all-reduce over a communicator of their own step after step, as a
 /// tensor-parallel server does, until they are stopped.
 #[derive(Debug)]
 pub struct Collectives {
-    steps: Arc<Vec<AtomicU64>>,
-    stop: Arc<AtomicU64>,
+    end: Arc<End>,
     threads: Vec<JoinHandle<Result<Served, NcclCommError>>>,
+}
+
+/// When the ranks end.
+///
+/// Rank 0 sees that it is wanted at the begin of a step `n` and says that step `n + 2` is not taken. A rank that comes to `n + 2` has seen
+/// rank 0 end step `n + 1`, which it began after saying so: all ranks end after one and the same step.
+#[derive(Debug)]
+struct End {
+    wanted: AtomicBool,
+    step: AtomicU64,
+}
+
+impl End {
+    /// Whether a rank ends before step `id`.
+    fn is_before(&self, id: u64, rank: usize) -> bool {
+        if rank == 0 && self.wanted.load(Ordering::Acquire) && self.step.load(Ordering::Acquire) == u64::MAX {
+            self.step.store(id + 2, Ordering::Release);
+        }
+        id >= self.step.load(Ordering::Acquire)
+    }
 }
 
 /// What one rank did.
@@ -50,8 +66,7 @@ impl Collectives {
     ) -> Result<Self, NcclCommError> {
         let library = Library::open()?;
         let id = library.unique_id()?;
-        let steps: Arc<Vec<AtomicU64>> = Arc::new(contexts.iter().map(|_| AtomicU64::new(0)).collect());
-        let stop = Arc::new(AtomicU64::new(u64::MAX));
+        let end = Arc::new(End { wanted: AtomicBool::new(false), step: AtomicU64::new(u64::MAX) });
         let mut threads = Vec::new();
         for (rank, (context, pump)) in contexts.iter().zip(pumps).enumerate() {
             let rank = Rank {
@@ -62,8 +77,7 @@ impl Collectives {
                 context: context.clone(),
                 block: DeviceBlock::new(context, bytes.max(4))?,
                 pump: pump.clone(),
-                steps: steps.clone(),
-                stop: stop.clone(),
+                end: end.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("server-{}", rank.rank));
             let thread = thread.spawn(move || rank.serve()).map_err(|error| {
@@ -72,7 +86,7 @@ impl Collectives {
             })?;
             threads.push(thread);
         }
-        Ok(Self { steps, stop, threads })
+        Ok(Self { end, threads })
     }
 
     /// Lets all ranks end after one and the same step, and tells what each did.
@@ -80,8 +94,7 @@ impl Collectives {
     /// # Errors
     /// An all-reduce failed or hung.
     pub fn finish(mut self) -> Result<Vec<Served>, NcclCommError> {
-        let last = self.steps.iter().map(|step| step.load(Ordering::Acquire)).max().unwrap_or(0);
-        self.stop.store(last + LAST_STEPS, Ordering::Release);
+        self.end.wanted.store(true, Ordering::Release);
         let mut served = Vec::new();
         for thread in self.threads.drain(..) {
             let lost = || NcclCommError::Peer { rank: RankId(0), reason: "its server panicked".into() };
@@ -93,8 +106,8 @@ impl Collectives {
 
 impl Drop for Collectives {
     fn drop(&mut self) {
-        // Given up: each rank ends by itself, at worst after its patience with the others.
-        self.stop.store(0, Ordering::Release);
+        // Not waited for: a rank whose others are gone ends after its patience.
+        self.end.wanted.store(true, Ordering::Release);
     }
 }
 
@@ -106,8 +119,7 @@ struct Rank {
     context: Arc<Context>,
     block: DeviceBlock,
     pump: Option<Pump>,
-    steps: Arc<Vec<AtomicU64>>,
-    stop: Arc<AtomicU64>,
+    end: Arc<End>,
 }
 
 impl Rank {
@@ -119,10 +131,9 @@ impl Rank {
         let events = Events::new(&self.context, 2)?;
         let mut served = Served::default();
         for id in 1.. {
-            if id >= self.stop.load(Ordering::Acquire) {
+            if self.end.is_before(id, self.rank) {
                 break;
             }
-            self.steps[self.rank].store(id, Ordering::Release);
             let start = Instant::now();
             if let Some(pump) = &self.pump {
                 served.launch_worst = served.launch_worst.max(pump.step(id));
