@@ -1,7 +1,7 @@
 //! Making a communicator: everything that a wave needs is opened and taken here.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use eplb_comm::store::{Group, PrefixStore, Store};
 use eplb_comm::{Fence, Memory};
@@ -20,6 +20,9 @@ use crate::shared::{Counters, Shared};
 
 /// Events made at start-up; a wave takes two.
 const EVENTS: usize = 32;
+
+/// Longest wait for messages that were given up to leave the device.
+const LAST_WAIT: Duration = Duration::from_secs(10);
 
 /// Bytes that each pair of ranks exchanges at start-up, so that NCCL opens it.
 const GREETING_BYTES: usize = 1024;
@@ -143,6 +146,28 @@ fn greet(
     rank: RankId,
     deadline: Instant,
 ) -> Result<Comm, NcclCommError> {
+    let greeted = exchange_greetings(&mut comm, scratch, stream, events, rank, deadline);
+    match greeted {
+        Ok(()) => Ok(comm),
+        Err(error) => {
+            // The scratch block is freed by who sees the error: not while messages may still use it.
+            comm.abort();
+            if let Ok(fence) = events.record(stream, rank) {
+                let _ = fence.fence().wait(rank, "the end of an abort", Instant::now() + LAST_WAIT);
+            }
+            Err(error)
+        }
+    }
+}
+
+fn exchange_greetings(
+    comm: &mut Comm,
+    scratch: &DeviceBlock,
+    stream: &Arc<CudaStream>,
+    events: &Arc<Events>,
+    rank: RankId,
+    deadline: Instant,
+) -> Result<(), NcclCommError> {
     let library = comm.library().clone();
     let group = nccl_rs::Group::start(&library)?;
     let (size, half) = (comm.size(), scratch.base() + (GREETING_BYTES * comm.size()) as u64);
@@ -158,5 +183,5 @@ fn greet(
     comm.wait("opening every pair of ranks", deadline)?;
     let fence: Fence = events.record(stream, rank)?.fence();
     fence.wait(rank, "the first message of every pair of ranks", deadline)?;
-    Ok(comm)
+    Ok(())
 }
