@@ -15,7 +15,9 @@ if [ "${1:-}" = --prepare ]; then
   mkdir -p $dir
   kernels/build.sh $dir --fetch
   cargo build --release --locked --quiet -p eplb-comm --example kernel_vectors
+  cargo build --release --locked --quiet -p eplb-cuda --example kernel_check
   strip -o $dir/kernel_vectors target/release/examples/kernel_vectors
+  strip -o $dir/kernel_check target/release/examples/kernel_check
   $dir/kernel_vectors $dir/small.vec small 1
   exit 0
 fi
@@ -64,6 +66,11 @@ if step vectors 60 0 $dir/kernel_vectors "$work/large.vec" large 7; then
   step twins-large 120 0 "$work/check" "$work/large.vec" --grids 1,7,132,264
 fi
 step twins-small 60 0 "$work/check" $dir/small.vec --grids 1,2,5,64
+
+# The same through the launches of eplb-cuda, with the fatbins and with what NVRTC makes of the source on this machine.
+step launches-fatbin 90 0 $dir/kernel_check $dir
+nvrtc=$(find / -name 'libnvrtc.so.13*' -not -path '/proc/*' 2>/dev/null | head -1)
+step launches-nvrtc 90 0 env EPLB_KERNELS=/nowhere LD_LIBRARY_PATH="$(dirname "${nvrtc:-/}"):${LD_LIBRARY_PATH:-}" $dir/kernel_check
 
 # Each fault must make the check fail; what only a sanitizer can be sure to see is planted below.
 for fault in PaddingCounted HashWithoutLayer TailLeftOut PitchIgnored WordsLeftOut PositionLeftOut LastWordLeftOut; do

@@ -73,6 +73,10 @@ impl Context {
         Ok(Arc::new(context))
     }
 
+    pub(crate) fn device(&self) -> sys::CUdevice {
+        self.device
+    }
+
     /// Number of the device among those that this process sees.
     pub fn ordinal(&self) -> usize {
         self.ordinal

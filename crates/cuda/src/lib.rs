@@ -14,6 +14,7 @@ pub mod copy;
 pub mod error;
 pub mod event;
 pub mod inspect;
+pub mod kernels;
 pub mod memory;
 pub mod module;
 pub mod peer;

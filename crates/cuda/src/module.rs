@@ -78,6 +78,10 @@ impl Kernel {
         &self.module
     }
 
+    pub(crate) fn raw(&self) -> *mut sys::CUfunc_st {
+        self.raw
+    }
+
     /// The handle, for a launch.
     pub fn as_raw(&self) -> *mut std::ffi::c_void {
         self.raw.cast()
