@@ -48,7 +48,10 @@ pub(crate) fn place(request: &Request<'_>, workers: &Workers) -> Result<Array2<i
         Policy::Static => static_::place(request, workers, phy2log),
         Policy::Random => random::place(request, workers, phy2log),
         Policy::Balanced if !plain => priced::place(request, workers, phy2log)?,
-        Policy::Incremental if !plain => priced::place_within_budget(request, workers, phy2log)?,
+        Policy::Incremental if !plain => {
+            priced::place_within_budget(request, workers, phy2log)?;
+            priced::keep_better(request, workers, phy2log)?;
+        }
         Policy::Balanced => balanced::place(request, workers, phy2log),
         Policy::Deepseek => deepseek::place(request, workers, phy2log)?,
         Policy::Incremental => incremental::place(request, workers, phy2log)?,

@@ -7,7 +7,8 @@
 //!    node's experts are planned by the engine of `balanced`. Or `repair`: what is in place, made to fit the rules.
 //! 2. `descend`: swaps, replicas in place of others' and replicas given up, between the worst ranks and the lightest,
 //!    weighed by a power mean of the ranks' times (`trial`), while they gain.
-//! 3. `budget`: for `incremental`, the changes that gain most per move, over all layers.
+//! 3. `budget`: for `incremental`, the changes that gain most per move, over all layers; `keep`: none that the final split
+//!    makes worse.
 //!
 //! Times of a layer are multiples of their mean if every expert had one replica, so that no plan is worth less than 1 while
 //! replicas cost nothing.
@@ -15,6 +16,7 @@
 mod budget;
 mod descend;
 mod facts;
+mod keep;
 mod parts;
 mod repair;
 mod start;
@@ -40,6 +42,7 @@ use crate::request::Request;
 use crate::workers::Workers;
 
 pub(super) use self::budget::place_within_budget;
+pub(super) use self::keep::keep_better;
 
 /// Memory for one layer.
 #[derive(Debug, Default)]
