@@ -49,7 +49,9 @@ __device__ __forceinline__ u64 mix(u64 z) {
 __device__ __forceinline__ u64 weigh(u64 word, u64 key) {
   u64 x = (word ^ key) * 0xbf58476d1ce4e5b9ull;
   x ^= x >> 32;
-  return x * 0x94d049bb133111ebull;
+  x *= 0x94d049bb133111ebull;
+  // Half a finaliser's last step: without it, high bits of the sum come from high bits of the words alone.
+  return x ^ (x >> 32);
 }
 
 __device__ __forceinline__ u64 key_at(u64 key, u64 word) {
