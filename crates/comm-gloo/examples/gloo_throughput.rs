@@ -1,6 +1,6 @@
 //! Bytes per second of the `gloo` backend against plain Gloo sends and receives of the same tensors, in one run.
 //!
-//! `cargo run --release -p eplb-comm-gloo --example throughput [MiB [rounds]]`: two ranks, each of which receives MiB (default 128) of experts
+//! `cargo run --release -p eplb-comm-gloo --example gloo_throughput [MiB [rounds]]`: two ranks, each of which receives MiB (default 128) of experts
 //! from the other, at the same time, over the loopback interface. Beside it two plain loops over the same sizes on connections of
 //! their own: `loop` sends and receives one expert after another, all its tensors posted together; `posted` posts everything first
 //! and then waits, which needs memory for all of it registered at once and no order. Best of the rounds (default 9), taken in turn: other work on the
