@@ -239,7 +239,7 @@ impl Group {
     }
 
     fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
-        if !self.open(ticket)?.ticket.poll()? {
+        if !self.open(ticket)?.ticket.poll().map_err(|error| self.shared.after_abort(error))? {
             return Ok(Progress::Pending);
         }
         if let Some(open) = self.tickets.get_mut(&ticket) {

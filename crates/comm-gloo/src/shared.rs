@@ -221,6 +221,13 @@ impl Shared {
         fence.fence()
     }
 
+    /// What a wave's error is for the caller: whatever else befell the wave, a caller that gave up hears of that.
+    pub(crate) fn after_abort(&self, error: CommError) -> CommError {
+        let state = self.lock();
+        let own = state.aborted.as_ref().and(state.failed.clone());
+        own.unwrap_or(error)
+    }
+
     /// Counts a transfer whose guards are gone.
     pub(crate) fn transferred(&self, ticket: &GlooTicket, transfer: &Transfer) {
         if transfer.dest == self.rank {

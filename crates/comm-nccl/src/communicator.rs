@@ -34,6 +34,8 @@ pub struct NcclCommunicator {
     thread: Option<JoinHandle<()>>,
     /// Whether polls have to move the work on, because no thread does.
     attended: bool,
+    /// Why the caller gave up, once it has.
+    aborted: Option<String>,
 }
 
 #[derive(Debug)]
@@ -73,7 +75,18 @@ impl NcclCommunicator {
         thread: Option<JoinHandle<()>>,
     ) -> Self {
         let attended = thread.is_none();
-        Self { backend, rank, peers, limits, shared, tickets: BTreeMap::new(), next: 0, thread, attended }
+        Self {
+            backend,
+            rank,
+            peers,
+            limits,
+            shared,
+            tickets: BTreeMap::new(),
+            next: 0,
+            thread,
+            attended,
+            aborted: None,
+        }
     }
 
     /// A handle that launches waves, for [`Launch::Pump`](crate::Launch::Pump).
@@ -153,8 +166,14 @@ impl Communicator for NcclCommunicator {
     }
 
     fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
-        if !self.open(ticket)?.ticket.poll()? {
-            return Ok(Progress::Pending);
+        match (self.open(ticket)?.ticket.poll(), &self.aborted) {
+            (Ok(true), _) => {}
+            (Ok(false), None) => return Ok(Progress::Pending),
+            (Err(error), None) => return Err(error),
+            // Whatever else befell the wave, the caller gave it up.
+            (_, Some(cause)) => {
+                return Err(CommError::Aborted { rank: self.rank, cause: cause.clone() });
+            }
         }
         if let Some(open) = self.tickets.get_mut(&ticket) {
             open.reported = true;
@@ -168,6 +187,7 @@ impl Communicator for NcclCommunicator {
 
     fn abort(&mut self, cause: &str) -> Fence {
         let cause = self.shared.abort(cause);
+        self.aborted.get_or_insert_with(|| cause.clone());
         for open in self.tickets.values() {
             open.ticket.fail(CommError::Aborted { rank: self.rank, cause: cause.clone() });
         }
