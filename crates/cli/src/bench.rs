@@ -72,6 +72,10 @@ pub(crate) struct Exchange {
     #[arg(long, value_name = "N")]
     operations: Option<usize>,
 
+    /// Steps between the largest begun on any rank and the one proposed for a commit
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    margin: u64,
+
     /// Milliseconds of a step; commits wait for agreed steps. 0 commits as soon as all agree
     #[arg(long, default_value_t = 0.0, value_name = "M")]
     step_ms: f64,
@@ -147,6 +151,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
         staging_bytes: args.staging_bytes,
         max_ctas: args.max_ctas,
         operations: args.operations,
+        margin: args.margin,
         beside_bytes: args.beside,
         launch: if args.launch_in_steps { Launch::Pump } else { Launch::Thread },
         step: Duration::from_secs_f64(args.step_ms / 1e3),

@@ -41,7 +41,8 @@ fn rows_with_gaps_and_small_groups_arrive() {
 
 #[test]
 fn steps_of_a_length_and_the_library_of_the_process_work() {
-    let run = exchange(&["--placement", "shift", "--step-ms", "3", "--iters", "2"], &[]);
+    // A busy machine takes long to go round: ranks are steps apart by then.
+    let run = exchange(&["--placement", "shift", "--step-ms", "3", "--margin", "40", "--iters", "2"], &[]);
     assert!(run.ok, "{}", run.stderr);
     assert!(run.json()["steps"].as_u64().unwrap() > 0);
     let small =

@@ -52,6 +52,8 @@ pub struct ExchangeBench {
     pub max_ctas: Option<u32>,
     /// Most operations of a rank in a group of NCCL; `None` = its default.
     pub operations: Option<usize>,
+    /// Steps between the largest begun on any rank and the one proposed for a commit: 2 and those that a round trip takes.
+    pub margin: u64,
     /// Time of a step; zero commits as soon as all agree.
     pub step: Duration,
     /// Bytes that a server's own all-reduces sum on the same devices meanwhile; `None` = no server.

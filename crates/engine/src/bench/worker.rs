@@ -14,9 +14,6 @@ use crate::board::Board;
 use crate::driver::Driver;
 use crate::error::EngineError;
 
-/// Steps between the last step begun and the step proposed for a commit.
-const MARGIN: u64 = 2;
-
 /// What the bench wants of a rank.
 #[derive(Debug)]
 pub(super) enum Command {
@@ -57,6 +54,7 @@ pub(super) struct Worker {
     inspect: Box<dyn Inspect>,
     plain: Option<eplb_cuda::Puller>,
     step: Duration,
+    margin: u64,
     patience: Duration,
 }
 
@@ -75,6 +73,7 @@ impl Worker {
             inspect: parts.inspect,
             plain: parts.plain,
             step: bench.step,
+            margin: bench.margin,
             patience: bench.patience,
         }
     }
@@ -132,7 +131,7 @@ impl Worker {
             self.rank,
             &task.members,
             deadlines,
-            MARGIN,
+            self.margin,
             self.driver.last_step(),
             Instant::now(),
         );
