@@ -5,8 +5,10 @@ use std::process::ExitCode;
 
 use eplb_comm_nccl::{Backend, Options};
 use eplb_engine::doctor::{Checked, Facts, Suite, facts};
+use eplb_engine::machine::{Found, Machine};
 use serde_json::{Value, json};
 
+use crate::machine;
 use crate::output::{Failure, print, print_json};
 
 /// Arguments of `eplb doctor`.
@@ -35,8 +37,9 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let facts = facts();
+    let found = Found::look(&Machine::here()).with(&facts);
     if !args.json {
-        print(&text(&facts))?;
+        print(&format!("{}\n{}", text(&facts), machine::text(&found)))?;
     }
     let mut checks = Vec::new();
     if let Some(ranks) = args.suite {
@@ -52,7 +55,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         })?;
     }
     if args.json {
-        print_json(&object(&facts, &checks))?;
+        print_json(&object(&facts, &found, &checks))?;
     }
     let failed = checks.iter().filter(|checked| checked.result.is_err()).count();
     match failed {
@@ -105,7 +108,7 @@ fn text(facts: &Facts) -> String {
     out
 }
 
-fn object(facts: &Facts, checks: &[Checked]) -> Value {
+fn object(facts: &Facts, found: &Found, checks: &[Checked]) -> Value {
     let cuda = match &facts.cuda {
         Err(why) => json!({ "absent": why }),
         Ok(probe) => json!({
@@ -132,5 +135,5 @@ fn object(facts: &Facts, checks: &[Checked]) -> Value {
             json!({ "name": checked.name, "ok": why.is_none(), "why": why, "seconds": checked.time.as_secs_f64() })
         })
         .collect();
-    json!({ "cuda": cuda, "nccl": nccl, "checks": checks })
+    json!({ "cuda": cuda, "nccl": nccl, "machine": machine::object(found), "checks": checks })
 }

@@ -5,6 +5,7 @@ mod args;
 mod bench;
 mod curve;
 mod doctor;
+mod machine;
 mod moves;
 mod objective;
 mod output;
@@ -32,7 +33,7 @@ enum Command {
     /// Measure what moving experts costs, on this machine's memory or devices
     #[command(subcommand)]
     Bench(bench::Command),
-    /// Say what accelerators and libraries are there, and check that moving experts works on them
+    /// Say what accelerators, libraries and limits are there and what to install or set, and check that moving experts works
     Doctor(doctor::Args),
     /// Plan a placement for measured loads and write it to a file
     Plan(plan::Args),

@@ -8,6 +8,7 @@ use eplb_comm::store::{StoreAddress, Token};
 use eplb_core::RankId;
 use eplb_engine::EngineError;
 use eplb_engine::deadlines::Deadlines;
+use eplb_engine::machine::{Found, Machine, Pair};
 use eplb_engine::process::{Flags, GlooTransport, Join, Launch, Rendezvous, Session};
 use eplb_engine::rebalance::{Position, Rebalance, Report};
 use eplb_trace::Trace;
@@ -95,7 +96,7 @@ impl ProcessArgs {
             return Ok((Way::Threads, ranks));
         }
         let join = Join::find(&flags, |name| std::env::var(name).ok())?;
-        let (way, why) = match (join, ranks) {
+        let (way, pair) = match (join, ranks) {
             (Some(join), Some(ranks)) if ranks != join.world_size => {
                 let text = format!(
                     "--ranks {ranks} contradicts the world size {} ({:?})",
@@ -103,15 +104,15 @@ impl ProcessArgs {
                 );
                 return Err(Failure::input(text));
             }
-            (Some(join), _) if join.world_size == 1 => ((Way::Threads, 1), "one rank needs no other"),
+            (Some(join), _) if join.world_size == 1 => ((Way::Threads, 1), Pair::Same),
             (Some(join), _) => {
                 let ranks = join.world_size;
-                ((Way::Rank(join), ranks), "gloo: the ranks are processes, and no faster backend is built in")
+                ((Way::Rank(join), ranks), Pair::Host)
             }
             (None, Some(ranks)) if self.backend == BackendArg::Auto || ranks == 1 => {
-                ((Way::Threads, ranks), "local: all ranks are in this process")
+                ((Way::Threads, ranks), Pair::Threads)
             }
-            (None, Some(ranks)) => ((Way::Launch, ranks), ""),
+            (None, Some(ranks)) => ((Way::Launch, ranks), Pair::Host),
             (None, None) => {
                 return Err(Failure::input(
                     "--ranks is missing, and so is what says which rank this is (--rank or torchrun's RANK)",
@@ -119,7 +120,11 @@ impl ProcessArgs {
             }
         };
         if self.backend == BackendArg::Auto {
-            crate::output::note(&format!("backend {why}"));
+            let choice = Found::look(&Machine::here()).backends(pair);
+            for reason in &choice.reasons {
+                let taken = if choice.backend == Some(reason.backend) { "taken" } else { "passed over" };
+                crate::output::note(&format!("backend {}: {taken}: {}", reason.backend, reason.why));
+            }
         }
         Ok(way)
     }

@@ -11,6 +11,7 @@ pub mod deadlines;
 pub mod doctor;
 pub mod driver;
 pub mod error;
+pub mod machine;
 pub mod plan_file;
 pub mod process;
 pub mod rebalance;

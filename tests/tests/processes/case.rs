@@ -116,6 +116,7 @@ impl fmt::Display for Case {
 pub(crate) fn deadlines() -> Deadlines {
     let mut deadlines = Deadlines::new();
     let seconds = Duration::from_secs;
+    deadlines.store.connect = seconds(6);
     deadlines.store.join = seconds(8);
     deadlines.store.operation = seconds(2);
     deadlines.store.collective = seconds(6);
@@ -135,6 +136,8 @@ impl Case {
         let deadlines = deadlines();
         let deadline = match (self.fault, self.phase) {
             (Fault::OtherPlan | Fault::OtherVersion | Fault::OtherExperts, _) => deadlines.store.collective,
+            // Some ranks may not have reached the store yet.
+            (Fault::StoreDead, Phase::Rendezvous) => deadlines.store.connect,
             (Fault::StoreDead, _) => deadlines.store.silence,
             (Fault::Junk, Phase::Rendezvous | Phase::Connect) => deadlines.communicator,
             (Fault::Junk, _) => deadlines.exchange.transfer,

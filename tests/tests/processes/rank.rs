@@ -8,7 +8,8 @@ use eplb_comm::store::{Store, StoreAddress};
 use eplb_core::{LoadMatrix, Placement, RankId, Topology};
 use eplb_engine::EngineError;
 use eplb_engine::cluster::{Settings, weights};
-use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, Session};
+use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, Session, Stage};
+use eplb_exchange::{ExchangePlan, Limits};
 use eplb_plan::{Options, Planner, Policy, Request};
 use ndarray::Array2;
 
@@ -19,6 +20,8 @@ const LAYERS: usize = 3;
 const EXPERTS: usize = 14;
 const SLOTS: usize = 20;
 const EXPERT_BYTES: usize = 30_000;
+/// Experts that fit the staging of a rank.
+const STAGED: usize = 4;
 
 fn topology(ranks: usize) -> Topology {
     Topology::uniform(ranks, SLOTS).unwrap()
@@ -30,9 +33,30 @@ fn random(seed: u64, topology: &Topology) -> Placement {
     Planner::new(1).unwrap().plan(&Request::new(&loads, topology, &options)).unwrap().placement
 }
 
-fn open(address: &StoreAddress) -> Arc<dyn Store> {
+fn open(rank: usize, address: &StoreAddress) -> Result<Arc<dyn Store>, EngineError> {
     let deadlines = deadlines();
-    address.open(None, &deadlines.store, after(deadlines.store.connect)).unwrap()
+    let opened = address.open(None, &deadlines.store, after(deadlines.store.connect));
+    let (rank, stage) = (RankId::at(rank), Stage::Store);
+    opened.map_err(|error| EngineError::AtStage { rank, stage, error: Box::new(error.into()) })
+}
+
+/// A random placement on the way to which every phase occurs: drains, an agreed step, and more than one wave. The same on all
+/// ranks: it depends on the placement before and the seed alone.
+fn eventful(seed: u64, before: &Placement, topology: &Topology) -> Placement {
+    let layout = weights::layout(LAYERS, EXPERT_BYTES).unwrap();
+    let limits = Limits { staging_bytes: STAGED * layout.largest_staged(), ..Limits::new(&layout, topology) };
+    let loads = loads();
+    let found = (seed * 1000..).map(|seed| random(seed, topology)).find(|new| {
+        let plan = ExchangePlan::new(before, new, topology, &layout, Some(loads.view()), &limits).unwrap();
+        let waves = plan.waves();
+        let agreed = waves.iter().any(|wave| wave.needs_agreed_step());
+        waves.len() > 1 && agreed && waves.iter().any(|wave| !wave.drains.is_empty())
+    });
+    found.unwrap()
+}
+
+fn loads() -> Array2<f64> {
+    Array2::from_shape_fn((LAYERS, EXPERTS), |(l, e)| (1 + (l * 7 + e * 5) % 11) as f64)
 }
 
 fn job(rank: usize, ranks: usize, case: Case, seed: u64, address: &StoreAddress) -> (Job, Option<Arc<Gate>>) {
@@ -41,7 +65,8 @@ fn job(rank: usize, ranks: usize, case: Case, seed: u64, address: &StoreAddress)
     let more = usize::from(target && case.fault == Fault::OtherExperts);
     let layout = weights::layout(LAYERS, EXPERT_BYTES + more).unwrap();
     let mut settings = Settings::new(&layout, &topology);
-    settings.limits.staging_bytes = 4 * weights::layout(LAYERS, EXPERT_BYTES + 1).unwrap().largest_staged();
+    settings.limits.staging_bytes =
+        STAGED * weights::layout(LAYERS, EXPERT_BYTES + 1).unwrap().largest_staged();
     settings.deadlines = deadlines().exchange;
     settings.margin = 64;
     let gate = target.then(|| Gate::new(case, random(seed + 500, &topology)));
@@ -62,8 +87,8 @@ fn job(rank: usize, ranks: usize, case: Case, seed: u64, address: &StoreAddress)
 }
 
 fn rebalance(member: &mut Member, seed: u64) -> Result<(), EngineError> {
-    let loads = Array2::from_shape_fn((LAYERS, EXPERTS), |(l, e)| (1 + (l * 7 + e * 5) % 11) as f64);
-    let new = random(seed, &topology(crate::driver::RANKS));
+    let loads = loads();
+    let new = eventful(seed, member.placement(), &topology(crate::driver::RANKS));
     let moved = member.rebalance(&new, &loads)?;
     if moved.bytes_wrong > 0 || moved.totals.moves == 0 {
         say(&format!("wrong {} bytes while moving {}", moved.bytes_wrong, moved.totals.moves));
@@ -88,11 +113,11 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     let case = Case { fault: args[3].parse().unwrap(), phase: args[4].parse().unwrap(), target: number(5) };
     let (job, gate) = job(rank, ranks, case, seed, &address);
     let deadlines = deadlines();
-    let store = open(&address);
+    let store = open(rank, &address);
     if let Some(gate) = &gate {
         gate.pass(Phase::Rendezvous);
     }
-    let session = Session::join(store.clone(), RankId::at(rank), ranks, &deadlines);
+    let session = store.and_then(|store| Session::join(store, RankId::at(rank), ranks, &deadlines));
     let mut member = None;
     let outcome = session.and_then(|session| {
         let member = member.insert(Member::start(session, job.clone())?);
@@ -108,15 +133,16 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
         // Nothing was in service.
         None => say("true"),
     }
-    drop(store);
     let told = hear();
     let store = told.strip_prefix("go ").map(|place| {
         address = place.parse().unwrap();
-        open(&address)
+        open(rank, &address)
     });
     let again = match member {
-        Some(member) => member.rejoin(store),
-        None => Session::join(store.unwrap_or_else(|| open(&address)), RankId::at(rank), ranks, &deadlines)
+        Some(member) => store.transpose().and_then(|store| member.rejoin(store)),
+        None => store
+            .unwrap_or_else(|| open(rank, &address))
+            .and_then(|store| Session::join(store, RankId::at(rank), ranks, &deadlines))
             .and_then(|session| Member::start(session, job)),
     };
     let again = again.and_then(|mut member| {

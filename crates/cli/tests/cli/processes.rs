@@ -104,7 +104,10 @@ fn ranks_join_by_hand_and_under_launchers() {
         assert_eq!(report["rank"].as_u64(), Some(rank as u64));
         assert_eq!((report["bytes_wrong"].as_u64(), report["windows"].as_u64()), (Some(0), Some(3)));
     }
-    names(&String::from_utf8_lossy(&outputs[1].stderr), &["backend gloo"]);
+    names(
+        &String::from_utf8_lossy(&outputs[1].stderr),
+        &["backend gloo: taken", "backend peer: passed over"],
+    );
 }
 
 #[test]
@@ -164,4 +167,21 @@ fn contradictions_are_refused() {
     );
     let output = eplb(&["rebalance", "--help"]);
     names(&String::from_utf8_lossy(&output.stdout), &["--store-server", "--backend", "VLLM_DP_RANK"]);
+}
+
+#[test]
+fn the_doctor_tells_what_there_is_and_why() {
+    let all = json(&["doctor", "--json"]);
+    let found = &all["machine"];
+    for key in ["host", "gpus", "libraries", "gloo", "interfaces", "shared_memory", "limits", "advice"] {
+        assert!(found.get(key).is_some(), "{key}");
+    }
+    assert_eq!(found["backends"]["same_process"]["backend"], "local");
+    let libraries: Vec<_> =
+        found["libraries"].as_array().unwrap().iter().map(|l| l["name"].clone()).collect();
+    assert!(libraries.contains(&"libnccl.so.2".into()) && libraries.contains(&"libcuda.so.1".into()));
+    let usable = !found["gloo"]["version"].is_null();
+    assert_eq!(found["backends"]["other_host"]["backend"].as_str(), usable.then_some("gloo"));
+    let text = String::from_utf8(eplb(&["doctor"]).stdout).unwrap();
+    names(&text, &["libnccl.so.2", "/dev/shm", "open files", "--backend auto", "different hosts"]);
 }
