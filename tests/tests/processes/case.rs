@@ -25,6 +25,8 @@ pub(crate) enum Fault {
     StoreDead,
     /// Somebody sends garbage to the store and to every port that a rank listens at.
     Junk,
+    /// A byte in one of its slots changes unseen: planted, to see that the driver notices.
+    WrongByte,
 }
 
 /// When it happens.
@@ -46,7 +48,7 @@ pub(crate) enum Phase {
     BetweenWaves,
 }
 
-const FAULTS: [(Fault, &str); 8] = [
+const FAULTS: [(Fault, &str); 9] = [
     (Fault::None, "nothing"),
     (Fault::Kill, "SIGKILL"),
     (Fault::Stop, "SIGSTOP"),
@@ -55,6 +57,7 @@ const FAULTS: [(Fault, &str); 8] = [
     (Fault::OtherExperts, "other-experts"),
     (Fault::StoreDead, "store-dead"),
     (Fault::Junk, "junk"),
+    (Fault::WrongByte, "wrong-byte"),
 ];
 
 const PHASES: [(Phase, &str); 7] = [

@@ -64,7 +64,8 @@ impl Gate {
                 say("gate");
                 hear();
             }
-            Fault::None | Fault::OtherPlan | Fault::OtherVersion | Fault::OtherExperts => {}
+            Fault::None | Fault::OtherPlan | Fault::OtherVersion | Fault::OtherExperts | Fault::WrongByte => {
+            }
         }
     }
 }

@@ -44,6 +44,13 @@ fn main() -> ExitCode {
     let mut failed = 0;
     for (number, case) in cases.iter().enumerate() {
         match driver::run(case, seed + number as u64) {
+            Ok(_) if case.fault == Fault::WrongByte => {
+                failed += 1;
+                println!("{case:<34} FAILED: nobody noticed the planted byte");
+            }
+            Err(why) if case.fault == Fault::WrongByte && why.contains("wrong 1 bytes") => {
+                println!("{case:<34} {:>9} {:>9}  noticed, as it should be: {why}", "", "");
+            }
             Ok(row) => println!("{row}"),
             Err(why) => {
                 failed += 1;
@@ -88,5 +95,10 @@ fn cases(whole: bool, seed: u64) -> Vec<Case> {
         if whole { (&phases, &phases) } else { (&phases[4..5], &phases[..1]) };
     cases.extend(store.iter().map(|&phase| Case { fault: Fault::StoreDead, phase, target: 0 }));
     cases.extend(junk.iter().map(|&phase| Case { fault: Fault::Junk, phase, target: 0 }));
+    cases.push(Case {
+        fault: Fault::WrongByte,
+        phase: Phase::BetweenWaves,
+        target: seed as usize % driver::RANKS,
+    });
     cases
 }

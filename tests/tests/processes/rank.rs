@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{Store, StoreAddress};
-use eplb_core::{LoadMatrix, Placement, RankId, Topology};
+use eplb_comm::{Memory, Place};
+use eplb_core::{LayerId, LoadMatrix, Placement, RankId, SlotId, Topology};
 use eplb_engine::EngineError;
 use eplb_engine::cluster::{Settings, weights};
 use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, Session, Stage};
@@ -96,6 +97,20 @@ fn rebalance(member: &mut Member, seed: u64) -> Result<(), EngineError> {
     Ok(())
 }
 
+/// Changes a byte of the first slot that holds an expert, behind everyone's back.
+fn change_a_byte(member: &Member) {
+    let layer = LayerId(0);
+    let held = member
+        .memory()
+        .slots()
+        .map(SlotId::at)
+        .find(|&slot| member.placement().expert_at(layer, slot).is_some());
+    let mut slot = member.memory().write(Place::slot(layer, held.unwrap())).unwrap();
+    let content = slot.content().0;
+    slot.rows_mut(0).next().unwrap()[0] ^= 1;
+    slot.set_content(content);
+}
+
 /// Tells whether the placement that this rank reports is what its slots hold.
 fn check(member: &Member) {
     match member.check() {
@@ -124,6 +139,9 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
         say("joined");
         rebalance(member, seed)
     });
+    if let Some(member) = member.as_ref().filter(|_| rank == case.target && case.fault == Fault::WrongByte) {
+        change_a_byte(member);
+    }
     match &outcome {
         Ok(()) => say("finished"),
         Err(error) => say(&format!("failed {error}")),
