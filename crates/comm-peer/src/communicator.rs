@@ -20,6 +20,7 @@ use crate::shared::{Shared, Ticket as Wave};
 /// its own copies.
 #[derive(Debug)]
 pub struct PeerCommunicator {
+    name: &'static str,
     rank: RankId,
     layout: Arc<ModelLayout>,
     extents: Vec<Extent>,
@@ -59,14 +60,32 @@ impl FenceState for Waiting {
 }
 
 impl PeerCommunicator {
-    pub(crate) fn new(
+    /// A rank's end, with its progress thread. `extents` are those of all ranks.
+    pub(crate) fn start(
+        name: &'static str,
         rank: RankId,
         layout: Arc<ModelLayout>,
         extents: Vec<Extent>,
         shared: Arc<Shared>,
-        thread: JoinHandle<()>,
-    ) -> Self {
-        Self { rank, layout, extents, shared, tickets: BTreeMap::new(), aborted: None, thread: Some(thread) }
+    ) -> Result<Self, CommError> {
+        let served = shared.clone();
+        let thread = std::thread::Builder::new()
+            .name(format!("peer-{}", rank.0))
+            .spawn(move || served.serve())
+            .map_err(|error| CommError::NoThread {
+                what: format!("the copies of {rank}"),
+                detail: error.to_string(),
+            })?;
+        Ok(Self {
+            name,
+            rank,
+            layout,
+            extents,
+            shared,
+            tickets: BTreeMap::new(),
+            aborted: None,
+            thread: Some(thread),
+        })
     }
 
     /// Checks that every rank and place that a wave names exists, on all ranks alike.
@@ -98,7 +117,7 @@ impl PeerCommunicator {
 
 impl Communicator for PeerCommunicator {
     fn backend(&self) -> &'static str {
-        "peer"
+        self.name
     }
 
     fn rank(&self) -> RankId {

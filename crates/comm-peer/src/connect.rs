@@ -10,7 +10,7 @@ use crate::communicator::{PeerCommunicator, extent};
 use crate::engine::Engine;
 use crate::options::Options;
 use crate::shared::Shared;
-use crate::words::Words;
+use crate::words::{Own, Words};
 
 /// Communicators for ranks of one process, one per memory and in their order; each is then driven by a thread of its own.
 /// The memories' contexts must have been let reach each other ([`eplb_cuda::Probe::contexts`]).
@@ -41,16 +41,9 @@ pub fn connect(
         }
         let engine =
             Engine::new(memory.clone(), memories.to_vec(), options).map_err(|error| error.at(rank))?;
-        let shared = Shared::new(rank, engine, words.clone());
-        let served = shared.clone();
-        let thread = std::thread::Builder::new()
-            .name(format!("peer-{at}"))
-            .spawn(move || served.serve())
-            .map_err(|error| CommError::NoThread {
-                what: format!("the copies of {rank}"),
-                detail: error.to_string(),
-            })?;
-        made.push(PeerCommunicator::new(rank, memory.layout().clone(), extents.clone(), shared, thread));
+        let words = Own { words: words.clone(), rank: at };
+        let shared = Shared::new(rank, Box::new(engine), Box::new(words));
+        made.push(PeerCommunicator::start("peer", rank, memory.layout().clone(), extents.clone(), shared)?);
     }
     Ok(made)
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use eplb_comm::{CommError, Place};
+use eplb_comm::{CommError, Fence, Place};
 use eplb_core::Transfer;
-use eplb_cuda::{CudaError, CudaFence, CudaStream, DeviceMemory, Events};
+use eplb_cuda::{CudaError, CudaStream, DeviceMemory, Events};
 
 use crate::options::Options;
+use crate::pulls::Pulls;
 
 /// Events made at start-up: as many waves are rarely open at a time.
 const EVENTS: usize = 64;
@@ -41,9 +42,10 @@ impl Engine {
         let me = self.memory.rank().index();
         if source == me { 0 } else { 1 + (source + self.sources.len() - me) % (self.streams.len() - 1) }
     }
+}
 
-    /// Enqueues the copies of a transfer to this rank; all of its places were checked.
-    pub(crate) fn pull(&self, transfer: &Transfer) -> Result<(), CommError> {
+impl Pulls for Engine {
+    fn pull(&self, transfer: &Transfer) -> Result<(), CommError> {
         let (rank, source) = (self.memory.rank(), transfer.source.index());
         let stream = &self.streams[self.stream_of(source)];
         let (from, to) = (Place::source(transfer), Place::landing(transfer));
@@ -57,16 +59,17 @@ impl Engine {
         Ok(())
     }
 
-    /// Bytes of a transfer.
-    pub(crate) fn bytes(&self, transfer: &Transfer) -> u64 {
+    fn bytes(&self, transfer: &Transfer) -> u64 {
         eplb_comm::Memory::layout(&*self.memory).layer(transfer.layer).expert_bytes() as u64
     }
 
-    /// Fences behind everything enqueued so far.
-    pub(crate) fn fences(&self) -> Result<Vec<Arc<CudaFence>>, CommError> {
+    fn fences(&self) -> Result<Vec<Fence>, CommError> {
         let rank = self.memory.rank();
         let record = |stream: &Arc<CudaStream>| {
-            self.events.record(stream, rank).map_err(|error: CudaError| error.at(rank))
+            self.events
+                .record(stream, rank)
+                .map(|fence| fence.fence())
+                .map_err(|error: CudaError| error.at(rank))
         };
         self.streams.iter().map(record).collect()
     }

@@ -17,6 +17,7 @@ mod connect;
 mod engine;
 mod lane;
 mod options;
+mod pulls;
 mod shared;
 mod words;
 

@@ -7,11 +7,10 @@ use std::time::{Duration, Instant};
 use eplb_comm::host::HostFence;
 use eplb_comm::{Carried, CommError, Fence, FenceState};
 use eplb_core::{RankId, Transfer};
-use eplb_cuda::CudaFence;
 
-use crate::engine::Engine;
 use crate::lane::{Lane, Step};
-use crate::words::Words;
+use crate::pulls::Pulls;
+use crate::words::Signals;
 
 /// How long the thread looks without a pause after something has happened; then it pauses between looks.
 const HOT: Duration = Duration::from_micros(500);
@@ -34,7 +33,7 @@ struct Open {
     /// What it has to run after, until that is over.
     after: Option<Fence>,
     /// Behind its pulls, once they are enqueued.
-    fences: Option<Vec<Arc<CudaFence>>>,
+    fences: Option<Vec<Fence>>,
 }
 
 /// All that the progress thread works on.
@@ -46,7 +45,7 @@ struct Work {
     /// Why no wave is taken any more.
     ended: Option<CommError>,
     /// Behind everything that was enqueued before the end.
-    last: Vec<Arc<CudaFence>>,
+    last: Vec<Fence>,
     leave: bool,
 }
 
@@ -56,8 +55,8 @@ struct Work {
 #[derive(Debug)]
 pub(crate) struct Shared {
     rank: RankId,
-    engine: Engine,
-    words: Words,
+    engine: Box<dyn Pulls>,
+    words: Box<dyn Signals>,
     work: Mutex<Work>,
     changed: Condvar,
     /// Passed when the rank has given up and nothing that it enqueued can touch memory any more.
@@ -65,7 +64,7 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(rank: RankId, engine: Engine, words: Words) -> Arc<Self> {
+    pub(crate) fn new(rank: RankId, engine: Box<dyn Pulls>, words: Box<dyn Signals>) -> Arc<Self> {
         let work = Work {
             lane: Lane::new(),
             open: BTreeMap::new(),
@@ -125,7 +124,7 @@ impl Shared {
             return;
         }
         work.lane.stop();
-        self.words.give_up(self.rank.index());
+        self.words.give_up();
         for (_, open) in std::mem::take(&mut work.open) {
             open.ticket.fence.fail(cause.clone());
         }
@@ -217,7 +216,7 @@ impl Shared {
 
     fn carry_out(&self, work: &mut Work, step: Step) -> Result<(), CommError> {
         match step {
-            Step::Announce(waves) => self.words.announce(self.rank.index(), waves),
+            Step::Announce(waves) => self.words.announce(waves),
             Step::Pull { wave, pull } => {
                 if let Some(open) = work.open.get(&wave) {
                     self.engine.pull(&open.pulls[pull])?;

@@ -33,6 +33,39 @@ impl Ready {
     }
 }
 
+/// The words as one rank uses them.
+pub(crate) trait Signals: std::fmt::Debug + Send + Sync {
+    /// Waves that may start at `rank`; `None` if it gave up, or is known to be gone.
+    fn ready(&self, rank: usize) -> Option<Ready>;
+
+    /// Says which waves may start at this rank. After [`Signals::give_up`] it says nothing any more.
+    fn announce(&self, ready: Ready);
+
+    /// Says that this rank gave up.
+    fn give_up(&self);
+}
+
+/// The words of threads of one process, as one of them uses them.
+#[derive(Debug)]
+pub(crate) struct Own {
+    pub(crate) words: Words,
+    pub(crate) rank: usize,
+}
+
+impl Signals for Own {
+    fn ready(&self, rank: usize) -> Option<Ready> {
+        self.words.ready(rank)
+    }
+
+    fn announce(&self, ready: Ready) {
+        self.words.announce(self.rank, ready);
+    }
+
+    fn give_up(&self) {
+        self.words.give_up(self.rank);
+    }
+}
+
 /// One word per rank: which waves may start there, as far as that rank is concerned; or that it gave up.
 ///
 /// Each word is written by its rank's progress thread only. Ordering: what a rank's memory held before it wrote its word

@@ -1,0 +1,19 @@
+//! What carries out the pulls of a rank.
+
+use std::fmt::Debug;
+
+use eplb_comm::{CommError, Fence};
+use eplb_core::Transfer;
+
+/// Pulls into one rank's memory: by copy engines, or by a thread of the host's.
+pub(crate) trait Pulls: Debug + Send + Sync {
+    /// Enqueues the copies of a transfer to this rank, all of whose places were checked. Returns at once. From then on the copies
+    /// depend on nobody.
+    fn pull(&self, transfer: &Transfer) -> Result<(), CommError>;
+
+    /// Bytes of a transfer.
+    fn bytes(&self, transfer: &Transfer) -> u64;
+
+    /// Fences behind everything enqueued so far.
+    fn fences(&self) -> Result<Vec<Fence>, CommError>;
+}
