@@ -50,6 +50,20 @@ class PlanRequest(ctypes.Structure):
         ("expert_bytes", c_uint64),
         ("seed", c_uint64),
         ("max_replicas", c_size_t),
+        ("expert_bytes_of_layer", POINTER(c_uint64)),
+        ("worth_steps", c_double),
+        ("worth_layer_seconds", c_double),
+        ("worth_link_gbps", c_double),
+        ("move_price", c_double),
+        ("half_life", c_double),
+        ("shrinkage", c_double),
+        ("scenarios", c_size_t),
+        ("strict_nodes", c_uint8),
+        ("node_price", c_double),
+        ("expert_cost", c_double),
+        ("token_cost", c_double),
+        ("dispatch", c_char_p),
+        ("replicate_top", c_size_t),
     ]
 
 
@@ -74,6 +88,9 @@ class PlanSummary(ctypes.Structure):
         ("balancedness_share", c_double),
         ("balancedness_steps", c_double),
         ("bound", c_double),
+        ("predicted_balance", c_double),
+        ("predicted_crossing", c_double),
+        ("target_reached", c_int32),
     ]
 
 

@@ -3,7 +3,7 @@
 import ctypes
 import threading
 from ctypes import byref, c_double, c_int32, c_size_t, c_uint8, c_uint32
-from typing import Any, Dict, Optional
+from typing import Any, Dict, List, Optional, Sequence, Tuple, Union
 
 from eplb import _native, arrays
 from eplb._native import Handle, PlanRequest, PlanSummary, call
@@ -42,6 +42,8 @@ class Plan:
     placement: `Placement`. share: `[layers, slots]`, the part of its expert's tokens that each slot gets.
     balancedness, balancedness_min (the worst layer), balancedness_share (with `share`), balancedness_steps (mean over the
     steps of the window), bound (what no placement can exceed), balancedness_before (`None` without a current placement).
+    predicted_balance: of the ranks' times under the cost model and dispatch; predicted_crossing: part of the tokens that cross
+    nodes beyond what whole groups would. target_reached: `None` if no target was asked for.
     moves: slots whose expert was not on their rank before; local_copies: inside ranks (`None` without a current placement).
     duplicates, shortages, left_out, lost: slots that hold a second copy on their rank; empty slots; experts without a
     slot; experts that only dead ranks held.
@@ -66,6 +68,9 @@ class Plan:
         self.balancedness_share: float = summary.balancedness_share
         self.balancedness_steps: float = summary.balancedness_steps
         self.bound: float = summary.bound
+        self.predicted_balance: float = summary.predicted_balance
+        self.predicted_crossing: float = summary.predicted_crossing
+        self.target_reached: Optional[bool] = None if summary.target_reached < 0 else bool(summary.target_reached)
         self.balancedness_before: Optional[float] = summary.balancedness_before if with_current else None
         self.moves: Optional[int] = summary.moves if with_current else None
         self.local_copies: Optional[int] = summary.local_copies if with_current else None
@@ -93,11 +98,22 @@ def plan(
     max_moves_per_rank: Optional[int] = None,
     max_bytes: Optional[int] = None,
     max_bytes_per_rank: Optional[int] = None,
-    expert_bytes: Optional[int] = None,
+    expert_bytes: Union[int, Sequence[int], None] = None,
     speed_of_rank: Any = None,
     dead: Any = (),
     groups: int = 1,
     max_replicas: Optional[int] = None,
+    move_price: Optional[float] = None,
+    half_life: Optional[float] = None,
+    shrinkage: Optional[float] = None,
+    scenarios: Optional[int] = None,
+    worth: Optional[Tuple[float, float, float]] = None,
+    strict_nodes: bool = False,
+    node_price: Optional[float] = None,
+    expert_cost: float = 0.0,
+    token_cost: float = 1.0,
+    dispatch: str = "even",
+    replicate_top: int = 0,
     seed: int = 0,
     threads: int = 1,
 ) -> Plan:
@@ -107,11 +123,18 @@ def plan(
     nested lists; the plan's arrays are of the same kind, on the CPU.
     ranks, slots: ranks, and slots per layer over all of them; or `slots_of_rank`, `[ranks]`. nodes: ranks are divided over
     them in order.
-    current: `phy2log [layers, slots]` in force, or a `Placement`. policy: "balanced", "incremental", "split", "deepseek",
-    "static" or "random"; default: "incremental" with `current`, else "balanced".
+    current: `phy2log [layers, slots]` in force, or a `Placement`. policy: "balanced", "incremental", "forecast", "split",
+    "deepseek", "static" or "random"; default: "incremental" with `current`, else "balanced".
     target: wanted balancedness. max_..: limits of "incremental", in all and per receiving rank; those in bytes need
-    `expert_bytes`, the bytes of one expert. speed_of_rank: `[ranks]`. dead: numbers of dead ranks. groups: of the router, for
-    "deepseek". max_replicas: of one expert. seed: of "random". threads: of the planner; the plan does not depend on it.
+    `expert_bytes`, the bytes of one expert (a number, or one per layer). speed_of_rank: `[ranks]`. dead: numbers of dead ranks.
+    groups: of the router, for "deepseek" and node rules. max_replicas: of one expert. seed: of "random". threads: of the
+    planner; the plan does not depend on it.
+    move_price, half_life (steps; `inf` = no decay), shrinkage (steps), scenarios: of "forecast", as its documentation says.
+    worth: (steps that the plan serves, seconds of a layer's experts in a step, 10^9 bytes per second of a link): "incremental"
+    leaves layers alone whose gain does not pay for their bytes.
+    strict_nodes: expert groups whole on nodes, as DeepSeek's rule; node_price: a price for tokens that cross nodes instead.
+    expert_cost, token_cost: a rank's time is the sum of both times what it has. dispatch: what the server does with
+    replicas, "even", "share" or "nearest". replicate_top: so many hottest experts on every rank.
 
     Raises `EplbError` for a request that cannot be answered, `ValueError` for arrays of the wrong shape.
     """
@@ -121,7 +144,7 @@ def plan(
     request = PlanRequest()
     call("eplb_plan_request_init", byref(request), ctypes.sizeof(PlanRequest))
     # What the request points to must live until the call is over.
-    held = [window]
+    held: List[Any] = [window]
 
     def hold(given: Any, c_type: Any, name: str, dims: int) -> Any:
         values = arrays.take(given, c_type, name, (dims,))
@@ -159,6 +182,23 @@ def plan(
         request.policy = policy.encode()
     if target is not None:
         request.target = target
+    numbers = {"move_price": move_price, "half_life": half_life, "shrinkage": shrinkage, "scenarios": scenarios}
+    numbers["node_price"] = node_price
+    for name, number in numbers.items():
+        if number is not None:
+            setattr(request, name, number)
+    if worth is not None:
+        request.worth_steps, request.worth_layer_seconds, request.worth_link_gbps = worth
+    request.strict_nodes, request.replicate_top = int(strict_nodes), replicate_top
+    request.expert_cost, request.token_cost, request.dispatch = expert_cost, token_cost, dispatch.encode()
+    if expert_bytes is not None and not isinstance(expert_bytes, int):
+        of_layer = [int(size) for size in expert_bytes]
+        if len(of_layer) != layers or min(of_layer) < 1:
+            raise ValueError(f"expert_bytes has {len(of_layer)} values for {layers} layers, or one below 1")
+        of_layer = (ctypes.c_uint64 * layers)(*of_layer)
+        held.append(of_layer)
+        request.expert_bytes_of_layer = ctypes.cast(of_layer, ctypes.POINTER(ctypes.c_uint64))
+        expert_bytes = None
     limits = {
         "max_moves": max_moves,
         "max_moves_per_rank": max_moves_per_rank,

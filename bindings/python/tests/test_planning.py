@@ -45,6 +45,25 @@ class Planning(unittest.TestCase):
         plan = eplb.plan([LOADS, LOADS], ranks=3, slots_of_rank=[4, 3, 4], speed_of_rank=[1, 1, 2], dead=[1])
         self.assertEqual([row[4:7] for row in plan.placement.phy2log], [[-1] * 3] * 2)
 
+    def test_objectives_and_forecasts_reach_the_planner(self):
+        hot = eplb.plan(LOADS, ranks=2, slots=10, replicate_top=2)
+        for layer, (first, second) in enumerate(((0, 2), (5, 4))):
+            counts = hot.placement.logcnt[layer]
+            self.assertEqual((counts[first], counts[second]), (2, 2))
+        first = eplb.plan(LOADS, ranks=2, slots=8, policy="static")
+        dear = {"ranks": 2, "slots": 8, "policy": "forecast", "current": first.placement, "move_price": 1e9}
+        self.assertEqual(eplb.plan([LOADS] * 3, **dear).moves, 0)
+        self.assertGreater(eplb.plan([LOADS] * 3, **{**dear, "move_price": 0.0}).moves, 0)
+        worth = {"ranks": 2, "slots": 8, "current": first.placement, "expert_bytes": [10**9, 10**9]}
+        self.assertEqual(eplb.plan(LOADS, **worth, worth=(1, 1e-6, 1)).moves, 0)
+        self.assertGreater(eplb.plan(LOADS, **worth, worth=(1e9, 1, 100)).moves, 0)
+        self.assertEqual(eplb.plan(LOADS, ranks=2, slots=8, nodes=2, groups=2, strict_nodes=True).predicted_crossing, 0.0)
+        self.assertTrue(eplb.plan(LOADS, ranks=2, slots=8, target=0.5).target_reached)
+        with self.assertRaisesRegex(eplb.EplbError, "dispatch is random"):
+            eplb.plan(LOADS, ranks=2, slots=8, dispatch="random")
+        with self.assertRaisesRegex(ValueError, "expert_bytes has 1"):
+            eplb.plan(LOADS, ranks=2, slots=8, expert_bytes=[1])
+
     def test_what_is_wrong_is_named(self):
         with self.assertRaisesRegex(eplb.EplbError, "5 slots for 6 experts"):
             eplb.plan(LOADS, ranks=1, slots=5)

@@ -1,4 +1,11 @@
-/* eplb: expert-parallel load balancing. Generated from crates/capi; do not edit. See docs/c-api.md. */
+/* eplb: expert-parallel load balancing. Generated from crates/capi; do not edit.
+ *
+ * Every function that returns eplb_status writes its results through pointers, and only if the status is
+ * EPLB_STATUS_OK; eplb_last_error then says what was wrong, for the calling thread. Handles are made by one function and
+ * freed by another, once; freeing NULL does nothing. Several threads may use a handle at a time; none may while it is
+ * freed. Memory that a caller passes in is read or written during the call only, unless a function says otherwise.
+ * Structures start with struct_size: set them up with their _init function, or set it to sizeof.
+ */
 
 #ifndef EPLB_H
 #define EPLB_H
@@ -69,6 +76,12 @@ typedef struct eplb_plan_summary {
   double balancedness_steps;
   // No placement with any split can be better balanced than this.
   double bound;
+  // Balance of the times that ranks are predicted to take, under the request's cost model and dispatch, 0 to 1.
+  double predicted_balance;
+  // Part of all tokens that is predicted to cross nodes beyond what whole groups would, 0 to 1.
+  double predicted_crossing;
+  // Whether the wanted balancedness was reached: 1 or 0, or -1: none was asked for.
+  int32_t target_reached;
 } eplb_plan_summary;
 
 // Loads, ranks, the placement in force and the options of a plan. Fill it with `eplb_plan_request_init` first.
@@ -118,6 +131,35 @@ typedef struct eplb_plan_request {
   uint64_t seed;
   // Most replicas of one expert, or 0: no limit.
   size_t max_replicas;
+  // Bytes of one expert of each layer, `[layers]`, or null: `expert_bytes` for all.
+  const uint64_t *expert_bytes_of_layer;
+  // Steps that the plan is expected to serve, or NaN: every gain is worth its moves. With the two below and the bytes of
+  // an expert, `incremental` leaves layers alone whose gain does not pay for their bytes.
+  double worth_steps;
+  // Seconds that the experts of one layer take in a step if perfectly balanced.
+  double worth_layer_seconds;
+  // What a rank's link carries, in 10^9 bytes per second.
+  double worth_link_gbps;
+  // What `forecast` asks a move for: mean balancedness of a layer over the steps to come; NaN: its default.
+  double move_price;
+  // Steps after which a step of the window weighs half, for `forecast`; NaN: its default, infinite: no decay.
+  double half_life;
+  // Steps at which half of a measured gain is taken for noise, for `forecast`; NaN: its default.
+  double shrinkage;
+  // Most scenarios that a window is cut into, for `forecast`; 0: its default.
+  size_t scenarios;
+  // Not 0: expert groups stay whole on nodes, equally many on each.
+  uint8_t strict_nodes;
+  // Price of tokens that cross nodes, or NaN: nodes do not matter.
+  double node_price;
+  // Time of a rank for each of its slots that got tokens.
+  double expert_cost;
+  // Time of a rank for each token.
+  double token_cost;
+  // What the server does with replicas: `even`, `share` or `nearest`; null: `even`.
+  const char *dispatch;
+  // So many experts of each layer, the hottest, get a replica on every live rank.
+  size_t replicate_top;
 } eplb_plan_request;
 
 #ifdef __cplusplus

@@ -13,6 +13,7 @@
 //! - Null where something is needed, and lengths that do not fit, are errors that name the argument.
 
 mod call;
+mod options;
 mod plan;
 mod planner;
 mod request;

@@ -62,11 +62,17 @@ pub struct PlanSummary {
     pub balancedness_steps: f64,
     /// No placement with any split can be better balanced than this.
     pub bound: f64,
+    /// Balance of the times that ranks are predicted to take, under the request's cost model and dispatch, 0 to 1.
+    pub predicted_balance: f64,
+    /// Part of all tokens that is predicted to cross nodes beyond what whole groups would, 0 to 1.
+    pub predicted_crossing: f64,
+    /// Whether the wanted balancedness was reached: 1 or 0, or -1: none was asked for.
+    pub target_reached: i32,
 }
 
 // SAFETY: repr(C), `struct_size` is first; integers and floats take any bits.
 unsafe impl Growing for PlanSummary {
-    const LEAST: usize = size_of::<Self>();
+    const LEAST: usize = std::mem::offset_of!(PlanSummary, predicted_balance);
 
     fn defaults() -> Self {
         Self {
@@ -87,6 +93,9 @@ unsafe impl Growing for PlanSummary {
             balancedness_share: 0.0,
             balancedness_steps: 0.0,
             bound: 0.0,
+            predicted_balance: 0.0,
+            predicted_crossing: 0.0,
+            target_reached: -1,
         }
     }
 }
@@ -118,6 +127,9 @@ pub unsafe extern "C" fn eplb_plan_summarize(plan: *const Plan, summary: *mut Pl
             balancedness_share: plan.after_share.mean,
             balancedness_steps: plan.balancedness_steps,
             bound: plan.bound.mean,
+            predicted_balance: plan.predicted.balance.mean,
+            predicted_crossing: plan.predicted.mean_crossing(),
+            target_reached: plan.target_reached.map_or(-1, i32::from),
         };
         // SAFETY: as the caller promises.
         unsafe { structs::write(value, summary, "summary") }

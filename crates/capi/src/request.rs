@@ -3,7 +3,7 @@
 use std::ffi::c_char;
 
 use eplb_core::{LoadMatrix, Placement, RankId, Topology};
-use eplb_plan::{Budget, Options, PlanError, Policy};
+use eplb_plan::{Options, PlanError, Policy};
 use ndarray::{Array2, Array3};
 
 use crate::call::{self, Failure};
@@ -59,11 +59,40 @@ pub struct PlanRequest {
     pub seed: u64,
     /// Most replicas of one expert, or 0: no limit.
     pub max_replicas: usize,
+    /// Bytes of one expert of each layer, `[layers]`, or null: `expert_bytes` for all.
+    pub expert_bytes_of_layer: *const u64,
+    /// Steps that the plan is expected to serve, or NaN: every gain is worth its moves. With the two below and the bytes of
+    /// an expert, `incremental` leaves layers alone whose gain does not pay for their bytes.
+    pub worth_steps: f64,
+    /// Seconds that the experts of one layer take in a step if perfectly balanced.
+    pub worth_layer_seconds: f64,
+    /// What a rank's link carries, in 10^9 bytes per second.
+    pub worth_link_gbps: f64,
+    /// What `forecast` asks a move for: mean balancedness of a layer over the steps to come; NaN: its default.
+    pub move_price: f64,
+    /// Steps after which a step of the window weighs half, for `forecast`; NaN: its default, infinite: no decay.
+    pub half_life: f64,
+    /// Steps at which half of a measured gain is taken for noise, for `forecast`; NaN: its default.
+    pub shrinkage: f64,
+    /// Most scenarios that a window is cut into, for `forecast`; 0: its default.
+    pub scenarios: usize,
+    /// Not 0: expert groups stay whole on nodes, equally many on each.
+    pub strict_nodes: u8,
+    /// Price of tokens that cross nodes, or NaN: nodes do not matter.
+    pub node_price: f64,
+    /// Time of a rank for each of its slots that got tokens.
+    pub expert_cost: f64,
+    /// Time of a rank for each token.
+    pub token_cost: f64,
+    /// What the server does with replicas: `even`, `share` or `nearest`; null: `even`.
+    pub dispatch: *const c_char,
+    /// So many experts of each layer, the hottest, get a replica on every live rank.
+    pub replicate_top: usize,
 }
 
 // SAFETY: repr(C), `struct_size` is first; integers, floats and raw pointers take any bits.
 unsafe impl Growing for PlanRequest {
-    const LEAST: usize = size_of::<Self>();
+    const LEAST: usize = std::mem::offset_of!(PlanRequest, expert_bytes_of_layer);
 
     fn defaults() -> Self {
         Self {
@@ -89,6 +118,20 @@ unsafe impl Growing for PlanRequest {
             expert_bytes: 0,
             seed: 0,
             max_replicas: 0,
+            expert_bytes_of_layer: std::ptr::null(),
+            worth_steps: f64::NAN,
+            worth_layer_seconds: f64::NAN,
+            worth_link_gbps: f64::NAN,
+            move_price: f64::NAN,
+            half_life: f64::NAN,
+            shrinkage: f64::NAN,
+            scenarios: 0,
+            strict_nodes: 0,
+            node_price: f64::NAN,
+            expert_cost: 0.0,
+            token_cost: 1.0,
+            dispatch: std::ptr::null(),
+            replicate_top: 0,
         }
     }
 }
@@ -110,15 +153,6 @@ pub unsafe extern "C" fn eplb_plan_request_init(request: *mut PlanRequest, struc
     })
 }
 
-/// A limit, -1 = none.
-fn limit<T: TryFrom<i64>>(value: i64, name: &str) -> Result<Option<T>, Failure> {
-    if value == -1 {
-        return Ok(None);
-    }
-    let limit = T::try_from(value);
-    limit.map(Some).map_err(|_| Failure::argument(format!("{name} is {value}; give a limit, or -1 for none")))
-}
-
 /// A request in the planner's own types.
 #[derive(Debug)]
 pub(crate) struct Owned {
@@ -128,7 +162,7 @@ pub(crate) struct Owned {
     pub(crate) options: Options,
 }
 
-fn plan_failure(error: impl Into<PlanError>) -> Failure {
+pub(crate) fn plan_failure(error: impl Into<PlanError>) -> Failure {
     Failure::new(Status::Plan, error.into())
 }
 
@@ -169,21 +203,8 @@ impl PlanRequest {
         } else {
             Policy::Balanced
         };
-        let options = Options {
-            policy,
-            groups: self.groups,
-            target: (!self.target.is_nan()).then_some(self.target),
-            budget: Budget {
-                moves: limit(self.max_moves, "max_moves")?,
-                moves_per_rank: limit(self.max_moves_per_rank, "max_moves_per_rank")?,
-                bytes: limit(self.max_bytes, "max_bytes")?,
-                bytes_per_rank: limit(self.max_bytes_per_rank, "max_bytes_per_rank")?,
-            },
-            expert_bytes: Vec::from_iter((self.expert_bytes > 0).then_some(self.expert_bytes)),
-            seed: self.seed,
-            max_replicas: (self.max_replicas > 0).then_some(self.max_replicas),
-            ..Options::default()
-        };
+        // SAFETY: as the caller promises.
+        let options = unsafe { self.options(policy) }?;
         Ok(Owned { loads, topology, current, options })
     }
 

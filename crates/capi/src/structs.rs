@@ -52,7 +52,8 @@ pub(crate) unsafe fn write<T: Growing>(value: T, out: *mut T, name: &str) -> Res
 }
 
 fn check_size<T: Growing>(size: usize, name: &str) -> Result<(), Failure> {
-    if (T::LEAST..=size_of::<T>()).contains(&size) {
+    // A size that is no multiple of the alignment is no version's, and would cut a field in two.
+    if (T::LEAST..=size_of::<T>()).contains(&size) && size.is_multiple_of(align_of::<T>()) {
         return Ok(());
     }
     Err(Failure::argument(format!(

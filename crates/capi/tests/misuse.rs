@@ -88,6 +88,30 @@ fn null_is_an_error_everywhere_and_nothing_to_free() {
     }
 }
 
+/// A program built against the first header knows fewer fields: the library takes the defaults for the rest, and writes no
+/// byte beyond what the program has.
+#[test]
+fn callers_of_the_first_version_are_served() {
+    let mut old = request();
+    old.struct_size = std::mem::offset_of!(PlanRequest, expert_bytes_of_layer);
+    // What lies behind the old structure in the caller's memory is none of the library's business.
+    old.node_price = -1.0;
+    old.replicate_top = usize::MAX;
+    let plan = plan(&old).unwrap();
+    // SAFETY: any bits are a summary; a live handle, and as much room as the size says.
+    let summary = unsafe {
+        let mut summary: PlanSummary = std::mem::zeroed();
+        summary.struct_size = std::mem::offset_of!(PlanSummary, predicted_balance);
+        summary.predicted_balance = 7.0;
+        assert_eq!(eplb_plan_summarize(plan, &mut summary), Status::Ok, "{}", said());
+        eplb_plan_free(plan);
+        summary
+    };
+    assert!(summary.balancedness > 0.9 && summary.predicted_balance == 7.0, "{summary:?}");
+    old.struct_size = size_of::<PlanRequest>();
+    refused(&old, Status::Plan, "-1");
+}
+
 #[test]
 fn sizes_that_do_not_fit_are_named() {
     let plan = plan(&request()).unwrap();
@@ -142,6 +166,12 @@ fn values_that_mean_nothing_are_named() {
     refuse(|r| r.current = [0, 1, 2, 3, 9, -1].as_ptr(), Status::Plan, "9");
     refuse(|r| r.speed_of_rank = [1.0, -1.0].as_ptr(), Status::Plan, "-1");
     refuse(|r| r.dead = [1, 1].as_ptr(), Status::Plan, "dead");
+    refuse(|r| r.dispatch = c"random".as_ptr(), Status::Plan, "dispatch is random");
+    refuse(|r| (r.strict_nodes, r.node_price) = (1, 0.5), Status::InvalidArgument, "exclude each other");
+    refuse(|r| r.node_price = -1.0, Status::Plan, "nodes is -1");
+    refuse(|r| r.worth_steps = 10.0, Status::InvalidArgument, "go together");
+    refuse(|r| (r.expert_cost, r.token_cost) = (0.0, 0.0), Status::Plan, "cost is 0, 0");
+    refuse(|r| r.half_life = 0.0, Status::Plan, "half_life is 0");
     static NAN: [f64; 4] = [1.0, f64::NAN, 1.0, 1.0];
     refuse(|r| r.loads = NAN.as_ptr(), Status::Plan, "expert 1");
     let mut planner = null_mut();
