@@ -31,17 +31,22 @@ pub struct Limits {
     pub max_replicas: Option<usize>,
     /// Reach the slot numbers of the new placement exactly, by copies inside ranks, instead of choosing them.
     pub exact_slots: bool,
+    /// Most bytes that one wave carries into a rank, and out of one; at least one expert. Short waves keep the links of all ranks
+    /// busy together, long ones cost fewer agreements. `None`: a twelfth of what the busiest rank receives, at
+    /// least 256 MiB.
+    pub wave_bytes: Option<u64>,
 }
 
 impl Limits {
     /// The defaults for a layout and topology: [`default_staging_bytes`], [`DEFAULT_DRAIN_FLOOR`], any number of
-    /// replicas, free slot numbers.
+    /// replicas, free slot numbers, waves cut as [`Limits::wave_bytes`] says.
     pub fn new(layout: &ModelLayout, topology: &Topology) -> Self {
         Self {
             staging_bytes: default_staging_bytes(layout, topology),
             drain_floor: DEFAULT_DRAIN_FLOOR,
             max_replicas: None,
             exact_slots: false,
+            wave_bytes: None,
         }
     }
 

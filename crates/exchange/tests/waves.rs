@@ -100,6 +100,8 @@ fn case(max_ranks: usize) -> impl Strategy<Value = Case> {
                 drain_floor: [0.02, 0.0, 0.3][rng.random_range(0..3usize)],
                 max_replicas: [None, Some(most), Some(most + 1)][rng.random_range(0..3usize)],
                 exact_slots: rng.random_range(0..3) == 0,
+                wave_bytes: [None, Some(0), Some(rng.random_range(1..=4) * layout.largest_staged() as u64)]
+                    [rng.random_range(0..3usize)],
             };
             Case { topology, layout, old, new, loads, limits }
         },
@@ -377,4 +379,44 @@ fn sources_prefer_the_rank_then_the_node_then_the_idle_port() {
     let mut senders: Vec<_> = plan.waves()[0].transfers.iter().map(|t| t.source.0).collect();
     senders.sort_unstable();
     assert_eq!(senders, [0, 2]);
+}
+
+/// Bytes in units of experts that each wave carries through its busiest port, summed up; and through the busiest port of all
+/// waves together.
+fn port_loads(plan: &ExchangePlan, ranks: usize) -> (Vec<usize>, usize) {
+    let mut whole = vec![0; 2 * ranks];
+    let mut worst = Vec::new();
+    for wave in plan.waves() {
+        let mut ports = vec![0; 2 * ranks];
+        for transfer in wave.transfers.iter().filter(|transfer| !transfer.is_local()) {
+            ports[transfer.dest.index()] += 1;
+            ports[ranks + transfer.source.index()] += 1;
+        }
+        worst.push(ports.iter().copied().max().unwrap_or(0));
+        whole.iter_mut().zip(ports).for_each(|(sum, port)| *sum += port);
+    }
+    (worst, whole.into_iter().max().unwrap_or(0))
+}
+
+/// Every rank takes all experts of its left neighbour: what can go first is on one rank only.
+#[test]
+fn ports_are_busy_together() {
+    let (ranks, layers, per_rank, experts) = (4, 8, 20, 64);
+    let topology = Topology::uniform(ranks, ranks * per_rank).unwrap();
+    let layout = ModelLayout::new(vec![vec![TensorLayout::contiguous("w", 64)]; layers]).unwrap();
+    let old = Placement::round_robin(layers, experts, ranks * per_rank).unwrap();
+    let from_left = |slot: usize| (slot + (ranks - 1) * per_rank) % (ranks * per_rank);
+    let map = Array2::from_shape_fn(old.phy2log().raw_dim(), |(l, slot)| old.phy2log()[(l, from_left(slot))]);
+    let new = Placement::new(experts, map).unwrap();
+    let plan = |wave_bytes| {
+        let limits = Limits { wave_bytes, staging_bytes: 6 * 64, ..Limits::new(&layout, &topology) };
+        ExchangePlan::new(&old, &new, &topology, &layout, None, &limits).unwrap()
+    };
+    let (worst, whole) = port_loads(&plan(Some(13 * 64)), ranks);
+    let sum: usize = worst.iter().sum();
+    assert!(worst.iter().all(|&worst| worst <= 14), "{worst:?}");
+    assert!(4 * sum <= 5 * whole, "one wave after the other: {sum}, all at once: {whole}; {worst:?}");
+    // Without a limit, ranks take turns.
+    let (worst, whole) = port_loads(&plan(Some(u64::MAX)), ranks);
+    assert!(worst.iter().sum::<usize>() > 2 * whole, "{worst:?}, {whole}");
 }

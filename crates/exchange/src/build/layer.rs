@@ -4,6 +4,7 @@ use std::collections::HashSet;
 
 use eplb_core::{ExpertId, Fill, Landing, LayerId, ModelLayout, RankId, SlotCommit, SlotId, Topology};
 
+use super::ports::Way;
 use super::service::{Change, Service};
 use super::{Draft, Need};
 use crate::plan::Limits;
@@ -21,6 +22,22 @@ pub(crate) struct LayerState {
     row: Option<Vec<f64>>,
     /// Least balancedness that draining may leave.
     floor: Option<f64>,
+}
+
+/// Bytes of an expert of a layer.
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    /// In staging.
+    staged: usize,
+    /// On a link.
+    link: u64,
+}
+
+impl Sizes {
+    fn of(layout: &ModelLayout, layer: LayerId) -> Self {
+        let layer = layout.layer(layer);
+        Self { staged: layer.staged_bytes(), link: layer.expert_bytes() as u64 }
+    }
 }
 
 /// What one wave has taken from a layer so far.
@@ -101,6 +118,19 @@ impl LayerState {
         self.current.iter().zip(&self.target).filter(|(c, t)| c != t).count()
     }
 
+    /// Adds the bytes that each rank is to receive from others.
+    pub(crate) fn add_arrivals(&self, topology: &Topology, layout: &ModelLayout, into: &mut [u64]) {
+        let bytes = layout.layer(self.layer).expert_bytes() as u64;
+        for (slot, (&current, &target)) in self.current.iter().zip(&self.target).enumerate() {
+            let rank = topology.rank_of(SlotId::at(slot));
+            let here =
+                |expert: usize| self.holders[expert].iter().any(|&held| topology.rank_of(held) == rank);
+            if current != target && usize::try_from(target).is_ok_and(|expert| !here(expert)) {
+                into[rank.index()] += bytes;
+            }
+        }
+    }
+
     pub(crate) fn has_pending(&self) -> bool {
         self.current != self.target
     }
@@ -164,15 +194,15 @@ impl LayerState {
             then: service(),
             strict,
         };
-        let bytes = layout.layer(self.layer).staged_bytes();
+        let sizes = Sizes::of(layout, self.layer);
         let pending: Vec<usize> =
             (0..self.current.len()).filter(|&s| self.current[s] != self.target[s]).collect();
         for &slot in &pending {
-            self.take_in_place(slot, &mut taken, draft, topology, limits, bytes);
+            self.take_in_place(slot, &mut taken, draft, topology, limits, sizes);
         }
-        self.take_cycles(&pending, &mut taken, draft, topology, bytes);
+        self.take_cycles(&pending, &mut taken, draft, topology, sizes);
         if !strict {
-            self.take_followers(&pending, &mut taken, draft, topology, limits, bytes);
+            self.take_followers(&pending, &mut taken, draft, topology, limits, sizes);
         }
         for &slot in &pending {
             self.take_empty(slot, &mut taken, draft);
@@ -202,7 +232,7 @@ impl LayerState {
         draft: &mut Draft,
         topology: &Topology,
         limits: &Limits,
-        bytes: usize,
+        sizes: Sizes,
     ) {
         let (before, wanted) = (self.current[slot], self.target[slot]);
         let Ok(expert) = usize::try_from(wanted) else { return };
@@ -226,15 +256,17 @@ impl LayerState {
             return;
         }
 
+        let Some(way) = draft.way(&taken.serving[expert], rank, topology, sizes.link) else { return };
         let mut changes = vec![self.change(slot)];
         changes.extend(emptied.map(|slot| Change { slot, before: wanted, after: -1 }));
         if !taken.accept(&changes) {
             return;
         }
-        let Some(landing) = self.land(slot, taken, draft, rank, bytes) else {
+        let Some(landing) = self.land(slot, taken, draft, rank, sizes.staged) else {
             taken.reject(&changes);
             return;
         };
+        draft.take_way(way, sizes.link);
         if let Ok(held) = usize::try_from(before) {
             taken.after[held] -= 1;
         }
@@ -322,7 +354,7 @@ impl LayerState {
         taken: &mut Taken<'_>,
         draft: &mut Draft,
         topology: &Topology,
-        bytes: usize,
+        sizes: Sizes,
     ) {
         let spared = self.can_be_spared(pending);
         let mut waits_for = vec![usize::MAX; self.holders.len()];
@@ -337,18 +369,24 @@ impl LayerState {
             }
             while !taken.slots[start] && self.current[start] != self.target[start] {
                 let cycle = self.close_cycle(start, &mut waits_for, topology);
-                let room = cycle.iter().all(|&s| draft.has_room(topology.rank_of(SlotId::at(s)), bytes));
+                let ranks = || cycle.iter().map(|&s| topology.rank_of(SlotId::at(s)));
+                let room = ranks().all(|rank| draft.has_room(rank, sizes.staged))
+                    && draft.has_way_around(ranks(), sizes.link);
                 let changes: Vec<Change> = cycle.iter().map(|&slot| self.change(slot)).collect();
                 if !room || !taken.accept(&changes) {
                     break;
                 }
-                for slot in cycle {
+                for (at, &slot) in cycle.iter().enumerate() {
                     taken.slots[slot] = true;
                     if self.current[slot] == self.target[slot] {
                         // Two slots of one rank that only had to swap their targets.
                         continue;
                     }
-                    let offset = draft.stage(topology.rank_of(SlotId::at(slot)), bytes);
+                    // Each waits for what the one before it holds.
+                    let dest = topology.rank_of(SlotId::at(slot));
+                    let source = topology.rank_of(SlotId::at(cycle[(at + cycle.len() - 1) % cycle.len()]));
+                    draft.take_way(Way::Link { source, dest }, sizes.link);
+                    let offset = draft.stage(dest, sizes.staged);
                     self.push(draft, slot, self.target[slot] as usize, Landing::Staged { offset });
                 }
             }
@@ -385,7 +423,7 @@ impl LayerState {
         draft: &mut Draft,
         topology: &Topology,
         limits: &Limits,
-        bytes: usize,
+        sizes: Sizes,
     ) {
         let mut progress = true;
         while std::mem::take(&mut progress) {
@@ -395,16 +433,20 @@ impl LayerState {
                 let (Ok(held), Ok(expert)) = (usize::try_from(before), usize::try_from(wanted)) else {
                     continue;
                 };
+                let Some(way) = draft.way(&taken.serving[expert], rank, topology, sizes.link) else {
+                    continue;
+                };
                 if taken.slots[slot]
                     || taken.arriving.contains(&(rank, wanted))
                     || !self.is_spare(before, |e| taken.after[e])
                     || limits.max_replicas.is_some_and(|max| taken.after[expert] >= max)
-                    || !draft.has_room(rank, bytes)
+                    || !draft.has_room(rank, sizes.staged)
                     || !taken.accept(&[self.change(slot)])
                 {
                     continue;
                 }
-                let landing = Landing::Staged { offset: draft.stage(rank, bytes) };
+                draft.take_way(way, sizes.link);
+                let landing = Landing::Staged { offset: draft.stage(rank, sizes.staged) };
                 taken.after[held] -= 1;
                 taken.after[expert] += 1;
                 taken.slots[slot] = true;

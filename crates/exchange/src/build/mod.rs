@@ -13,6 +13,9 @@
 //! What leaves a layer below the floor between two waves is taken by one layer at a time, the first that is not done: so no
 //! more than one passes through such states at once, and as fast as staging allows.
 //!
+//! No wave carries more than a share of all bytes through any rank's port, so that ports are busy together rather than in turn
+//! ([`ports`]).
+//!
 //! Invariants, per layer: in service during a wave, and again after it, every expert has a slot; no slot is both drained and
 //! read in one wave; no expert has more than `max_replicas` slots. A source always exists, because an expert keeps an
 //! undrained slot throughout the wave. Progress: a change that is not on a cycle can in the end be made in place (the
@@ -20,6 +23,7 @@
 
 mod exact;
 mod layer;
+mod ports;
 mod service;
 mod sources;
 
@@ -31,6 +35,7 @@ use crate::assign::keep_in_place;
 use crate::error::ExchangeError;
 use crate::plan::{ExchangePlan, Limits, Totals, Worst, apply_commits, apply_drains, hash_plan};
 use layer::LayerState;
+use ports::Ports;
 
 /// A transfer whose source is still to be chosen.
 #[derive(Debug, Clone, Copy)]
@@ -49,16 +54,18 @@ pub(crate) struct Draft {
     staging_used: Vec<usize>,
     staging_size: usize,
     staging_start: usize,
+    ports: Ports,
 }
 
 impl Draft {
-    fn new(ranks: usize, (size, start): (usize, usize)) -> Self {
+    fn new(ranks: usize, (size, start): (usize, usize), wave_bytes: u64) -> Self {
         Self {
             wave: Wave::default(),
             needs: Vec::new(),
             staging_used: vec![0; ranks],
             staging_size: size,
             staging_start: start,
+            ports: Ports::new(ranks, wave_bytes),
         }
     }
 
@@ -101,10 +108,15 @@ pub(crate) fn build(
         layers.push(LayerState::new(layer, row.clone(), target, new.experts(), row_loads, floor));
     }
 
+    let wave_bytes = limits.wave_bytes.unwrap_or_else(|| {
+        let mut into = vec![0u64; topology.ranks()];
+        layers.iter().for_each(|state| state.add_arrivals(topology, layout, &mut into));
+        Ports::limit(into.into_iter().max().unwrap_or(0))
+    });
     let mut waves = Vec::new();
     let mut totals = Totals::default();
     while layers.iter().any(LayerState::has_pending) {
-        let mut draft = Draft::new(topology.ranks(), limits.staging_part(layout, waves.len()));
+        let mut draft = Draft::new(topology.ranks(), limits.staging_part(layout, waves.len()), wave_bytes);
         let mut first = true;
         for state in layers.iter_mut().filter(|state| state.has_pending()) {
             state.draft(&mut draft, topology, layout, limits, first);
@@ -117,7 +129,8 @@ pub(crate) fn build(
     }
     if limits.exact_slots {
         while layers.iter().enumerate().any(|(l, s)| s.current() != new.layer(LayerId::at(l)).to_vec()) {
-            let mut draft = Draft::new(topology.ranks(), limits.staging_part(layout, waves.len()));
+            let mut draft =
+                Draft::new(topology.ranks(), limits.staging_part(layout, waves.len()), wave_bytes);
             for (index, state) in layers.iter().enumerate() {
                 let wanted = new.layer(LayerId::at(index)).to_vec();
                 exact::permute(LayerId::at(index), state.current(), &wanted, topology, layout, &mut draft);
@@ -236,7 +249,7 @@ fn stuck(layers: &[LayerState], topology: &Topology, layout: &ModelLayout, limit
     let left = layers.iter().map(LayerState::pending).sum::<usize>();
     let layer = layers.iter().find(|s| s.has_pending()).map_or(LayerId(0), LayerState::layer);
     let needed = layout.layer(layer).staged_bytes();
-    let room = Draft::new(topology.ranks(), limits.staging_part(layout, 0));
+    let room = Draft::new(topology.ranks(), limits.staging_part(layout, 0), 0);
     if room.has_room(RankId(0), needed) {
         ExchangeError::Stuck { layer, left }
     } else {
