@@ -65,7 +65,7 @@ def build_wheel(wheel_directory, config_settings=None, metadata_directory=None):
     """Writes the wheel; returns its file name (PEP 517)."""
     info = f"eplb-{version()}.dist-info"
     wheel = f"Wheel-Version: 1.0\nGenerator: eplb\nRoot-Is-Purelib: false\nTag: {tag()}\n"
-    files = {f"eplb/{path.name}": path.read_bytes() for path in sorted((HERE / "eplb").glob("*.py"))}
+    files = {path.relative_to(HERE).as_posix(): path.read_bytes() for path in sorted((HERE / "eplb").rglob("*.py"))}
     files["eplb/py.typed"] = b""
     files["eplb/libeplb.so"] = library().read_bytes()
     files[f"{info}/METADATA"] = metadata().encode()

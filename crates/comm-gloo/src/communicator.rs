@@ -249,7 +249,7 @@ impl Group {
     }
 }
 
-fn start(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, CommError> {
+pub(crate) fn start(name: String, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, CommError> {
     let what = format!("the thread {name}");
     let started = std::thread::Builder::new().name(name).spawn(work);
     started.map_err(|error| CommError::NoThread { what, detail: error.to_string() })

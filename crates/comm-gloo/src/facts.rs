@@ -38,6 +38,20 @@ impl Facts {
         }
     }
 
+    /// Of ranks that exchange messages without a layout.
+    pub(crate) fn of_pairs(options: &Options) -> Self {
+        let (small_bytes, piece_bytes) = (options.small_bytes, options.piece_bytes);
+        Self {
+            version: VERSION,
+            nonce: 0,
+            layout: u64::from_le_bytes(*b"eplbpair"),
+            slots: 0..0,
+            staging_bytes: 0,
+            small_bytes,
+            piece_bytes,
+        }
+    }
+
     pub(crate) fn encode(&self) -> Vec<u8> {
         let numbers = [
             self.version,
