@@ -1,7 +1,10 @@
 //! Plans for other objectives than tokens at even split, as the tables of the documentation print them.
 //!
 //! `cargo run --release -p eplb-benches --example objectives`: DeepSeek-V3's shape on 288 slots of 32 ranks in 4 nodes with 8
-//! groups. `-- --loads FILE.npy`: the first step of other loads. `-- --rounds R`: least time of R rounds.
+//! groups. `-- --loads FILE.npy`: the first step of other loads. `-- --rounds R`: least time of R rounds. `-- --only NAME`: the
+//! plans whose name has NAME in it, and `balanced`. `-- --count NAME --rounds R`: plans the first of these R times for the first
+//! loads and prints nothing, to be run under `valgrind --tool=callgrind`; the difference between two values of R is what one
+//! plan costs.
 
 use std::error::Error;
 use std::path::PathBuf;
@@ -38,14 +41,20 @@ fn rules() -> Vec<(String, Options)> {
 
 fn main() -> Result<(), Box<dyn Error>> {
     let (mut loads, mut rounds) = (None::<PathBuf>, 3);
+    let (mut only, mut count) = (String::new(), None::<String>);
     let mut words = std::env::args().skip(1);
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or(format!("{word} needs a value"));
         match word.as_str() {
             "--loads" => loads = Some(value()?.into()),
             "--rounds" => rounds = value()?.parse()?,
+            "--only" => only = value()?,
+            "--count" => count = Some(value()?),
             _ => return Err(format!("unknown option {word}").into()),
         }
+    }
+    if let Some(name) = count {
+        return repeat(&name, rounds);
     }
     println!(
         "| loads | plan | balance | of times | tokens across nodes | price paid | bound of strict | x balanced |"
@@ -53,21 +62,38 @@ fn main() -> Result<(), Box<dyn Error>> {
     println!("|---|---|---|---|---|---|---|---|");
     if let Some(path) = loads {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
-        return print(&name, &Trace::open(&path)?.loads(0..1)?, rounds);
+        return print(&name, &Trace::open(&path)?.loads(0..1)?, &only, rounds);
     }
-    let shape = Shape { model: "dsv3", slots: 288, ranks: 32 };
     for kind in KINDS {
-        let [loads, _] = shape.loads(kind, 0)?;
-        print(kind, &loads, rounds)?;
+        let [loads, _] = SHAPE.loads(kind, 0)?;
+        print(kind, &loads, &only, rounds)?;
     }
     Ok(())
 }
 
-fn print(name: &str, loads: &LoadMatrix, rounds: usize) -> Result<(), Box<dyn Error>> {
-    let topology = Topology::uniform(32, 288)?.with_nodes(4)?;
+const SHAPE: Shape = Shape { model: "dsv3", slots: 288, ranks: 32 };
+
+fn cluster() -> Result<Topology, Box<dyn Error>> {
+    Ok(Topology::uniform(SHAPE.ranks, SHAPE.slots)?.with_nodes(4)?)
+}
+
+/// Makes one of the plans again and again.
+fn repeat(name: &str, rounds: usize) -> Result<(), Box<dyn Error>> {
+    let (planner, topology) = (Planner::new(1)?, cluster()?);
+    let [loads, _] = SHAPE.loads(KINDS[0], 0)?;
+    let (_, options) =
+        rules().into_iter().find(|(rule, _)| rule.contains(name)).ok_or("no plan has that name")?;
+    for _ in 0..rounds {
+        std::hint::black_box(planner.place(&Request::new(&loads, &topology, &options))?);
+    }
+    Ok(())
+}
+
+fn print(name: &str, loads: &LoadMatrix, only: &str, rounds: usize) -> Result<(), Box<dyn Error>> {
+    let topology = cluster()?;
     let planner = Planner::new(1)?;
     let mut balanced = f64::NAN;
-    for (rule, options) in rules() {
+    for (rule, options) in rules().into_iter().filter(|(rule, _)| rule == "balanced" || rule.contains(only)) {
         let request = Request::new(loads, &topology, &options);
         let mut least = f64::INFINITY;
         for _ in 0..rounds {

@@ -1,7 +1,7 @@
 //! Arguments for what a plan is good for.
 
 use clap::Args;
-use eplb_plan::{CostModel, Dispatch, NodeRule, Options, Plan, PlanError, Prediction};
+use eplb_plan::{Aim, CostModel, Dispatch, NodeRule, Options, Plan, PlanError, Prediction};
 use serde_json::{Value, json};
 
 use crate::output::{number, optional};
@@ -33,6 +33,19 @@ pub(crate) struct ObjectiveArgs {
     /// Put the K hottest experts of each layer on every live rank
     #[arg(long, default_value_t = 0, value_name = "K")]
     replicate_top: usize,
+}
+
+/// The option that asks for an aim.
+pub(crate) fn flag(aim: Aim) -> &'static str {
+    match aim {
+        Aim::NodePrice => "--node-price",
+        Aim::Strict => "--strict",
+        Aim::Cost => "--expert-cost",
+        Aim::Dispatch => "--dispatch",
+        Aim::ReplicateTop => "--replicate-top",
+        Aim::Worth => "--worth-steps",
+        _ => aim.name(),
+    }
 }
 
 /// For clap.

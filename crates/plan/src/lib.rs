@@ -21,6 +21,7 @@
 //! Letters in shapes: `T` steps, `L` layers, `E` logical experts, `P` slots.
 #![forbid(unsafe_code)]
 
+mod aims;
 mod budget;
 mod curve;
 mod error;
@@ -36,6 +37,7 @@ mod request;
 pub mod split;
 mod workers;
 
+pub use aims::Aim;
 pub use budget::{Budget, Worth};
 pub use curve::CurvePoint;
 pub use error::PlanError;

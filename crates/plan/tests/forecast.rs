@@ -1,7 +1,9 @@
 //! Promises of `forecast` as properties, from random placements on ranks that differ, some of them dead.
 
 use eplb_core::{LoadMatrix, Placement, RankId, Topology, metrics};
-use eplb_plan::{Budget, Options, Plan, Planner, Policy, Request, Window};
+use eplb_plan::{
+    Aim, Budget, CostModel, Dispatch, NodeRule, Options, Plan, Planner, Policy, Request, Window, Worth,
+};
 use ndarray::{Array2, Array3};
 use proptest::prelude::*;
 
@@ -150,4 +152,41 @@ fn options_that_mean_nothing_are_refused() {
         let error = Planner::new(1).unwrap().plan(&Request::new(&loads, &topology, &options)).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
     }
+}
+
+#[test]
+fn what_it_does_not_weigh_is_refused_with_another_way() {
+    let loads = LoadMatrix::from_sum(Array2::ones((1, 8))).unwrap();
+    let topology = Topology::uniform(4, 12).unwrap().with_nodes(2).unwrap();
+    let base = Options { policy: Policy::Forecast, ..Options::default() };
+    let plan = |options: &Options| Planner::new(1).unwrap().plan(&Request::new(&loads, &topology, options));
+    assert!(plan(&base).is_ok());
+    let worth = Worth { steps: 1.0, layer_seconds: 1.0, link_gbps: 1.0 };
+    let cases = [
+        (Options { nodes: NodeRule::Priced(0.3), ..base.clone() }, Aim::NodePrice, "incremental or balanced"),
+        (Options { nodes: NodeRule::Strict, groups: 2, ..base.clone() }, Aim::Strict, "balanced"),
+        (
+            Options { cost: CostModel { per_expert: 2.0, per_token: 1.0 }, ..base.clone() },
+            Aim::Cost,
+            "incremental or balanced",
+        ),
+        (Options { dispatch: Dispatch::Share, ..base.clone() }, Aim::Dispatch, "incremental or balanced"),
+        (Options { dispatch: Dispatch::Nearest, ..base.clone() }, Aim::Dispatch, "incremental or balanced"),
+        (Options { replicate_top: 1, ..base.clone() }, Aim::ReplicateTop, "incremental or balanced"),
+        (Options { worth: Some(worth), expert_bytes: vec![1], ..base.clone() }, Aim::Worth, "move_price"),
+    ];
+    for (options, aim, instead) in cases {
+        let error = plan(&options).unwrap_err().to_string();
+        for part in ["forecast", aim.name(), instead] {
+            assert!(error.contains(part), "{error:?} does not say {part:?}");
+        }
+        // Without it the plan is the one that was made before it was asked for.
+        let (fitting, without) = options.for_policy();
+        assert_eq!(without, [aim]);
+        let plain = plan(&Options { groups: options.groups, ..base.clone() }).unwrap();
+        assert_eq!(plan(&fitting).unwrap().placement, plain.placement);
+    }
+    // Times in another unit are no other objective.
+    let unit = CostModel { per_expert: 0.0, per_token: 3.0 };
+    assert!(plan(&Options { cost: unit, ..base }).is_ok());
 }

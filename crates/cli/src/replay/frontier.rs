@@ -28,7 +28,7 @@ pub(super) struct Setting {
 
 /// `forecast` at each of the prices, every step or every `interval` steps.
 pub(super) fn prices(plan: &PlanArgs, prices: &[f64], interval: NonZeroUsize) -> Vec<Setting> {
-    let base = plan.options(Policy::Forecast);
+    let (base, _) = plan.options(Policy::Forecast).for_policy();
     let setting = |&value: &f64| Setting {
         schedule: Schedule { options: Options { move_price: value, ..base.clone() }, interval },
         what: "price",
@@ -39,7 +39,7 @@ pub(super) fn prices(plan: &PlanArgs, prices: &[f64], interval: NonZeroUsize) ->
 
 /// `incremental` with several wanted balances.
 pub(super) fn targets(plan: &PlanArgs) -> Vec<Setting> {
-    let base = plan.options(Policy::Incremental);
+    let (base, _) = plan.options(Policy::Incremental).for_policy();
     let setting = |&(value, interval): &(f64, usize)| Setting {
         schedule: Schedule {
             options: Options { target: Some(value), ..base.clone() },

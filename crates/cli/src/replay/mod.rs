@@ -1,5 +1,6 @@
 //! `eplb replay`.
 
+mod aims;
 mod frontier;
 
 use std::num::NonZeroUsize;
@@ -19,6 +20,7 @@ use serde_json::{Value, json};
 use crate::args::{PlanArgs, Steps, open};
 use crate::output::{Failure, bytes, number, print, print_json, progress, table};
 
+use aims::Without;
 use frontier::Reached;
 
 /// Steps between plans of policies that make big ones.
@@ -103,7 +105,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         return Err(Failure::input(format!("--link-gbps is {}; give a number above 0", args.link_gbps)));
     }
     let trace = open(&args.trace, args.steps)?;
-    let policies = policies(args)?;
+    let (policies, without) = policies(args)?;
     let replay = Replay {
         topology: args.plan.topology(args.gpus, args.slots)?,
         window: args.window,
@@ -127,9 +129,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         AtomicFile::write_with(out, |file| file.write_all(html.as_bytes()))?;
     }
     if args.json {
-        print_json(&object(args, &run, &frontier))?;
+        print_json(&object(args, &run, &without, &frontier))?;
     } else {
-        print(&text(args, &run, &frontier))?;
+        print(&text(args, &run, &without, &frontier))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -140,11 +142,13 @@ fn interval(args: &Args, policy: Policy) -> NonZeroUsize {
     args.interval.or(NonZeroUsize::new(usual)).unwrap_or(NonZeroUsize::MIN)
 }
 
-fn policies(args: &Args) -> Result<Vec<Schedule>, Failure> {
+/// What to replay, and what each of it is planned without.
+fn policies(args: &Args) -> Result<(Vec<Schedule>, Vec<Without>), Failure> {
     if args.policy.is_empty() {
         return Err(Failure::input("--policy takes names separated by commas"));
     }
-    args.policy
+    let schedules = args
+        .policy
         .iter()
         .map(|entry| {
             let (name, every) = entry.split_once('@').map_or((&entry[..], None), |(n, i)| (n, Some(i)));
@@ -157,7 +161,8 @@ fn policies(args: &Args) -> Result<Vec<Schedule>, Failure> {
             };
             Ok(Schedule { options: args.plan.options(policy), interval })
         })
-        .collect()
+        .collect::<Result<Vec<_>, Failure>>()?;
+    aims::apart(schedules)
 }
 
 /// What to try for the frontier: asked for, both policies; for the report alone, those that are in it.
@@ -182,14 +187,16 @@ fn moved_bytes(args: &Args, run: &PolicyRun) -> u64 {
     (run.moves() as u64).saturating_mul(args.expert_bytes)
 }
 
-fn object(args: &Args, run: &Run, frontier: &[Reached]) -> Value {
+fn object(args: &Args, run: &Run, without: &[Without], frontier: &[Reached]) -> Value {
     let policies: Vec<Value> = run
         .policies
         .iter()
-        .map(|p| {
+        .zip(without)
+        .map(|(p, without)| {
             json!({
                 "policy": p.name,
                 "interval": p.interval.get(),
+                "planned_without": without.names(),
                 "steps": p.balancedness.len(),
                 "rebalances": p.rebalances.len(),
                 "balancedness_mean": number(p.mean()),
@@ -217,7 +224,7 @@ fn object(args: &Args, run: &Run, frontier: &[Reached]) -> Value {
     })
 }
 
-fn text(args: &Args, run: &Run, frontier: &[Reached]) -> String {
+fn text(args: &Args, run: &Run, without: &[Without], frontier: &[Reached]) -> String {
     let head = [
         "policy",
         "balance",
@@ -246,6 +253,7 @@ fn text(args: &Args, run: &Run, frontier: &[Reached]) -> String {
         ]);
     }
     let mut text = table(&rows);
+    text.push_str(&aims::text(without));
     if let Some(bounds) = &run.oracle {
         let mean = bounds.iter().sum::<f64>() / bounds.len().max(1) as f64;
         text.push_str(&format!("bound, step by step: {mean:.4}\n"));

@@ -83,6 +83,46 @@ fn forecast_plans_every_step_and_its_frontier_is_printed_beside_the_other() {
 }
 
 #[test]
+fn options_go_to_the_policies_that_plan_for_them_and_others_run_without() {
+    let trace = shipped();
+    let base = ["replay", "--trace", trace.to_str().unwrap(), "--slots", "80", "--gpus", "16"];
+    let nodes = ["--nodes", "4", "--groups", "8", "--steps", "60:90", "--interval", "5"];
+    let everyone = ["--policy", "incremental,deepseek,static,random,forecast"];
+    let run = |rest: &[&str]| json(&[&base[..], &nodes, &everyone, rest, &["--json"]].concat());
+    let judged = |report: &serde_json::Value, at: usize| {
+        let policy = &report["policies"][at];
+        (policy["balancedness_mean"].as_f64(), policy["moves_total"].as_u64())
+    };
+    let plain = run(&[]);
+    for (options, flag) in [
+        (&["--node-price", "0.3"][..], "--node-price"),
+        (&["--expert-cost", "500"], "--expert-cost"),
+        (&["--dispatch", "nearest"], "--dispatch"),
+    ] {
+        let asked = run(options);
+        assert_eq!(asked["policies"][0]["planned_without"].as_array().unwrap().len(), 0);
+        assert_ne!(judged(&asked, 0), judged(&plain, 0), "{flag} changes what incremental does");
+        for at in 1..5 {
+            assert_eq!(asked["policies"][at]["planned_without"], serde_json::json!([flag]));
+            assert_eq!(judged(&asked, at), judged(&plain, at), "{flag} changes nothing for the others");
+        }
+    }
+    let told = eplb(&[&base[..], &nodes, &["--policy", "static,incremental", "--node-price", "1"]].concat());
+    let told = String::from_utf8(told.stdout).unwrap();
+    names(&told, &["static does not plan for --node-price"]);
+    assert!(!told.contains("incremental does not plan"), "{told}");
+    // Asked for in vain.
+    for (policies, option, instead) in [
+        (&["--policy", "forecast,static"][..], &["--node-price", "1"][..], "balanced or incremental"),
+        (&["--policy", "forecast"], &["--dispatch", "share"], "balanced or incremental"),
+        (&["--policy", "incremental,deepseek"], &["--strict"], "add balanced"),
+    ] {
+        let message = refused(&[&base[..], &nodes, policies, option, &["--json"]].concat());
+        names(&message, &[option[0], "changes nothing here", instead, "leave it out"]);
+    }
+}
+
+#[test]
 fn bad_replays_are_refused() {
     let trace = shipped();
     let run = |rest: &[&str]| {

@@ -34,6 +34,7 @@ use self::repair::Repair;
 use self::start::Start;
 use self::state::{NONE, State};
 use super::balanced::Sets;
+use crate::aims::Aim;
 use crate::error::PlanError;
 use crate::layer::Ranks;
 use crate::objective::NodeRule;
@@ -65,30 +66,18 @@ pub(super) fn check(request: &Request<'_>) -> Result<(), PlanError> {
             reason: format!("does not obey {option}; {instead}, or leave it out"),
         })
     };
-    match policy {
-        Policy::Balanced => Ok(()),
-        Policy::Incremental => match options.nodes {
-            NodeRule::Strict => refuse(
-                "the strict node rule, which moves whole groups",
-                "use a price per token that crosses nodes, or balanced",
-            ),
-            _ if options.is_plain() => Ok(()),
-            _ if options.budget.counts_bytes()
-                || options.budget.counts_ranks()
-                || options.worth.is_some() =>
-            {
-                refuse(
-                    "budgets in bytes or per rank and the worth of moves together with node prices, other costs, other \
-                     dispatch or replicate_top",
-                    "limit the moves of all layers instead",
-                )
-            }
-            _ => Ok(()),
-        },
-        _ if options.nodes != NodeRule::Free => refuse("node rules", "use balanced"),
-        _ if options.replicate_top > 0 => refuse("replicate_top", "use balanced or incremental"),
-        _ => Ok(()),
+    if let Some(aim) = Aim::ALL.iter().find(|aim| aim.is_asked(options) && policy.refuses(**aim)) {
+        return refuse(aim.name(), aim.instead());
     }
+    let limits = options.budget.counts_bytes() || options.budget.counts_ranks() || options.worth.is_some();
+    if policy == Policy::Incremental && !options.is_plain() && limits {
+        return refuse(
+            "budgets in bytes or per rank and the worth of moves together with node prices, other costs, other \
+             dispatch or replicate_top",
+            "limit the moves of all layers instead",
+        );
+    }
+    Ok(())
 }
 
 /// The best that the strict node rule allows: with tokens alone counting, no plan that keeps groups whole on nodes, equally
