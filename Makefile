@@ -7,6 +7,9 @@ TRACE := tests/data/day_26x64.npz
 
 REPORT := target/report.html
 
+# Where cargo puts what it builds.
+DEBUG := $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
+
 .PHONY: help run report test test-python test-integrations check test-faults test-report bench wheel bench-peers kernels kernel-check gloo gloo-tools tools python gpu-bundle bindings bindings-check
 
 help: ## List the targets
@@ -37,18 +40,18 @@ kernels: ## Compile the GPU kernels; fetches the CUDA 13.0 compiler packages if 
 kernel-check: tools ## Prepare target/kernel-check, with which kernels/check.sh runs on a GPU machine without Rust
 	kernels/check.sh --prepare
 
-test-python: tools python
+test-python: tools gloo-tools python
 	$(CARGO) build --locked --quiet -p eplb-capi
-	PYTHONPATH=bindings/python python3 -m unittest discover -s bindings/python/tests
+	EPLB_LIBRARY=$(DEBUG)/libeplb.so PYTHONPATH=bindings/python python3 -m unittest discover -s bindings/python/tests
 
 wheel: tools python ## Build the Python package for all versions of Python into target/wheels
 	python3 bindings/python/build_backend/eplb_build.py target/wheels
 
-test-integrations: tools gloo-tools python ## Tests with torch and numpy, installed into .venv: dumps that torch writes, its Gloo beside ours
+test-integrations: tools gloo-tools python ## Tests with torch and numpy, installed into .venv: torch's dumps, its Gloo beside ours, vLLM and SGLang
 	python3 benches/peers/packages.py
 	$(CARGO) build --locked --quiet -p eplb-cli -p eplb-capi -p gloo-sys
 	cd benches/peers && ../../.venv/bin/python -m unittest test_scores
-	EPLB=$${CARGO_TARGET_DIR:-target}/debug/eplb PYTHONPATH=bindings/python \
+	EPLB=$(DEBUG)/eplb EPLB_LIBRARY=$(DEBUG)/libeplb.so PYTHONPATH=bindings/python \
 	  .venv/bin/python -m unittest discover -s tests/python
 	rm -rf target/wheel-check && python3 bindings/python/build_backend/eplb_build.py target/wheel-check
 	.venv/bin/python -m pip install --quiet --no-deps --target target/wheel-check/installed target/wheel-check/*.whl

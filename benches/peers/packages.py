@@ -21,7 +21,15 @@ from pathlib import Path
 # Package -> what is taken out of its wheel. No __init__ above a planner's folder: those would import the server.
 WHEELS = {
     "sglang": ["sglang/srt/eplb/eplb_algorithms/"],
-    "vllm": ["vllm/distributed/eplb/policy/default.py", "vllm/distributed/eplb/policy/abstract.py"],
+    "vllm": [
+        "vllm/distributed/eplb/policy/default.py",
+        "vllm/distributed/eplb/policy/abstract.py",
+        # The exchange, for the tests of our communicator under it.
+        "vllm/distributed/eplb/rebalance_execute.py",
+        "vllm/distributed/eplb/eplb_communicator.py",
+        "vllm/distributed/eplb/eplb_utils.py",
+        "vllm/distributed/eplb/migration_scheduler.py",
+    ],
     "vllm-ascend": ["vllm_ascend/eplb/core/policy/"],
 }
 
@@ -105,4 +113,6 @@ def take(wheel, wanted, into):
 
 
 if __name__ == "__main__":
-    make(Path(__file__).resolve().parents[2] / ".venv")
+    HOME = Path(__file__).resolve().parents[2] / ".venv"
+    make(HOME)
+    planners(HOME)

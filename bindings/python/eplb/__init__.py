@@ -11,7 +11,21 @@ Neither torch nor numpy is needed.
 
 from eplb._native import EplbError, library_path, version
 from eplb.deepseek import rebalance_experts
+from eplb.pairs import Pairs
 from eplb.planning import Placement, Plan, plan
+from eplb.store import Store, StoreServer
 from eplb.trace import Trace
 
-__all__ = ["EplbError", "Placement", "Plan", "Trace", "library_path", "plan", "rebalance_experts", "version"]
+__all__ = [
+    "EplbError",
+    "Pairs",
+    "Placement",
+    "Plan",
+    "Store",
+    "StoreServer",
+    "Trace",
+    "library_path",
+    "plan",
+    "rebalance_experts",
+    "version",
+]

@@ -6,18 +6,27 @@ ctypes lets go of the interpreter's lock during every call, so that other thread
 import ctypes
 import os
 import threading
-from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_size_t, c_uint8, c_uint16, c_uint32, c_uint64, c_void_p
 from pathlib import Path
-from typing import Any, List, Optional
+from typing import Any, Dict, List, Optional
 
 #: The interface version that this package was written for (`EPLB_ABI_VERSION` of the header).
 ABI_VERSION = 0
 
-_STATUS = {1: "invalid argument", 2: "plan", 3: "trace", 4: "internal error"}
+_STATUS = {
+    1: "invalid argument",
+    2: "plan",
+    3: "trace",
+    4: "internal error",
+    5: "store",
+    6: "timeout",
+    7: "transfer",
+}
 
 
 class EplbError(RuntimeError):
-    """What the library refused, in its own words; `kind` is one of "invalid argument", "plan", "trace", "internal error"."""
+    """What the library refused, in its own words; `kind` is one of "invalid argument", "plan", "trace", "internal error", "store", "timeout",
+    "transfer"."""
 
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
@@ -94,6 +103,38 @@ class PlanSummary(ctypes.Structure):
     ]
 
 
+class PairMessage(ctypes.Structure):
+    """`struct eplb_message`."""
+
+    _fields_ = [("peer", c_uint32), ("base", c_void_p), ("bytes", c_size_t)]
+
+
+# Of `struct eplb_store_callbacks`: name -> arguments between the state and the value.
+_CALLBACKS = {
+    "set": [c_char_p, c_void_p, c_size_t, c_uint64],
+    "get": [c_char_p, c_uint64],
+    "compare_and_set": [c_char_p, c_void_p, c_size_t, c_void_p, c_size_t, c_uint64],
+    "remove": [c_char_p, c_uint64],
+}
+
+
+def callback_types() -> Dict[str, Any]:
+    """The kinds of functions of a host's store."""
+    return {name: ctypes.CFUNCTYPE(c_int32, c_void_p, *kinds, c_void_p) for name, kinds in _CALLBACKS.items()}
+
+
+class StoreCallbacks(ctypes.Structure):
+    """`struct eplb_store_callbacks`."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("name", c_char_p),
+        ("state", c_void_p),
+        *callback_types().items(),
+        ("max_value", c_size_t),
+    ]
+
+
 # Name -> kinds of arguments; all return a status.
 _FUNCTIONS = {
     "eplb_planner_new": [c_size_t, POINTER(c_void_p)],
@@ -107,10 +148,39 @@ _FUNCTIONS = {
     "eplb_trace_open": [c_char_p, POINTER(c_void_p)],
     "eplb_trace_shape": [c_void_p, POINTER(c_size_t)],
     "eplb_trace_loads": [c_void_p, c_size_t, c_size_t, POINTER(c_double), c_size_t],
+    "eplb_value_set": [c_void_p, c_void_p, c_size_t],
+    "eplb_store_in_process": [POINTER(c_void_p)],
+    "eplb_store_open": [c_char_p, c_uint64, POINTER(c_void_p)],
+    "eplb_store_prefix": [c_void_p, c_char_p, POINTER(c_void_p)],
+    "eplb_store_from_callbacks": [POINTER(StoreCallbacks), POINTER(c_void_p)],
+    "eplb_store_serve": [c_char_p, POINTER(c_void_p)],
+    "eplb_store_server_port": [c_void_p, POINTER(c_uint16)],
+    "eplb_store_set": [c_void_p, c_char_p, c_void_p, c_size_t, c_uint64],
+    "eplb_store_wait": [c_void_p, c_char_p, c_void_p, c_size_t, POINTER(c_size_t), c_uint64],
+    "eplb_store_compare_and_set": [
+        c_void_p,
+        c_char_p,
+        c_void_p,
+        c_size_t,
+        c_void_p,
+        c_size_t,
+        c_uint64,
+        POINTER(c_uint8),
+    ],
+    "eplb_pairs_connect": [c_char_p, c_uint32, c_size_t, c_void_p, c_char_p, c_uint64, POINTER(c_void_p)],
+    "eplb_pairs_exchange": [c_void_p, POINTER(PairMessage), c_size_t, POINTER(PairMessage), c_size_t, c_uint64],
+    "eplb_pairs_received_bytes": [c_void_p, POINTER(c_uint64)],
 }
 
 # Functions that free a handle.
-_FREE = ["eplb_planner_free", "eplb_plan_free", "eplb_trace_free"]
+_FREE = [
+    "eplb_planner_free",
+    "eplb_plan_free",
+    "eplb_trace_free",
+    "eplb_store_free",
+    "eplb_store_server_free",
+    "eplb_pairs_free",
+]
 
 _lock = threading.Lock()
 _library: Optional[ctypes.CDLL] = None

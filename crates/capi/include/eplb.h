@@ -16,6 +16,25 @@
 // Version of this interface: it changes when a program built against an older header may no longer run.
 #define EPLB_ABI_VERSION 0
 
+// The operation was done; for `get`, the value was there; for `compare_and_set`, it swapped; for `remove`, the key was there.
+#define EPLB_STORE_DONE 0
+
+// It was done too: the value was not there, another value was (handed over with `eplb_value_set`, unless the key was absent), or there was
+// nothing to remove.
+#define EPLB_STORE_NOT 1
+
+// For `compare_and_set`: it did not swap, and the key was absent.
+#define EPLB_STORE_ABSENT 2
+
+// The time was over.
+#define EPLB_STORE_TIMEOUT 3
+
+// The store is gone for good; why is handed over with `eplb_value_set`.
+#define EPLB_STORE_LOST 4
+
+// Anything else went wrong; why is handed over with `eplb_value_set`.
+#define EPLB_STORE_FAILED 5
+
 // How a call ended.
 typedef enum eplb_status {
   // It did what it says.
@@ -28,7 +47,16 @@ typedef enum eplb_status {
   EPLB_STATUS_TRACE = 3,
   // A fault in the library itself; the handle that was used should be freed.
   EPLB_STATUS_INTERNAL = 4,
+  // A store failed, is lost, or refuses.
+  EPLB_STATUS_STORE = 5,
+  // The time limit of the call was over first.
+  EPLB_STATUS_TIMEOUT = 6,
+  // Bytes between ranks could not be carried; the message names rank and cause.
+  EPLB_STATUS_TRANSFER = 7,
 } eplb_status;
+
+// Connections between all ranks, for messages in batches. A second thread that uses one waits for the first.
+typedef struct eplb_pairs eplb_pairs;
 
 // A plan.
 typedef struct eplb_plan eplb_plan;
@@ -36,8 +64,61 @@ typedef struct eplb_plan eplb_plan;
 // Plans, on threads of its own. Keep one: its memory is used again from plan to plan.
 typedef struct eplb_planner eplb_planner;
 
+// A small map through which ranks meet.
+typedef struct eplb_store eplb_store;
+
+// A server of a TCP store in this process.
+typedef struct eplb_store_server eplb_store_server;
+
 // A trace of loads on disk.
 typedef struct eplb_trace eplb_trace;
+
+// A value that the library takes from a host's callback, or hands to a host. See `eplb_value_set`.
+typedef struct eplb_value eplb_value;
+
+// The operations of a host's store, such as a server's own. Keys are texts, values bytes. Every function returns one of the
+// `EPLB_STORE_..` numbers within `timeout_ms`, may be called from several threads at once, and must not call back into this
+// library but for `eplb_value_set`. Compare-and-set is atomic. Set `struct_size` to the size of this structure.
+typedef struct eplb_store_callbacks {
+  // Size of this structure.
+  size_t struct_size;
+  // Name for messages, or null.
+  const char *name;
+  // Given to every function.
+  void *state;
+  // Writes a value.
+  int32_t (*set)(void *state,
+                 const char *key,
+                 const uint8_t *bytes,
+                 size_t len,
+                 uint64_t timeout_ms,
+                 struct eplb_value *out);
+  // Reads a value into `out`; does not wait for the key to appear.
+  int32_t (*get)(void *state, const char *key, uint64_t timeout_ms, struct eplb_value *out);
+  // Writes the new value if the key holds the expected one (`expected` null: if it is absent).
+  int32_t (*compare_and_set)(void *state,
+                             const char *key,
+                             const uint8_t *expected,
+                             size_t expected_len,
+                             const uint8_t *bytes,
+                             size_t len,
+                             uint64_t timeout_ms,
+                             struct eplb_value *out);
+  // Removes a key.
+  int32_t (*remove)(void *state, const char *key, uint64_t timeout_ms, struct eplb_value *out);
+  // Largest value that it takes, bytes; 0: 1 MiB.
+  size_t max_value;
+} eplb_store_callbacks;
+
+// Bytes to or from another rank.
+typedef struct eplb_message {
+  // The other rank.
+  uint32_t peer;
+  // Where the bytes lie, or go.
+  void *base;
+  // How many.
+  size_t bytes;
+} eplb_message;
 
 // What a plan is worth. Balancedness is per layer the mean over ranks of rank load / the largest, 0 to 1, then the mean
 // over layers with any load. NaN: there is no current placement.
@@ -175,6 +256,57 @@ const char *eplb_version(void);
 // Why the last call of this thread failed; empty if none did. Valid until the thread's next call that fails.
 const char *eplb_last_error(void);
 
+// A store on the host's functions. They and their state must stay valid until the store and everything made with it is freed.
+//
+// # Safety
+// `callbacks` is null or points to a structure whose functions do what their documentation says; `store` is null or points to room for
+// a pointer.
+enum eplb_status eplb_store_from_callbacks(const struct eplb_store_callbacks *callbacks,
+                                           struct eplb_store **store);
+
+// Connects this rank with the others; every rank calls it with the same store, a corner of its own that nothing else uses, and the
+// same `world_size`, at least 2. Blocks until all are there.
+//
+// `backend` is `gloo`: host memory, over TCP through `libeplb_gloo.so`, which must be to be found. `interface_name` is the name
+// of a network interface or an address of this host that the others can reach; null is the loopback address.
+//
+// # Safety
+// Texts are null or texts; `store` is a live handle or null; `pairs` is null or points to room for a pointer.
+enum eplb_status eplb_pairs_connect(const char *backend,
+                                    uint32_t rank,
+                                    size_t world_size,
+                                    const struct eplb_store *store,
+                                    const char *interface_name,
+                                    uint64_t timeout_ms,
+                                    struct eplb_pairs **pairs);
+
+// Sends and receives a batch: returns when what is received is in and what is sent may be written again. Messages from one rank to
+// another match in the order in which both sides give them, batch by batch, and must have equal sizes. After an error the connections
+// are spent: make new ones.
+//
+// # Safety
+// `pairs` is a live handle or null; `sends` and `receives` point to as many messages as said, or are null with none. The memory that
+// they name stays valid during the call; nobody writes what is sent, nobody else touches what is received into, and none of
+// that overlaps.
+enum eplb_status eplb_pairs_exchange(const struct eplb_pairs *pairs,
+                                     const struct eplb_message *sends,
+                                     size_t send_count,
+                                     const struct eplb_message *receives,
+                                     size_t receive_count,
+                                     uint64_t timeout_ms);
+
+// Bytes received from other ranks so far.
+//
+// # Safety
+// `pairs` is a live handle or null; `bytes` is null or points to room for a number.
+enum eplb_status eplb_pairs_received_bytes(const struct eplb_pairs *pairs, uint64_t *bytes);
+
+// Closes the connections; ranks that still use theirs get an error. Null does nothing.
+//
+// # Safety
+// `pairs` is null or a live handle that is not in use, and is not used afterwards.
+void eplb_pairs_free(struct eplb_pairs *pairs);
+
 // Frees a plan. Null does nothing.
 //
 // # Safety
@@ -243,6 +375,99 @@ enum eplb_status eplb_planner_plan(const struct eplb_planner *planner,
 // `request` is null or points to `struct_size` bytes that can be written.
 enum eplb_status eplb_plan_request_init(struct eplb_plan_request *request,
                                         size_t struct_size);
+
+// Makes a store for ranks that are threads of this process.
+//
+// # Safety
+// `store` is null or points to room for a pointer.
+enum eplb_status eplb_store_in_process(struct eplb_store **store);
+
+// Opens the store at an address: `tcp://host:port` of a server, or `file:///folder` that all ranks share. A server that does not
+// listen yet is tried again until the time is over. A token, where the server wants one, is taken from `EPLB_STORE_TOKEN` or
+// `EPLB_STORE_TOKEN_FILE`.
+//
+// # Safety
+// `address` is null or a text; `store` is null or points to room for a pointer.
+enum eplb_status eplb_store_open(const char *address,
+                                 uint64_t timeout_ms,
+                                 struct eplb_store **store);
+
+// A corner of a store of its own: keys of `store` that begin with `prefix` and a slash. The store may be freed before it.
+//
+// # Safety
+// `store` is a live handle or null; `prefix` is null or a text; `corner` is null or points to room for a pointer.
+enum eplb_status eplb_store_prefix(const struct eplb_store *store,
+                                   const char *prefix,
+                                   struct eplb_store **corner);
+
+// Frees a store. Null does nothing. What was made with it keeps what it needs of it.
+//
+// # Safety
+// `store` is null or a live handle that is not in use, and is not used afterwards.
+void eplb_store_free(struct eplb_store *store);
+
+// Serves a TCP store in this process at `host:port`; port 0 takes a free one. Anywhere but on the loopback address a token is needed,
+// from `EPLB_STORE_TOKEN` or `EPLB_STORE_TOKEN_FILE`.
+//
+// # Safety
+// `address` is null or a text; `server` is null or points to room for a pointer.
+enum eplb_status eplb_store_serve(const char *address,
+                                  struct eplb_store_server **server);
+
+// The port that a server listens at.
+//
+// # Safety
+// `server` is a live handle or null; `port` is null or points to room for a number.
+enum eplb_status eplb_store_server_port(const struct eplb_store_server *server, uint16_t *port);
+
+// Ends a server; its clients then report that the store is lost. Null does nothing.
+//
+// # Safety
+// `server` is null or a live handle that is not in use, and is not used afterwards.
+void eplb_store_server_free(struct eplb_store_server *server);
+
+// Copies bytes into a value: how a callback hands over what it found, or, when it fails, why.
+//
+// # Safety
+// `value` is what the library gave to the callback; `bytes` is null with `len` 0, or points to `len` bytes.
+enum eplb_status eplb_value_set(struct eplb_value *value, const uint8_t *bytes, size_t len);
+
+// Writes a value, whatever the key held.
+//
+// # Safety
+// `store` is a live handle or null; `key` is null or a text; `bytes` is null with `len` 0, or points to `len` bytes.
+enum eplb_status eplb_store_set(const struct eplb_store *store,
+                                const char *key,
+                                const uint8_t *bytes,
+                                size_t len,
+                                uint64_t timeout_ms);
+
+// Waits until a key is there, and copies its value to `bytes`, which has room for `room` bytes. `len` gets the value's length; if that
+// is more than `room` nothing is copied.
+//
+// # Safety
+// `store` is a live handle or null; `key` is null or a text; `bytes` is null with `room` 0, or points to `room` bytes; `len` is null
+// or points to room for a number.
+enum eplb_status eplb_store_wait(const struct eplb_store *store,
+                                 const char *key,
+                                 uint8_t *bytes,
+                                 size_t room,
+                                 size_t *len,
+                                 uint64_t timeout_ms);
+
+// Writes `new` if the key holds `expected` (null: if it is absent). `swapped` gets 1 if it did, else 0.
+//
+// # Safety
+// `store` is a live handle or null; `key` is null or a text; `expected` is null or points to `expected_len` bytes, `new_value` to
+// `new_len` bytes; `swapped` is null or points to room for a number.
+enum eplb_status eplb_store_compare_and_set(const struct eplb_store *store,
+                                            const char *key,
+                                            const uint8_t *expected,
+                                            size_t expected_len,
+                                            const uint8_t *new_value,
+                                            size_t new_len,
+                                            uint64_t timeout_ms,
+                                            uint8_t *swapped);
 
 // Opens a trace: `.npy`, `.npz` or `.csv`, of any of the systems that `eplb trace` reads.
 //

@@ -50,6 +50,20 @@ pub(crate) fn run(body: impl FnOnce() -> Result<(), Failure>) -> Status {
     failure.status
 }
 
+/// Frees a handle; null does nothing. Whatever its drop does, a panic does not get out.
+///
+/// # Safety
+/// `handle` is null or was made by `Box::into_raw`, is not in use, and is not used afterwards.
+pub(crate) unsafe fn free<T>(handle: *mut T) {
+    run(|| {
+        if !handle.is_null() {
+            // SAFETY: as the caller promises.
+            drop(unsafe { Box::from_raw(handle) });
+        }
+        Ok(())
+    });
+}
+
 /// A handle that must not be null.
 ///
 /// # Safety

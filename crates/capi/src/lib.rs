@@ -13,19 +13,25 @@
 //! - Null where something is needed, and lengths that do not fit, are errors that name the argument.
 
 mod call;
+mod host_store;
 mod options;
+mod pairs;
 mod plan;
 mod planner;
 mod request;
 mod status;
+mod store;
 mod structs;
 mod trace;
 
 pub use call::eplb_last_error;
+pub use host_store::*;
+pub use pairs::*;
 pub use plan::*;
 pub use planner::*;
 pub use request::*;
 pub use status::Status;
+pub use store::*;
 pub use trace::*;
 
 /// Version of this interface: it changes when a program built against an older header may no longer run.

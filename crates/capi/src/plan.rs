@@ -14,13 +14,8 @@ pub struct Plan(pub(crate) eplb_plan::Plan);
 /// `plan` is null or was made by `eplb_planner_plan`, is not in use, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_plan_free(plan: *mut Plan) {
-    call::run(|| {
-        if !plan.is_null() {
-            // SAFETY: made by `Box::into_raw`, and freed once, as the caller promises.
-            drop(unsafe { Box::from_raw(plan) });
-        }
-        Ok(())
-    });
+    // SAFETY: as the caller promises.
+    unsafe { call::free(plan) }
 }
 
 /// What a plan is worth. Balancedness is per layer the mean over ranks of rank load / the largest, 0 to 1, then the mean

@@ -34,14 +34,8 @@ pub unsafe extern "C" fn eplb_planner_new(threads: usize, planner: *mut *mut Pla
 /// `planner` is null or was made by `eplb_planner_new`, is not in use, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_planner_free(planner: *mut Planner) {
-    // Freeing joins threads; a panic there must not get out.
-    call::run(|| {
-        if !planner.is_null() {
-            // SAFETY: made by `Box::into_raw`, and freed once, as the caller promises.
-            drop(unsafe { Box::from_raw(planner) });
-        }
-        Ok(())
-    });
+    // SAFETY: as the caller promises.
+    unsafe { call::free(planner) }
 }
 
 /// Makes a plan: places the experts, splits their tokens over the replicas, and scores the result.

@@ -14,4 +14,10 @@ pub enum Status {
     Trace = 3,
     /// A fault in the library itself; the handle that was used should be freed.
     Internal = 4,
+    /// A store failed, is lost, or refuses.
+    Store = 5,
+    /// The time limit of the call was over first.
+    Timeout = 6,
+    /// Bytes between ranks could not be carried; the message names rank and cause.
+    Transfer = 7,
 }

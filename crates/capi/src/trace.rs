@@ -37,13 +37,8 @@ pub unsafe extern "C" fn eplb_trace_open(path: *const c_char, trace: *mut *mut T
 /// `trace` is null or was made by `eplb_trace_open`, is not in use, and is not used afterwards.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_trace_free(trace: *mut Trace) {
-    call::run(|| {
-        if !trace.is_null() {
-            // SAFETY: made by `Box::into_raw`, and freed once, as the caller promises.
-            drop(unsafe { Box::from_raw(trace) });
-        }
-        Ok(())
-    });
+    // SAFETY: as the caller promises.
+    unsafe { call::free(trace) }
 }
 
 /// Steps, layers and experts of a trace.

@@ -1,4 +1,4 @@
-"""vLLM's expert load balancer with eplb's plans.
+"""vLLM's expert load balancer with eplb's plans, and its exchange over eplb's transports.
 
     from eplb.integrations import vllm
     vllm.install(target=0.95)          # before the engine starts, in every worker
@@ -8,10 +8,14 @@ and `--enable-eplb` as ever: vLLM then plans with the class that `policy` makes 
 Written for the interface of `vllm.distributed.eplb.policy.abstract.AbstractEplbPolicy` in vLLM 0.16 to 0.33:
 `rebalance_experts(weight, num_replicas, num_groups, num_nodes, num_ranks, old_global_expert_indices=None) -> phy2log`. Every worker
 plans by itself and all must come to the same map: a plan depends on nothing but the arguments.
+
+`EplbCommunicator` is what vLLM's `rearrange_expert_weights_inplace` and `transfer_layer` take as `communicator`. It answers both forms
+of the interface: `add_send(tensor, dst_rank)` of 0.20, and `add_send(tensors, dst_rank, expert_id)` of later versions up to 0.33.
 """
 
-from typing import Any, Optional, Type
+from typing import Any, List, Optional, Tuple, Type
 
+from eplb.pairs import Message, Pairs
 from eplb.planning import plan
 
 
@@ -78,3 +82,110 @@ def install(name: Optional[str] = None, **options: Any) -> Type[Any]:
     made = policy(name, policies.AbstractEplbPolicy, **options)
     known["default"] = made
     return made
+
+
+class EplbCommunicator:
+    """vLLM's communicator interface on `eplb.Pairs`.
+
+    Tensors in host memory travel from where they are to where they go, without a copy if they are contiguous. Those on a device
+    are staged through host memory, in the order of the stream given with `set_stream` (else the current one): the calling thread
+    waits for that stream alone.
+
+    timeout: seconds that one `execute` may take; after it, or when a rank dies, `execute` raises `EplbError` with the rank and the cause,
+    instead of waiting for ever, and so does every later one.
+    """
+
+    #: No buffers are made behind vLLM's back while it measures memory.
+    needs_profile_buffer_reservation = False
+
+    def __init__(self, pairs: Pairs, timeout: float = 60.0) -> None:
+        self._pairs, self._timeout = pairs, timeout
+        self._stream: Optional[Any] = None
+        self._sends: List[Tuple[Any, int]] = []
+        self._receives: List[Tuple[Any, int]] = []
+
+    def set_stream(self, stream: Optional[Any]) -> None:
+        """The stream on which tensors of a device are written and read."""
+        self._stream = stream
+
+    def set_transfer_context(self, old_indices: Any, layer_idx: int) -> None:
+        """Nothing is needed of it."""
+
+    def add_send(self, tensors: Any, dst_rank: int, expert_id: Optional[int] = None) -> None:
+        """Adds a tensor, or several, to what the next `execute` sends to a rank."""
+        self._sends += [(tensor, dst_rank) for tensor in _listed(tensors)]
+
+    def add_recv(self, tensors: Any, src_rank: int, expert_id: Optional[int] = None) -> None:
+        """Adds a tensor, or several, to what the next `execute` receives from a rank."""
+        self._receives += [(tensor, src_rank) for tensor in _listed(tensors)]
+
+    def execute(self) -> None:
+        """Sends and receives all that was added; the tensors are complete when it returns, on a device in stream order."""
+        sends, receives = self._sends, self._receives
+        self._sends, self._receives = [], []
+        if not sends and not receives:
+            return
+        out = [self._readable(tensor) for tensor, _ in sends]
+        into = [_writable(tensor) for tensor, _ in receives]
+        self._settle([tensor for tensor, _ in sends])
+        self._pairs.exchange(
+            [_message(tensor, peer) for tensor, (_, peer) in zip(out, sends)],
+            [_message(tensor, peer) for tensor, (_, peer) in zip(into, receives)],
+            self._timeout,
+        )
+        for landed, (tensor, _) in zip(into, receives):
+            if landed is not tensor:
+                with _on(self._stream, tensor):
+                    tensor.copy_(landed, non_blocking=landed.is_pinned())
+        # Pinned memory must outlive the copies; torch's allocator sees to that for copies on streams it knows.
+
+    def _readable(self, tensor: Any) -> Any:
+        """The tensor itself, or a contiguous copy in host memory, perhaps still under way on the stream."""
+        if tensor.device.type == "cpu":
+            return tensor if tensor.is_contiguous() else tensor.contiguous()
+        with _on(self._stream, tensor):
+            return _host_like(tensor).copy_(tensor, non_blocking=True)
+
+    def _settle(self, tensors: List[Any]) -> None:
+        """Waits for the copies to host memory."""
+        device = next((tensor for tensor in tensors if tensor.device.type != "cpu"), None)
+        if device is None:
+            return
+        if self._stream is not None:
+            self._stream.synchronize()
+        else:
+            import torch
+
+            torch.cuda.current_stream(device.device).synchronize()
+
+
+def _listed(tensors: Any) -> List[Any]:
+    return list(tensors) if isinstance(tensors, (list, tuple)) else [tensors]
+
+
+def _writable(tensor: Any) -> Any:
+    """The tensor itself where bytes can land in it, else host memory of its shape."""
+    return tensor if tensor.device.type == "cpu" and tensor.is_contiguous() else _host_like(tensor)
+
+
+def _host_like(tensor: Any) -> Any:
+    """Contiguous host memory of a tensor's shape; pinned where it stands in for memory of a device."""
+    import torch
+
+    pinned = tensor.device.type == "cuda"
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
+
+
+def _on(stream: Optional[Any], tensor: Any) -> Any:
+    """Makes a stream the current one for a tensor of a device."""
+    import contextlib
+
+    if stream is None or tensor.device.type == "cpu":
+        return contextlib.nullcontext()
+    import torch
+
+    return torch.cuda.stream(stream)
+
+
+def _message(tensor: Any, peer: int) -> Message:
+    return peer, tensor.data_ptr(), tensor.numel() * tensor.element_size()

@@ -110,12 +110,15 @@ mod tests {
             let other = scope.spawn(|| {
                 let other = Rendezvous::open(&join(0, port), Some(RankId(1)), None, &deadlines).unwrap();
                 let store = other.store();
+                store.set("here", b"1", after(Duration::from_secs(20))).unwrap();
                 store.wait(&["leaving"], after(Duration::from_secs(20))).unwrap();
                 // The server leaves, and is still there for what comes now.
                 std::thread::sleep(Duration::from_millis(100));
                 store.set("late", b"1", after(Duration::from_secs(20)))
             });
             let serving = Rendezvous::open(&join(1, port), Some(RankId(1)), None, &deadlines).unwrap();
+            // A rank that has not come yet is not waited for: that is what ranks agree on before.
+            serving.store().wait(&["here"], after(Duration::from_secs(60))).unwrap();
             serving.store().set("leaving", b"1", after(Duration::from_secs(20))).unwrap();
             serving.leave();
             assert_eq!(other.join().unwrap(), Ok(()));
