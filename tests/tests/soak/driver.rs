@@ -1,0 +1,279 @@
+//! Starts the ranks of a run, listens to them, and judges.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io::{BufRead, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use eplb_comm::store::{ServerOptions, ServerStats, StoreServer};
+
+use crate::plan::deadlines;
+use crate::rank::{Planted, leak};
+use crate::trend::slope;
+
+/// Ranks of every run.
+pub(crate) const RANKS: usize = 4;
+/// Reports of a rank in a run.
+const SAMPLES: u64 = 50;
+/// The first samples in this share of a run are warm-up: caches and allocators fill.
+const WARM: f64 = 0.3;
+/// Most keys that an epoch leaves in the store when all have gone on to the next.
+const KEYS_PER_EPOCH: u64 = 32;
+/// Longest silence of all ranks.
+const SILENCE: Duration = Duration::from_secs(120);
+
+/// A run to be made.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Run {
+    pub(crate) seed: u64,
+    pub(crate) rounds: u64,
+    pub(crate) planted: [Planted; RANKS],
+}
+
+/// Something that must not be, and what planted fault would look so.
+#[derive(Debug, Clone)]
+pub(crate) struct Finding {
+    pub(crate) rank: Option<usize>,
+    pub(crate) text: String,
+    pub(crate) planted: Planted,
+}
+
+/// What a rank said of itself.
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    round: u64,
+    resident: u64,
+    descriptors: u64,
+    threads: u64,
+    map: u64,
+    aborted: u64,
+    moves: u64,
+    waves: u64,
+    wrong: u64,
+}
+
+/// How a run went.
+#[derive(Debug)]
+pub(crate) struct Outcome {
+    run: Run,
+    took: Duration,
+    samples: Vec<Vec<Sample>>,
+    growth: Vec<f64>,
+    held: (u64, u64),
+    aborts: BTreeMap<String, u64>,
+    store: (ServerStats, ServerStats),
+    pub(crate) findings: Vec<Finding>,
+}
+
+/// The processes. Dropping it ends them.
+struct Ranks(Vec<Child>);
+
+impl Drop for Ranks {
+    fn drop(&mut self) {
+        for child in &mut self.0 {
+            // One that has ended cannot be killed any more.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// Most growth of resident memory that is taken for none, KiB per rebalance: half of what the planted leak adds.
+fn bound(rounds: u64) -> f64 {
+    leak(rounds) as f64 / 1024.0 / 2.0
+}
+
+/// Makes a run; what it found is in the outcome.
+///
+/// # Errors
+/// A rank ended, or nobody said anything for long.
+pub(crate) fn run(run: &Run) -> Result<Outcome, String> {
+    let options = ServerOptions { deadlines: deadlines().store, ..ServerOptions::default() };
+    let server = StoreServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), options);
+    let server = server.map_err(|error| error.to_string())?;
+    let every = (run.rounds / SAMPLES).max(1);
+    let begin = Instant::now();
+    let (ranks, lines) = start(run, &server, every)?;
+    let mut outcome = Outcome {
+        run: *run,
+        took: Duration::ZERO,
+        samples: vec![Vec::new(); RANKS],
+        growth: Vec::new(),
+        held: (0, 0),
+        aborts: BTreeMap::new(),
+        store: Default::default(),
+        findings: Vec::new(),
+    };
+    let mut done = 0;
+    while done < RANKS {
+        let (rank, line) = lines
+            .recv_timeout(SILENCE)
+            .map_err(|_| format!("hang: no rank said anything for {SILENCE:?}"))?;
+        let Some(line) = line else { return Err(format!("rank {rank} ended")) };
+        let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
+        match word {
+            "sample" => {
+                outcome.samples[rank].push(sample(rest).ok_or_else(|| format!("rank {rank}: {line}"))?);
+                let taken = outcome.samples.iter().map(Vec::len).min().unwrap_or(0);
+                if taken == warm(SAMPLES as usize) {
+                    outcome.store.0 = server.stats();
+                }
+            }
+            "aborted" => *outcome.aborts.entry(cause(rest)).or_default() += 1,
+            "done" => {
+                done += 1;
+                let mut numbers = rest.split(' ').filter_map(|number| number.parse::<u64>().ok());
+                outcome.held.0 += numbers.next().unwrap_or(0);
+                outcome.held.1 += numbers.next().unwrap_or(0);
+            }
+            _ => outcome.findings.push(Finding { rank: Some(rank), text: line, planted: Planted::Nothing }),
+        }
+    }
+    outcome.took = begin.elapsed();
+    outcome.store.1 = server.stats();
+    drop(ranks);
+    outcome.judge();
+    Ok(outcome)
+}
+
+type Lines = Receiver<(usize, Option<String>)>;
+
+fn start(run: &Run, server: &StoreServer, every: u64) -> Result<(Ranks, Lines), String> {
+    let this = std::env::current_exe().map_err(|error| error.to_string())?;
+    let (sender, lines) = channel();
+    let mut ranks = Ranks(Vec::new());
+    for rank in 0..RANKS {
+        let mut command = Command::new(&this);
+        command.args(["rank", &rank.to_string(), &format!("tcp://{}", server.local_address())]);
+        command.args([run.seed, run.rounds, every].map(|number| number.to_string()));
+        command.arg(run.planted[rank].to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().map_err(|error| error.to_string())?;
+        let out = child.stdout.take().ok_or("no pipe")?;
+        ranks.0.push(child);
+        let sender = sender.clone();
+        std::thread::spawn(move || {
+            let lines = BufReader::new(out).lines().map_while(Result::ok).map(Some);
+            // Whoever does not listen any more has judged.
+            lines.chain([None]).all(|line| sender.send((rank, line)).is_ok());
+        });
+    }
+    Ok((ranks, lines))
+}
+
+fn sample(text: &str) -> Option<Sample> {
+    let mut words = text.split(' ');
+    let mut number = || words.next()?.parse::<u64>().ok();
+    let (round, resident, descriptors, threads) = (number()?, number()?, number()?, number()?);
+    let map = u64::from_str_radix(words.next()?, 16).ok()?;
+    let mut number = || words.next()?.parse::<u64>().ok();
+    let (aborted, moves, waves, wrong) = (number()?, number()?, number()?, number()?);
+    Some(Sample { round, resident, descriptors, threads, map, aborted, moves, waves, wrong })
+}
+
+/// Why an exchange was aborted, without its numbers.
+fn cause(text: &str) -> String {
+    let known = ["weather", "too late", "reached", "sign of life"];
+    known.iter().find(|word| text.contains(**word)).map_or_else(|| text.to_owned(), |word| (*word).to_owned())
+}
+
+/// Samples that are warm-up.
+fn warm(samples: usize) -> usize {
+    (samples as f64 * WARM) as usize
+}
+
+impl Outcome {
+    fn find(&mut self, rank: Option<usize>, planted: Planted, text: String) {
+        self.findings.push(Finding { rank, text, planted });
+    }
+
+    fn judge(&mut self) {
+        for rank in 0..RANKS {
+            let samples = std::mem::take(&mut self.samples[rank]);
+            let steady = &samples[warm(samples.len())..];
+            let points: Vec<(f64, f64)> =
+                steady.iter().map(|s| (s.round as f64, s.resident as f64)).collect();
+            let growth = slope(&points);
+            self.growth.push(growth);
+            if growth > bound(self.run.rounds) {
+                let text = format!("resident memory grows by {growth:.2} KiB per rebalance");
+                self.find(Some(rank), Planted::Memory, text);
+            }
+            let (first, last) = (&steady[0], &steady[steady.len() - 1]);
+            if last.descriptors > first.descriptors || last.threads > first.threads {
+                let text = format!(
+                    "{} descriptors and {} threads became {} and {}",
+                    first.descriptors, first.threads, last.descriptors, last.threads
+                );
+                self.find(Some(rank), Planted::Descriptors, text);
+            }
+            if last.wrong > 0 {
+                self.find(Some(rank), Planted::Byte, format!("{} bytes were wrong", last.wrong));
+            }
+            self.samples[rank] = samples;
+        }
+        let (first, last) = self.store;
+        let aborted = |at: usize| self.samples[0][at].aborted;
+        let samples = self.samples[0].len();
+        let epochs = aborted(samples - 1) - aborted(warm(samples) - 1);
+        if last.keys > first.keys + KEYS_PER_EPOCH * epochs {
+            let text = format!(
+                "the store held {} keys after warm-up and holds {}, after {epochs} more epochs",
+                first.keys, last.keys
+            );
+            self.find(None, Planted::Nothing, text);
+        }
+        for at in 0..self.samples[0].len() {
+            if self.samples.iter().any(|own| own[at].map != self.samples[0][at].map) {
+                let text = format!("round {}: ranks hold different placements", self.samples[0][at].round);
+                self.find(None, Planted::Nothing, text);
+            }
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let last: Vec<&Sample> = self.samples.iter().filter_map(|samples| samples.last()).collect();
+        let (rounds, took) = (self.run.rounds, self.took.as_secs_f64());
+        writeln!(
+            f,
+            "{rounds} rebalances over {RANKS} processes in {took:.1} s ({:.2} ms each, seed {}): {} experts moved in {} waves, {} aborted \
+             and made again",
+            took * 1e3 / rounds as f64,
+            self.run.seed,
+            last[0].moves,
+            last[0].waves,
+            last[0].aborted,
+        )?;
+        for (cause, count) in &self.aborts {
+            writeln!(f, "  {count:>6} x {cause}")?;
+        }
+        writeln!(f, "  steps that waited for a decision: {}, {} us in all", self.held.0, self.held.1)?;
+        for (rank, samples) in self.samples.iter().enumerate() {
+            let (warm, last) = (&samples[warm(samples.len())], last[rank]);
+            writeln!(
+                f,
+                "  rank {rank}: {} KiB -> {} KiB resident ({:+.4} KiB per rebalance, at most {:.2}), {} -> {} descriptors, {} -> {} \
+                 threads, {} bytes wrong",
+                warm.resident,
+                last.resident,
+                self.growth[rank],
+                bound(rounds),
+                warm.descriptors,
+                last.descriptors,
+                warm.threads,
+                last.threads,
+                last.wrong
+            )?;
+        }
+        let (first, last) = self.store;
+        writeln!(
+            f,
+            "  store: {} -> {} keys, {} -> {} bytes, {} clients",
+            first.keys, last.keys, first.bytes, last.bytes, last.clients
+        )
+    }
+}
