@@ -48,7 +48,7 @@ impl Deadlines {
             frame,
             reply_grace,
         } = store;
-        let exchange::Deadlines { transfer, answer, peer, commit_hold } = exchange;
+        let exchange::Deadlines { transfer, answer, peer, commit_hold, settle } = exchange;
         vec![
             ("store.connect", connect),
             ("store.operation", operation),
@@ -66,6 +66,7 @@ impl Deadlines {
             ("exchange.answer", answer),
             ("exchange.peer", peer),
             ("exchange.commit_hold", commit_hold),
+            ("exchange.settle", settle),
             ("communicator", communicator),
             ("plan", plan),
         ]

@@ -28,8 +28,17 @@ pub struct Driver<S> {
     last_step: Option<u64>,
     active: Option<Active>,
     held: Held,
-    /// First step that must not run, and the wave that is undecided.
-    barred: Option<(u64, usize)>,
+    /// Why steps must not run.
+    barred: Option<Bar>,
+}
+
+/// Why steps must not run.
+#[derive(Debug, Clone)]
+enum Bar {
+    /// A wave is undecided: this step and later ones.
+    Undecided { step: u64, wave: usize },
+    /// A commit failed on a device: no step at all.
+    Broken { broken: RankId, wave: usize },
 }
 
 /// Waits of steps for decisions.
@@ -126,8 +135,8 @@ impl<S: Stream> Driver<S> {
         if self.active.is_some() {
             return Err(EngineError::Options(format!("{}: an exchange is under way already", self.rank)));
         }
-        if let Some((step, wave)) = self.barred {
-            return Err(EngineError::Undecided { rank: self.rank, step, wave });
+        if let Some(bar) = &self.barred {
+            return Err(self.refuse(bar, self.last_step.map_or(0, |last| last + 1)));
         }
         let mut steps = VecDeque::new();
         if let Some(last) = self.last_step {
@@ -152,13 +161,13 @@ impl<S: Stream> Driver<S> {
     /// To be called before each forward pass; `id`s rise strictly.
     ///
     /// # Errors
-    /// [`EngineError::Undecided`]: the pass must not run, and no later one until the ranks have formed a new epoch and this
-    /// driver was made anew. Stream or communicator errors.
+    /// [`EngineError::Undecided`], [`EngineError::Broken`]: the pass must not run, and no later one until the ranks have formed
+    /// a new epoch and this driver was made anew. Stream or communicator errors.
     pub fn step(&mut self, id: u64) -> Result<(), EngineError> {
-        if let Some((step, wave)) = self.barred
-            && id >= step
-        {
-            return Err(EngineError::Undecided { rank: self.rank, step: id, wave });
+        match &self.barred {
+            Some(Bar::Undecided { step, .. }) if id < *step => {}
+            Some(bar) => return Err(self.refuse(bar, id)),
+            None => {}
         }
         let wave = match &mut self.active {
             None => {
@@ -175,12 +184,24 @@ impl<S: Stream> Driver<S> {
         };
         self.last_step = Some(id);
         self.act()?;
-        let may_run = self.active.as_mut().is_none_or(|active| active.exchange.end_boundary());
-        if may_run {
+        let Some(active) = &mut self.active else { return Ok(()) };
+        if active.exchange.end_boundary() {
             return Ok(());
         }
-        self.barred = Some((id, wave));
-        Err(EngineError::Undecided { rank: self.rank, step: id, wave })
+        let bar = match active.exchange.broken() {
+            Some((broken, wave)) => Bar::Broken { broken, wave },
+            None => Bar::Undecided { step: id, wave },
+        };
+        let error = self.refuse(&bar, id);
+        self.barred = Some(bar);
+        Err(error)
+    }
+
+    fn refuse(&self, bar: &Bar, step: u64) -> EngineError {
+        match *bar {
+            Bar::Undecided { wave, .. } => EngineError::Undecided { rank: self.rank, step, wave },
+            Bar::Broken { broken, wave } => EngineError::Broken { rank: self.rank, step, broken, wave },
+        }
     }
 
     /// To be called now and then while the rank runs no steps.
@@ -219,10 +240,15 @@ impl<S: Stream> Driver<S> {
             active.signs = signs;
         }
         while let Some((id, fence)) = active.steps.front() {
-            if !fence.poll()? {
-                break;
+            match fence.poll() {
+                Ok(false) => break,
+                Ok(true) => active.exchange.finish_step(*id, now),
+                // The device is lost; if a commit is under way, that is what the others have to know.
+                Err(error) if active.commit.take().is_some() => {
+                    active.exchange.commit_failed(error.to_string(), now);
+                }
+                Err(error) => active.exchange.transfers_failed(error.to_string(), now),
             }
-            active.exchange.finish_step(*id, now);
             active.steps.pop_front();
         }
         if let Some(ticket) = active.ticket {
@@ -248,7 +274,7 @@ impl<S: Stream> Driver<S> {
                 }
                 Err(error) => {
                     active.commit = None;
-                    active.exchange.transfers_failed(error.to_string(), now);
+                    active.exchange.commit_failed(error.to_string(), now);
                 }
             }
         }
@@ -271,8 +297,14 @@ impl<S: Stream> Driver<S> {
         let over = self.active.as_ref().is_some_and(|active| active.exchange.outcome().is_some());
         Ok(self.active.take_if(|_| over).and_then(|active| {
             let outcome = active.exchange.outcome()?.clone();
-            if let Outcome::Undecided { wave, step: Some(step), .. } = outcome {
-                self.barred.get_or_insert((step, wave));
+            match outcome {
+                Outcome::Undecided { wave, step: Some(step), .. } => {
+                    self.barred.get_or_insert(Bar::Undecided { step, wave });
+                }
+                Outcome::Broken { rank: broken, wave, .. } => {
+                    self.barred = Some(Bar::Broken { broken, wave });
+                }
+                _ => {}
             }
             Some(Ended { outcome, communicator: active.communicator })
         }))
@@ -328,7 +360,10 @@ impl<S: Stream> Driver<S> {
                         let wave = &active.exchange.plan().waves()[wave];
                         let own = own_commits(wave, self.rank, &self.topology);
                         apply_commits(Arc::make_mut(&mut self.map), wave);
-                        active.commit = Some(self.stream.commit(&own)?);
+                        match self.stream.commit(&own) {
+                            Ok(fence) => active.commit = Some(fence),
+                            Err(error) => active.exchange.commit_failed(error.to_string(), now),
+                        }
                     }
                     Action::Decide { from, to, hold } => {
                         let until = hold.then(|| now + active.exchange.deadlines().commit_hold);

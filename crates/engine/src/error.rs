@@ -51,6 +51,21 @@ pub enum EngineError {
         /// Number of the wave.
         wave: usize,
     },
+    /// A commit failed on the device of a rank: no step may run before the ranks have formed a new epoch.
+    #[error(
+        "{rank}: step {step} must not run, because the commit of wave {wave} failed on the device of {broken}; reform \
+         without that rank, or with it started anew"
+    )]
+    Broken {
+        /// This rank.
+        rank: RankId,
+        /// The step.
+        step: u64,
+        /// The rank whose device failed.
+        broken: RankId,
+        /// Number of the wave.
+        wave: usize,
+    },
     /// A rank did not begin a step in time.
     #[error("{rank}: step {step} waited {waited:?} for {missing:?}, which did not begin it")]
     StepTimeout {

@@ -3,7 +3,7 @@
 use std::hash::{Hash, Hasher};
 
 use eplb_core::metrics::check_same_shape;
-use eplb_core::{LayerId, ModelLayout, Placement, Topology, Wave};
+use eplb_core::{LayerId, ModelLayout, Placement, RankId, SlotId, Topology, Wave};
 use ndarray::{Array2, ArrayView2};
 
 use crate::build;
@@ -113,6 +113,8 @@ pub struct ExchangePlan {
     pub(crate) waves: Vec<Wave>,
     pub(crate) totals: Totals,
     pub(crate) hash: u64,
+    /// Rank of each slot, `[P]`.
+    pub(crate) owners: Vec<RankId>,
 }
 
 impl ExchangePlan {
@@ -154,6 +156,11 @@ impl ExchangePlan {
     /// What they add up to.
     pub fn totals(&self) -> &Totals {
         &self.totals
+    }
+
+    /// The rank that owns a slot.
+    pub fn owner(&self, slot: SlotId) -> RankId {
+        self.owners[slot.index()]
     }
 
     /// Hash of everything that ranks must agree on before the first byte: old placement, layout and all waves.

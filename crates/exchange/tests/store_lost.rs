@@ -179,6 +179,7 @@ fn nobody_waits_and_nobody_guesses_whenever_the_store_is_lost() {
                         assert!(other <= *wave, "{lose_after}: rank {rank} aborted wave {wave}");
                         assert_eq!(pair.refused[rank], None);
                     }
+                    Outcome::Broken { .. } => panic!("no commit fails here"),
                     Outcome::Undecided { wave, step, phy2log, .. } => {
                         undecided += 1;
                         assert_eq!((pair.committed[rank], &pair.maps[rank]), (*wave, phy2log));

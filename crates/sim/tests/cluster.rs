@@ -21,10 +21,19 @@ fn no_order_of_events_breaks_a_promise() {
     println!("{tally:#?}");
     // The runs would prove nothing if nothing happened in them.
     assert!(tally.completed > 0 && tally.aborted > 0, "{tally:?}");
+    assert!(tally.broken > 0, "{tally:?}");
     assert!(tally.commits > 0 && tally.copies > 0 && tally.steps > 0, "{tally:?}");
-    for kind in
-        ["nothing", "death", "stop", "transfer error", "transfer stall", "cancel", "other plan", "store lost"]
-    {
+    for kind in [
+        "nothing",
+        "death",
+        "stop",
+        "transfer error",
+        "transfer stall",
+        "cancel",
+        "other plan",
+        "store lost",
+        "commit fails",
+    ] {
         assert!(tally.struck.keys().any(|(struck, _)| *struck == kind), "no run with {kind}: {tally:?}");
     }
 }
@@ -44,6 +53,7 @@ fn with_plant(seed: u64, plant: Plant) -> Scenario {
         Plant::HashIgnored => FaultKind::OtherPlan,
         Plant::HaltIgnored => FaultKind::TransferStall,
         Plant::RecordOverwritten => scenario.fault.kind,
+        Plant::CommitErrorIgnored | Plant::RefusalIgnored => FaultKind::CommitFails { hangs: false },
         _ => FaultKind::Nothing,
     };
     if plant == Plant::CommitFenceRemoved {

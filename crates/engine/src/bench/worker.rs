@@ -161,7 +161,9 @@ impl Worker {
                         self.communicator = Some(ended.communicator);
                         return Ok(Reply::Moved { end, steps, stall, carried });
                     }
-                    Outcome::Aborted { wave, cause, .. } | Outcome::Undecided { wave, cause, .. } => {
+                    Outcome::Aborted { wave, cause, .. }
+                    | Outcome::Broken { wave, cause, .. }
+                    | Outcome::Undecided { wave, cause, .. } => {
                         return Err(EngineError::Aborted { rank: self.rank, wave, cause });
                     }
                 }

@@ -3,7 +3,7 @@
 use eplb_exchange::{Note, Verdict};
 
 /// Version of both formats. Ranks compare it before anything else, with the version of the program.
-pub(super) const FORMAT: u8 = 1;
+pub(super) const FORMAT: u8 = 2;
 
 /// Longest cause in a note, bytes; longer ones are cut.
 const LONGEST_CAUSE: usize = 1024;
@@ -110,6 +110,7 @@ pub(super) fn wave_of(note: &Note) -> Option<usize> {
         | Note::Acknowledged { wave }
         | Note::TooLate { wave }
         | Note::Committed { wave, .. }
+        | Note::Broken { wave, .. }
         | Note::Stopped { wave, .. } => Some(wave),
     }
 }
@@ -130,23 +131,31 @@ fn encode_note(out: &mut Vec<u8>, note: &Note) {
         Note::Committed { wave, first_step } => put(7, &[*wave as u64, *first_step]),
         Note::Stopped { wave, touched } => put(8, &[*wave as u64, u64::from(*touched)]),
         Note::Failed { cause } => {
-            let mut end = cause.len().min(LONGEST_CAUSE);
-            while !cause.is_char_boundary(end) {
-                end -= 1;
-            }
-            put(9, &[end as u64]);
-            out.extend(&cause.as_bytes()[..end]);
+            let cause = cut(cause);
+            put(9, &[cause.len() as u64]);
+            out.extend(cause.as_bytes());
+        }
+        Note::Broken { wave, detail } => {
+            let detail = cut(detail);
+            put(10, &[*wave as u64, detail.len() as u64]);
+            out.extend(detail.as_bytes());
         }
     }
+}
+
+/// As much of a text as a note carries.
+fn cut(text: &str) -> &str {
+    let mut end = text.len().min(LONGEST_CAUSE);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
 }
 
 fn decode_note(fields: &mut Fields<'_>) -> Result<Note, Malformed> {
     let kind = fields.u8()?;
     if kind == 9 {
-        let length = fields.index()?;
-        let text = std::str::from_utf8(fields.take(length)?);
-        let cause = text.map_err(|_| Malformed("a text in it is not UTF-8"))?.to_owned();
-        return Ok(Note::Failed { cause });
+        return Ok(Note::Failed { cause: fields.text()? });
     }
     if kind == 0 {
         return Ok(Note::Plan { hash: fields.u64()?, next_step: fields.u64()? });
@@ -161,6 +170,7 @@ fn decode_note(fields: &mut Fields<'_>) -> Result<Note, Malformed> {
         6 => Note::TooLate { wave },
         7 => Note::Committed { wave, first_step: fields.u64()? },
         8 => Note::Stopped { wave, touched: flag(fields.u64()?)? },
+        10 => Note::Broken { wave, detail: fields.text()? },
         _ => return Err(Malformed("a note in it is of a kind that this version does not know")),
     })
 }
@@ -203,6 +213,12 @@ impl<'a> Fields<'a> {
         usize::try_from(self.u64()?).map_err(|_| Malformed("a number in it is too large for this machine"))
     }
 
+    fn text(&mut self) -> Result<String, Malformed> {
+        let length = self.index()?;
+        let text = std::str::from_utf8(self.take(length)?);
+        Ok(text.map_err(|_| Malformed("a text in it is not UTF-8"))?.to_owned())
+    }
+
     fn format(&mut self) -> Result<(), Malformed> {
         if self.u8()? == FORMAT { Ok(()) } else { Err(Malformed("it is of another version")) }
     }
@@ -229,6 +245,7 @@ mod tests {
             Note::Committed { wave, first_step: 100 },
             Note::Stopped { wave, touched: true },
             Note::Stopped { wave, touched: false },
+            Note::Broken { wave, detail: "no more".into() },
             Note::Failed { cause: "rank 2, wave 3: no".into() },
         ]
     }

@@ -228,7 +228,9 @@ impl Cluster {
                     self.make_communicators()?;
                     sum = Some(moved);
                 }
-                Outcome::Aborted { wave, cause, .. } | Outcome::Undecided { wave, cause, .. } => {
+                Outcome::Aborted { wave, cause, .. }
+                | Outcome::Broken { wave, cause, .. }
+                | Outcome::Undecided { wave, cause, .. } => {
                     self.make_communicators()?;
                     return Err(EngineError::Aborted { rank: RankId(0), wave, cause });
                 }

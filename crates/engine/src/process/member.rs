@@ -249,7 +249,7 @@ impl Member {
                     sum = Some(exchanged);
                     self.connect()?;
                 }
-                Outcome::Aborted { wave, cause, .. } => {
+                Outcome::Aborted { wave, cause, .. } | Outcome::Broken { wave, cause, .. } => {
                     return at(rank, Stage::Moving, Err(EngineError::Aborted { rank, wave, cause }));
                 }
                 Outcome::Undecided { wave, cause, .. } => {
@@ -341,7 +341,7 @@ impl Member {
                         steps += 1;
                     }
                     // The pass does not run; the exchange has ended by that, and says how.
-                    Err(EngineError::Undecided { .. }) => {}
+                    Err(EngineError::Undecided { .. } | EngineError::Broken { .. }) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -363,6 +363,7 @@ impl Member {
         };
         let committed = match &outcome {
             Outcome::Completed => plan.waves().len(),
+            Outcome::Broken { wave, .. } => *wave + 1,
             Outcome::Aborted { wave, .. } | Outcome::Undecided { wave, .. } => *wave,
         };
         self.version += committed as u64;

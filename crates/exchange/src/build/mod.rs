@@ -151,7 +151,8 @@ pub(crate) fn build(
         find_worst(&start, &waves, loads, topology, &mut totals)?;
     }
     let hash = hash_plan(&start, &target, layout, &waves);
-    Ok(ExchangePlan { old: start, target, waves, totals, hash })
+    let owners = topology.rank_of_slots().to_vec();
+    Ok(ExchangePlan { old: start, target, waves, totals, hash, owners })
 }
 
 /// Refuses what cannot be exchanged; returns the old placement with the slots of dead ranks emptied.

@@ -11,7 +11,9 @@
 //! 4. A commit that overwrites slots in service happens before one agreed step `N` on all ranks. A rank acknowledges `N` only
 //!    before it begins it, and at `N` it obeys the record; a rank that does not know the decision tries to abort, and
 //!    the compare-and-set says who was first.
-//! 5. No transfer of a wave starts before every rank has completed the commit of the wave before.
+//! 5. A commit that fails on a device is told to all. From then on no rank that knows of it begins a step, and in the end no
+//!    map names a slot that it was to write.
+//! 6. No transfer of a wave starts before every rank has completed the commit of the wave before.
 
 mod peers;
 mod rank;

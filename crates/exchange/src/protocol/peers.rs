@@ -16,6 +16,8 @@ pub(super) struct Heard {
     pub(super) too_late: bool,
     /// First step that runs with the maps of the commit.
     pub(super) committed: Option<u64>,
+    /// The commit failed on the rank's device.
+    pub(super) broken: bool,
     pub(super) stopped: Option<bool>,
 }
 
@@ -83,6 +85,7 @@ impl Peers {
             Note::Plan { hash, next_step } => drop(self.plans.insert(rank, (hash, next_step))),
             Note::Proposed { wave, step } => drop(self.proposed.insert(wave, step)),
             Note::Failed { .. } => {}
+            Note::Broken { wave, .. } => self.heard(wave, rank).broken = true,
             Note::Drained { wave, first_step } => self.heard(wave, rank).drained = Some(first_step),
             Note::Prepared { wave, last_step } => self.heard(wave, rank).prepared = Some(last_step),
             Note::Acknowledged { wave } => self.heard(wave, rank).acknowledged = true,

@@ -53,6 +53,14 @@ impl Clock {
     }
 }
 
+/// A commit that failed on the device of a rank.
+#[derive(Debug, Clone)]
+struct Break {
+    rank: RankId,
+    wave: usize,
+    detail: String,
+}
+
 /// Whether maps may be switched right now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Boundary {
@@ -103,6 +111,10 @@ pub struct Exchange {
     lost: bool,
     /// Why this rank cannot go on; it still obeys what is decided.
     doomed: Option<Cause>,
+    /// The first commit known to have failed on a device, here or elsewhere.
+    broken: Option<Break>,
+    /// Whether a step was refused for it: this rank is at rest from then on.
+    at_rest: bool,
     actions: Vec<Action>,
     outcome: Option<Outcome>,
 }
@@ -144,6 +156,8 @@ impl Exchange {
             reached: false,
             lost: false,
             doomed: None,
+            broken: None,
+            at_rest: false,
             actions: Vec::new(),
             outcome: None,
         };
@@ -207,14 +221,20 @@ impl Exchange {
 
     /// Ends the boundary opened by [`Exchange::begin_step`] or [`Exchange::tick`]. Returns whether the step may run: not if
     /// the agreed step has come and the decision is still unknown, because the record could not be reached. Then the
-    /// exchange is over ([`Outcome::Undecided`]): it is not guessed later what is not known now.
+    /// exchange is over ([`Outcome::Undecided`]): it is not guessed later what is not known now. Nor if a commit is known to
+    /// have failed on some rank's device ([`Outcome::Broken`]).
     pub fn end_boundary(&mut self) -> bool {
-        self.boundary = Boundary::Closed;
+        if self.broken.is_some() && matches!(self.boundary, Boundary::Step(_)) {
+            self.at_rest = true;
+        }
+        // A rank that is at rest may switch maps at any time.
+        self.boundary = if self.at_rest { Boundary::Idle } else { Boundary::Closed };
         if self.steps.begun.is_some_and(|begun| self.awaits_decision_on(begun)) {
             let detail = format!("it did not answer within {:?}", self.deadlines.commit_hold);
             self.leave_undecided(detail);
         }
-        !matches!(&self.outcome, Some(Outcome::Undecided { step: Some(step), .. }) if self.steps.next() > *step)
+        let undecided = matches!(&self.outcome, Some(Outcome::Undecided { step: Some(step), .. }) if self.steps.next() > *step);
+        !undecided && self.broken.is_none()
     }
 
     /// Whether a step must not run before it is known what became of the wave: this rank has acknowledged an earlier one
@@ -244,7 +264,7 @@ impl Exchange {
         self.advance();
     }
 
-    /// This rank's part of the wave's transfers, or of its commit, failed.
+    /// This rank's part of the wave's transfers failed.
     pub fn transfers_failed(&mut self, detail: String, now: Instant) {
         self.clock.look(now);
         self.fail(Cause::Transfer { rank: self.me, wave: self.wave, detail });
@@ -254,10 +274,26 @@ impl Exchange {
     /// The commit of the wave is complete on the device.
     pub fn commit_done(&mut self, now: Instant) {
         self.clock.look(now);
-        if self.phase == Phase::Settling {
+        if self.phase == Phase::Settling && !self.is_broken_here() {
             self.say(Note::Committed { wave: self.wave, first_step: self.switched });
         }
         self.advance();
+    }
+
+    /// The commit of the wave failed on the device. The wave is decided, so it stays committed on the other ranks; they are
+    /// told, and nobody runs a step with what this rank's slots may hold.
+    pub fn commit_failed(&mut self, detail: String, now: Instant) {
+        self.clock.look(now);
+        if self.phase == Phase::Settling && !self.is_broken_here() {
+            self.say(Note::Broken { wave: self.wave, detail: detail.clone() });
+            self.break_off(Break { rank: self.me, wave: self.wave, detail });
+        }
+        self.advance();
+    }
+
+    /// The rank and the wave of the first commit that is known here to have failed on a device.
+    pub fn broken(&self) -> Option<(RankId, usize)> {
+        self.broken.as_ref().map(|broken| (broken.rank, broken.wave))
     }
 
     /// After [`Action::Halt`]: nothing of the wave can touch this rank's memory any more.
@@ -289,6 +325,9 @@ impl Exchange {
         self.clock.look(now);
         self.peers.see_alive(from);
         self.peers.hear(from, note);
+        if let Note::Broken { wave, detail } = note {
+            self.break_off(Break { rank: from, wave: *wave, detail: detail.clone() });
+        }
         if let Note::Failed { cause } = note {
             let wave = self.wave;
             let cause = if self.peers.is_too_late(from, wave) {
@@ -348,6 +387,10 @@ impl Exchange {
                 if waited > self.deadlines.answer || (!silent.contains(&self.me) && silent.iter().all(dead)) {
                     self.finish_abort(silent);
                 }
+                None
+            }
+            Phase::Settling if waited > self.deadlines.settle && !self.has_settled() => {
+                self.commit_failed(format!("it was not complete within {waited:?}"), now);
                 None
             }
             // The store has the last word, and has not spoken.
@@ -559,6 +602,8 @@ impl Exchange {
         let reached = match (self.agreed, self.boundary) {
             (None, _) => true,
             (Some(step), Boundary::Step(id)) => id >= step,
+            // No step of this rank comes any more.
+            (Some(_), Boundary::Idle) => self.broken.is_some(),
             (Some(_), _) => false,
         };
         if let Some(first_step) = self.first_step_at_boundary()
@@ -571,11 +616,10 @@ impl Exchange {
     }
 
     fn settle(&mut self) {
-        let me = self.me;
-        let missing = self.peers.missing(self.wave, |h| h.committed.is_none());
+        let missing = self.peers.missing(self.wave, |h| h.committed.is_none() && !h.broken);
         let over = self.doomed.is_some() || self.record.closed || self.record.decided > self.wave + 1;
         // Others may never confirm: when this rank's own commit is complete, it goes on to give up the next wave.
-        if missing.is_empty() || (over && !missing.contains(&me)) {
+        if missing.is_empty() || (over && !missing.contains(&self.me)) {
             self.wave += 1;
             self.start_wave();
         }

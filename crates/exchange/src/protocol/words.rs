@@ -53,6 +53,13 @@ pub enum Note {
         /// First step that runs with its maps.
         first_step: u64,
     },
+    /// The commit failed on the rank's device: what its slots hold that the commit writes is not known.
+    Broken {
+        /// Number of the wave.
+        wave: usize,
+        /// The device's error, in words.
+        detail: String,
+    },
     /// The rank cannot go on.
     Failed {
         /// Why, in words.
@@ -151,16 +158,20 @@ pub struct Deadlines {
     pub peer: Duration,
     /// Longest wait in a step for the decision on it: the only wait in the forward path.
     pub commit_hold: Duration,
+    /// Longest time from enqueuing a commit to its end on the device: the steps before it, and its copies.
+    pub settle: Duration,
 }
 
 impl Default for Deadlines {
-    /// 30 s for a wave's transfers, 10 s for an answer, 5 s for a sign of life, 1 s for a decision that a step needs.
+    /// 30 s for a wave's transfers, 10 s for an answer, 5 s for a sign of life, 1 s for a decision that a step
+    /// needs, 30 s for a commit on the device.
     fn default() -> Self {
         Self {
             transfer: Duration::from_secs(30),
             answer: Duration::from_secs(10),
             peer: Duration::from_secs(5),
             commit_hold: Duration::from_secs(1),
+            settle: Duration::from_secs(30),
         }
     }
 }
@@ -235,6 +246,16 @@ pub enum Cause {
         /// Number of the wave.
         wave: usize,
         /// The communicator's error.
+        detail: String,
+    },
+    /// A commit failed on a rank's device.
+    #[error("{rank}: the commit of wave {wave} failed on its device: {detail}")]
+    Commit {
+        /// The rank.
+        rank: RankId,
+        /// Number of the wave.
+        wave: usize,
+        /// The device's error.
         detail: String,
     },
     /// Ranks did not answer in time.
@@ -336,6 +357,21 @@ pub enum Outcome {
     /// Stopped before wave `wave` was committed. Everything committed before it stays.
     Aborted {
         /// Number of the wave that was not committed.
+        wave: usize,
+        /// Why.
+        cause: Cause,
+        /// Entries of `phy2log` in force now, `[L, P]`.
+        phy2log: Array2<i32>,
+        /// Ranks that did not confirm that they stopped: their drained slots are left empty.
+        silent: Vec<RankId>,
+    },
+    /// The commit of a wave failed on the device of a rank, this one or another. The wave stays committed everywhere else, and
+    /// the slots that it was to write on that rank are in no map any more; their bytes are still in that rank's staging. No
+    /// step runs before a new epoch is formed.
+    Broken {
+        /// The rank whose device failed.
+        rank: RankId,
+        /// Number of the wave; it is committed on all other ranks.
         wave: usize,
         /// Why.
         cause: Cause,

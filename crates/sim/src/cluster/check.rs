@@ -4,6 +4,7 @@ use eplb_core::RankId;
 use eplb_exchange::{Cause, Outcome, Phase, Verdict};
 use ndarray::Array2;
 
+use super::host::Host;
 use super::memory::Content;
 use super::world::World;
 
@@ -66,6 +67,18 @@ pub enum Violation {
     Unexplained {
         /// Number of the exchange.
         exchange: usize,
+    },
+    /// A step began although the rank knew of a commit that had failed.
+    #[error("rank {rank} runs step {step} and knows that the commit of wave {wave} failed on rank {broken}")]
+    Served {
+        /// The rank.
+        rank: usize,
+        /// The step.
+        step: u64,
+        /// Rank whose device failed.
+        broken: usize,
+        /// Number of the wave.
+        wave: usize,
     },
     /// Ranks that live did not reach an end.
     #[error("no end in sight: {0}")]
@@ -166,6 +179,7 @@ impl World {
         let waves = self.plans[exchange][ended[0].0].waves().len();
         let committed = |outcome: &Outcome| match outcome {
             Outcome::Completed => waves,
+            Outcome::Broken { wave, .. } => wave + 1,
             Outcome::Aborted { wave, .. } | Outcome::Undecided { wave, .. } => *wave.min(&waves),
         };
         let disagree = |what: String| Err(Violation::Disagreement { exchange, what });
@@ -191,12 +205,17 @@ impl World {
                     absent.extend(silent);
                     explained |= !matches!(cause, Cause::ByRecord { .. });
                 }
+                Outcome::Broken { silent, .. } => {
+                    absent.extend(silent);
+                    explained = true;
+                }
                 Outcome::Completed => explained = true,
                 Outcome::Undecided { cause, .. } => {
                     return disagree(format!("a rank does not know what was decided: {cause}"));
                 }
             }
         }
+        self.check_break(exchange, &ended, &absent)?;
         if !explained {
             return Err(Violation::Unexplained { exchange });
         }
@@ -228,6 +247,7 @@ impl World {
             let waves = self.plans[exchange][rank].waves().len();
             let range = |outcome: &Outcome| match outcome {
                 Outcome::Completed => (waves, waves),
+                Outcome::Broken { wave, .. } => (wave + 1, wave + 1),
                 Outcome::Aborted { wave, .. } => (*wave.min(&waves), *wave.min(&waves)),
                 Outcome::Undecided { wave, .. } => (*wave, wave + 1),
             };
@@ -244,11 +264,50 @@ impl World {
         Ok(())
     }
 
+    /// A commit that failed on one device ends the exchange on all ranks that hear of it, and they name the same rank and wave.
+    fn check_break(
+        &self,
+        exchange: usize,
+        ended: &[(usize, &Outcome)],
+        absent: &[RankId],
+    ) -> Result<(), Violation> {
+        let broken = ended.iter().find_map(|(_, outcome)| match outcome {
+            Outcome::Broken { rank, wave, .. } => Some((*rank, *wave)),
+            _ => None,
+        });
+        let Some((rank, wave)) = broken else { return Ok(()) };
+        for (teller, outcome) in ended {
+            let same =
+                matches!(outcome, Outcome::Broken { rank: r, wave: w, .. } if (*r, *w) == (rank, wave));
+            if !same && !absent.contains(&rank) && !absent.contains(&RankId::at(*teller)) {
+                let what = format!("{rank} broke in wave {wave}, but rank {teller} says {outcome:?}");
+                return Err(Violation::Disagreement { exchange, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// A step begins on a rank: it must not know of a commit that failed.
+    pub(super) fn check_unbroken(&self, rank: usize, step: u64) -> Result<(), Violation> {
+        let host = &self.hosts[rank];
+        let known = host.exchange.as_ref().and_then(|exchange| exchange.broken());
+        let ended = match host.outcome {
+            Some(Outcome::Broken { rank, wave, .. }) => Some((rank, wave)),
+            _ => None,
+        };
+        match known.or(ended) {
+            None => Ok(()),
+            Some((broken, wave)) => Err(Violation::Served { rank, step, broken: broken.index(), wave }),
+        }
+    }
+
     /// After everything: what the maps of ranks that live name must be there. A rank that does not know which map is in
-    /// force runs nothing any more.
+    /// force runs nothing any more; one that knows of a commit that failed runs nothing either, but its map counts.
     pub(super) fn check_end(&self) -> Result<(), Violation> {
-        let alive =
-            || self.hosts.iter().enumerate().filter(|(_, host)| host.alive && host.barred_from == u64::MAX);
+        let knows = |host: &Host| {
+            host.barred_from == u64::MAX || matches!(host.outcome, Some(Outcome::Broken { .. }))
+        };
+        let alive = || self.hosts.iter().enumerate().filter(|(_, host)| host.alive && knows(host));
         for (user, host) in alive() {
             for (rank, _) in alive() {
                 for (layer, slot) in self.own_cells(rank) {

@@ -5,8 +5,9 @@ use std::collections::VecDeque;
 use eplb_core::{Fill, RankId, SlotCommit};
 
 use super::check::Violation;
+use super::memory::Content;
 use super::plant::Plant;
-use super::world::{Event, World};
+use super::world::{Event, PASS_TIMEOUT, World};
 
 /// Work on the compute stream.
 #[derive(Debug, Clone)]
@@ -29,6 +30,12 @@ pub(super) struct Device {
     pub(super) commits: usize,
     /// Commits enqueued.
     pub(super) enqueued: usize,
+    /// The next commit fails; whether without an error.
+    pub(super) fail_next: Option<bool>,
+    /// It has failed and does nothing any more.
+    pub(super) failed: bool,
+    /// What the host gets to see of that.
+    pub(super) error: Option<String>,
 }
 
 impl Device {
@@ -42,7 +49,7 @@ impl World {
     /// Lets a rank's device begin what is first in its queue, if it is free.
     pub(super) fn run_device(&mut self, rank: usize) -> Result<(), Violation> {
         let host = &mut self.hosts[rank];
-        if host.device.busy || !host.alive {
+        if host.device.busy || host.device.failed || !host.alive {
             return Ok(());
         }
         let Some(work) = host.device.queue.front().cloned() else { return Ok(()) };
@@ -60,11 +67,28 @@ impl World {
                         return Err(Violation::OverwrittenWhileRead { rank, layer, slot });
                     }
                 }
+                if let Some(hangs) = self.hosts[rank].device.fail_next.take() {
+                    self.fail_commit(rank, exchange, wave, hangs);
+                    return Ok(());
+                }
                 let micros = self.rng.u64(10..=self.scenario.copy.max(10));
                 self.after(micros, Event::DeviceEnd(rank));
             }
         }
         Ok(())
+    }
+
+    /// The device fails in the middle of a commit: what it writes is torn, and passes end without this rank after a while.
+    fn fail_commit(&mut self, rank: usize, exchange: usize, wave: usize, hangs: bool) {
+        for commit in self.own_commits(rank, exchange, wave).iter().filter(|c| c.fill.overwrites()) {
+            self.memory.end_write(commit.layer.index(), commit.slot.index(), Content::Torn);
+        }
+        self.note(|| format!("rank {rank}: the commit of wave {wave} fails"));
+        let device = &mut self.hosts[rank].device;
+        device.failed = true;
+        device.error = (!hangs).then(|| "the device is lost".into());
+        self.tally.broken += 1;
+        self.after(PASS_TIMEOUT, Event::LeavePasses(rank));
     }
 
     /// A step is a collective: its devices end once all ranks that take part have begun it.

@@ -139,6 +139,7 @@ impl World {
     /// What a driver does as often as it can.
     fn progress(&mut self, rank: usize) -> Result<(), Violation> {
         let (now, now_micros) = (self.instant(), self.now);
+        let error_ignored = self.planted(rank, Plant::CommitErrorIgnored);
         let (steps_early, done_early, commit_early, halt_early, no_hash, map_early) = (
             self.planted(rank, Plant::StepFenceRemoved),
             self.planted(rank, Plant::DoneEarly),
@@ -177,6 +178,12 @@ impl World {
             host.commit = None;
             exchange.commit_done(now);
         }
+        if host.commit.is_some()
+            && let Some(error) = host.device.error.take()
+        {
+            host.commit = None;
+            if error_ignored { exchange.commit_done(now) } else { exchange.commit_failed(error, now) }
+        }
         if host.port.halting && (host.port.begun.is_empty() || halt_early) {
             host.port.halting = false;
             exchange.halted(now);
@@ -199,9 +206,10 @@ impl World {
     /// The host runs the next forward pass.
     fn step(&mut self, rank: usize) -> Result<(), Violation> {
         let now = self.instant();
+        let refusal_ignored = self.planted(rank, Plant::RefusalIgnored);
         let host = &mut self.hosts[rank];
         let id = self.schedule[host.steps].0;
-        if id >= host.barred_from {
+        if id >= host.barred_from && !refusal_ignored {
             self.bar(rank);
             return Ok(());
         }
@@ -215,8 +223,9 @@ impl World {
         let host = &mut self.hosts[rank];
         if let Some(exchange) = &mut host.exchange
             && !exchange.end_boundary()
+            && !refusal_ignored
         {
-            if !self.boards[host.exchanges - 1].lost {
+            if !self.boards[host.exchanges - 1].lost && exchange.broken().is_none() {
                 return Err(Violation::Refused { rank, step: id, phase: exchange.phase() });
             }
             self.bar(rank);
@@ -224,6 +233,7 @@ impl World {
         }
         let map = Arc::clone(&host.map);
         host.device.queue.push_back(Work::Step { id });
+        self.check_unbroken(rank, id)?;
         self.check_available(rank, id, &map)?;
         self.passes.entry(id).or_default().maps.insert(rank, map);
         self.run_device(rank)
@@ -345,8 +355,10 @@ impl World {
         let host = &mut self.hosts[rank];
         if let Some(outcome) = host.exchange.as_ref().and_then(|e| e.outcome().cloned()) {
             host.exchange = None;
-            if let Outcome::Undecided { step: Some(step), .. } = outcome {
-                host.barred_from = host.barred_from.min(step);
+            match outcome {
+                Outcome::Undecided { step: Some(step), .. } => host.barred_from = host.barred_from.min(step),
+                Outcome::Broken { .. } => host.barred_from = 0,
+                _ => {}
             }
             host.outcome = Some(outcome);
         }

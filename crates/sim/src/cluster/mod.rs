@@ -15,6 +15,8 @@
 //! 4. In the end, ranks agree on the number of waves committed and on the map; slots of ranks that did not answer may
 //!    be left empty by some. Every slot that a map names holds that expert's bytes.
 //! 5. Every rank that lives reaches an end, and whoever gives up says why.
+//! 6. When a commit fails on a device, every rank says so, no map names a slot that it was to write, and no step runs on a rank
+//!    that knows of it.
 //!
 //! Time and randomness are simulated, so there is nothing that a busy machine could disturb.
 

@@ -19,6 +19,10 @@ pub enum Plant {
     HaltIgnored,
     /// The record is written, not compared and set.
     RecordOverwritten,
+    /// A commit that failed on the device counts as complete.
+    CommitErrorIgnored,
+    /// A host runs steps that its exchange refused.
+    RefusalIgnored,
 }
 
 impl Plant {
@@ -32,5 +36,7 @@ impl Plant {
         Plant::CommitFenceRemoved,
         Plant::HaltIgnored,
         Plant::RecordOverwritten,
+        Plant::CommitErrorIgnored,
+        Plant::RefusalIgnored,
     ];
 }

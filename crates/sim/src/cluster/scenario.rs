@@ -49,6 +49,11 @@ pub enum FaultKind {
     OtherPlan,
     /// The store is gone, for all ranks.
     StoreLost,
+    /// The rank's device fails in the middle of the next commit, and does nothing any more.
+    CommitFails {
+        /// Whether no error is reported either.
+        hangs: bool,
+    },
 }
 
 impl FaultKind {
@@ -63,6 +68,7 @@ impl FaultKind {
             FaultKind::Cancel => "cancel",
             FaultKind::OtherPlan => "other plan",
             FaultKind::StoreLost => "store lost",
+            FaultKind::CommitFails { .. } => "commit fails",
         }
     }
 }
@@ -118,7 +124,8 @@ impl Scenario {
         // From no spare slot to one and a half slots per expert.
         let slots_per_rank = (experts + rng.usize(0..=experts / 2)).div_ceil(ranks);
         let kind = match rng.u32(0..100) {
-            0..40 => FaultKind::Nothing,
+            0..32 => FaultKind::Nothing,
+            32..40 => FaultKind::CommitFails { hangs: rng.bool() },
             40..55 => FaultKind::Death,
             55..70 => FaultKind::Stop { micros: rng.u64(2_000..120_000) },
             70..78 => FaultKind::TransferError,
@@ -141,6 +148,8 @@ impl Scenario {
                 answer: Duration::from_millis(40),
                 peer: Duration::from_millis(25),
                 commit_hold: Duration::from_millis(5),
+                // The pass before it waits for ranks that stand still.
+                settle: Duration::from_millis(200),
             },
             margin: rng.u64(1..=6),
             depth: rng.usize(1..=3),

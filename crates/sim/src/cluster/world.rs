@@ -75,6 +75,8 @@ pub struct Tally {
     pub aborted: usize,
     /// Commits on devices.
     pub commits: usize,
+    /// Commits that failed there.
+    pub broken: usize,
     /// Copies ended.
     pub copies: usize,
     /// Steps checked, by rank.
@@ -89,6 +91,7 @@ impl Tally {
         self.completed += other.completed;
         self.aborted += other.aborted;
         self.commits += other.commits;
+        self.broken += other.broken;
         self.copies += other.copies;
         self.steps += other.steps;
         for (key, count) in &other.struck {
@@ -307,7 +310,8 @@ impl World {
         } else {
             self.tally.aborted += 1;
         }
-        if number < self.scenario.exchanges && equal && alive().count() == self.hosts.len() {
+        let whole = alive().count() == self.hosts.len() && !alive().any(|host| host.device.failed);
+        if number < self.scenario.exchanges && equal && whole {
             self.open_exchange();
         } else {
             self.end = Some(self.now + AFTER + 10 * self.scenario.copy);
@@ -333,6 +337,7 @@ impl World {
             FaultKind::Stop { micros } => host.stopped_until = self.now + micros,
             FaultKind::TransferError => host.port.fail_next = true,
             FaultKind::TransferStall => host.port.stall_next = true,
+            FaultKind::CommitFails { hangs } => host.device.fail_next = Some(hangs),
             FaultKind::Cancel => self.cancel(fault.rank)?,
             FaultKind::StoreLost => {
                 for board in &mut self.boards {

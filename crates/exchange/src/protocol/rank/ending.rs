@@ -4,7 +4,8 @@ use std::time::Instant;
 
 use eplb_core::{Landing, RankId};
 
-use super::Exchange;
+use super::{Break, Exchange};
+use crate::protocol::peers::Heard;
 use crate::protocol::words::{Action, Cause, Note, Outcome, Phase, Verdict};
 
 impl Exchange {
@@ -45,6 +46,31 @@ impl Exchange {
         if !matches!(self.phase, Phase::Committing | Phase::Settling) {
             self.give_up();
         }
+    }
+
+    /// A commit has failed on a rank's device. What is decided is carried out here as well; then the exchange is over.
+    pub(super) fn break_off(&mut self, broken: Break) {
+        let Break { rank, wave, .. } = broken;
+        let cause = Cause::Commit { rank, wave, detail: broken.detail.clone() };
+        if self.phase == Phase::Over || self.broken.is_some() {
+            return;
+        }
+        self.broken = Some(broken);
+        let doomed = self.doomed.replace(cause).is_some();
+        if !doomed && !matches!(self.phase, Phase::Committing | Phase::Settling | Phase::Stopping) {
+            self.give_up();
+        }
+    }
+
+    /// Whether this rank's commit of the wave under way has failed.
+    pub(super) fn is_broken_here(&self) -> bool {
+        self.peers.of_wave(self.wave).any(|(rank, heard)| rank == self.me && heard.broken)
+    }
+
+    /// Whether this rank's commit of the wave under way has ended, well or not.
+    pub(super) fn has_settled(&self) -> bool {
+        let ended = |heard: Heard| heard.broken || heard.committed.is_some();
+        self.peers.of_wave(self.wave).any(|(rank, heard)| rank == self.me && ended(heard))
     }
 
     pub(super) fn give_up(&mut self) {
@@ -103,6 +129,15 @@ impl Exchange {
                 phy2log[(transfer.layer.index(), transfer.dest_slot.index())] = -1;
             }
         }
+        // What a commit that failed was to write may be anything.
+        if let Some(last) = self.wave.checked_sub(1).filter(|&last| last < self.plan.waves().len()) {
+            let broken: Vec<RankId> = self.peers.missing(last, |heard| heard.broken);
+            for commit in self.plan.waves()[last].commits.iter().filter(|commit| commit.fill.overwrites()) {
+                if broken.contains(&self.plan.owner(commit.slot)) {
+                    phy2log[(commit.layer.index(), commit.slot.index())] = -1;
+                }
+            }
+        }
         self.actions.push(Action::Restore { phy2log: phy2log.clone() });
         let wave = self.wave;
         let mut cause = self.doomed.take().unwrap_or(Cause::ByRecord { wave });
@@ -113,7 +148,13 @@ impl Exchange {
             // Who would have explained it, or have decided in time, is not there.
             cause = Cause::PeerSilent { rank, wave, phase: self.phase, silence: self.peers.silence(rank) };
         }
-        self.outcome = Some(Outcome::Aborted { wave: self.wave, cause, phy2log, silent });
+        self.outcome = Some(match self.broken.clone() {
+            None => Outcome::Aborted { wave, cause, phy2log, silent },
+            Some(Break { rank, wave, detail }) => {
+                let cause = Cause::Commit { rank, wave, detail };
+                Outcome::Broken { rank, wave, cause, phy2log, silent }
+            }
+        });
         self.phase = Phase::Over;
     }
 }
