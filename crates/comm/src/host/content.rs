@@ -1,7 +1,7 @@
 //! What a slot or a staged place holds, as far as anyone knows.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use eplb_core::ExpertId;
 
@@ -33,14 +33,24 @@ const GENERATION_MASK: u64 = (1 << 30) - 1;
 
 /// Content and generation of one slot in one word: kind in bits 0..2, generation in 2..32, expert in 32..64.
 ///
-/// Guards order the bytes; the tag rides along. Who holds a guard of the slot reads it exactly, anyone else gets a
-/// value that was true at some moment. Hence relaxed operations are enough.
+/// Guards order the bytes of one process; there the tag rides along: who holds a guard of the slot reads it exactly, anyone else gets a
+/// value that was true at some moment. A reader in another process has no guard but the tag, as in a sequence lock: the writer changes it,
+/// then (a release fence) writes bytes, then names them (a release store); the reader looks (an acquire load), reads
+/// bytes, and looks again behind an acquire fence. The same tag both times: no byte of a later write was read.
 #[derive(Debug, Default)]
+#[repr(transparent)]
 pub(crate) struct Tag(AtomicU64);
 
 impl Tag {
+    /// A word of memory that is shared with others, as a tag.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn on(word: &AtomicU64) -> &Self {
+        // SAFETY: a tag is a word and nothing else (`repr(transparent)`), and lives as long as the word.
+        unsafe { &*std::ptr::from_ref(word).cast::<Self>() }
+    }
+
     pub(crate) fn get(&self) -> (Content, Generation) {
-        let word = self.0.load(Ordering::Relaxed);
+        let word = self.0.load(Ordering::Acquire);
         let content = match word & 3 {
             0 => Content::Empty,
             1 => Content::Unknown,
@@ -57,6 +67,7 @@ impl Tag {
     /// Sets the content to [`Content::Unknown`] in a new generation. Only for the holder of the slot's write guard.
     pub(crate) fn begin_write(&self) {
         self.put(Content::Unknown, self.get().1.wrapping_add(1));
+        fence(Ordering::Release);
     }
 
     fn put(&self, content: Content, generation: Generation) {
@@ -66,7 +77,7 @@ impl Tag {
             Content::Expert(expert) => (2, u64::from(expert.0)),
         };
         let generation = u64::from(generation) & GENERATION_MASK;
-        self.0.store(expert << 32 | generation << 2 | kind, Ordering::Relaxed);
+        self.0.store(expert << 32 | generation << 2 | kind, Ordering::Release);
     }
 }
 

@@ -7,13 +7,14 @@ use super::guards::{ReadGuard, WriteGuard};
 use super::plant::CopyFault;
 use super::site::View;
 use crate::error::CommError;
+use crate::memory::Place;
 
 /// Checks that two layers have the same tensors, row by row; pitches may differ.
 ///
 /// # Errors
 /// The first tensor that differs.
-fn check_alike(source: &ReadGuard, dest: &WriteGuard) -> Result<(), CommError> {
-    let (from, to): (&LayerLayout, &LayerLayout) = (source.layout(), dest.layout());
+fn check_alike(from: &LayerLayout, place: Place, dest: &WriteGuard) -> Result<(), CommError> {
+    let to: &LayerLayout = dest.layout();
     let shape = |layout: &LayerLayout| -> Vec<usize> {
         layout.tensors().iter().flat_map(|t| [t.rows, t.row_bytes]).collect()
     };
@@ -33,7 +34,7 @@ fn check_alike(source: &ReadGuard, dest: &WriteGuard) -> Result<(), CommError> {
     Err(CommError::Core(CoreError::Shape {
         what: "rows and row bytes of the tensors at the destination",
         found: shape(to),
-        expected: format!("{:?} as at the source, {}", shape(from), source.place()),
+        expected: format!("{:?} as at the source, {}", shape(from), place),
     }))
 }
 
@@ -92,16 +93,47 @@ pub(super) fn runs(
     mut visit: impl FnMut(Run),
 ) -> Result<(), CommError> {
     source.expect(expert)?;
-    check_alike(source, dest)?;
-    dest.begin();
-    let fault = dest.memory().take_fault(dest.place());
-    if fault == Some(CopyFault::Panic) {
-        panic!("a planted fault, in the copy to {}", dest.place());
-    }
+    check_alike(source.layout(), source.place(), dest)?;
+    let skipped = begin(dest);
     for tensor in 0..source.layout().tensors().len() {
-        if fault != Some(CopyFault::SkipTensor(tensor)) {
+        if skipped != Some(tensor) {
             tensor_runs(source.view(tensor), dest.view(tensor), most, &mut visit);
         }
+    }
+    Ok(())
+}
+
+/// Marks the destination as unknown; the tensor that a planted fault leaves out.
+fn begin(dest: &mut WriteGuard) -> Option<usize> {
+    dest.begin();
+    match dest.memory().take_fault(dest.place()) {
+        Some(CopyFault::Panic) => panic!("a planted fault, in the copy to {}", dest.place()),
+        Some(CopyFault::SkipTensor(tensor)) => Some(tensor),
+        None => None,
+    }
+}
+
+/// Copies all tensors of a place of another process, whose tag the caller compares before and after.
+///
+/// # Errors
+/// The layers differ; nothing was changed then.
+///
+/// # Safety
+/// Each view lies in live memory, apart from the destination's, with the rows of `layout`.
+#[cfg(target_os = "linux")]
+pub(super) unsafe fn copy_views(
+    layout: &LayerLayout,
+    place: Place,
+    view: impl Fn(usize) -> View,
+    dest: &mut WriteGuard,
+) -> Result<(), CommError> {
+    check_alike(layout, place, dest)?;
+    let skipped = begin(dest);
+    for tensor in (0..layout.tensors().len()).filter(|&tensor| skipped != Some(tensor)) {
+        tensor_runs(view(tensor), dest.view(tensor), usize::MAX, &mut |run| {
+            // SAFETY: passed on to the caller; the guard is borrowed for the whole call, and this thread alone copies.
+            unsafe { run.copy() }
+        });
     }
     Ok(())
 }

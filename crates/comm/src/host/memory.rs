@@ -8,12 +8,15 @@ use std::sync::{Arc, Mutex};
 
 use eplb_core::{CoreError, LayerId, ModelLayout, RankId, TensorLayout};
 
-use super::content::{Content, Generation, Tag};
+use super::content::{Content, Generation};
 use super::guards::{ReadGuard, WriteGuard};
 use super::lock::SlotLock;
 use super::plant::CopyFault;
 use super::region::Region;
+#[cfg(target_os = "linux")]
+use super::shared::{Segment, Spots};
 use super::staging::StagingBook;
+use super::tags::Tags;
 use crate::error::CommError;
 use crate::memory::{Memory, Place};
 
@@ -40,20 +43,18 @@ pub struct HostMemory {
     /// `[layer][tensor]`, each all local slots of a tensor.
     pub(super) blocks: Vec<Vec<Region>>,
     /// `[layer * local slots + local slot]`.
-    pub(super) seats: Vec<Seat>,
+    pub(super) locks: Vec<SlotLock>,
+    /// As `locks`.
+    pub(super) tags: Tags,
     pub(super) staging: Region,
     pub(super) staging_bytes: usize,
+    /// Where other processes find all of it, if they can.
+    #[cfg(target_os = "linux")]
+    pub(super) shared: Option<(Arc<Segment>, Spots)>,
     pub(super) book: Mutex<StagingBook>,
     /// Planted by tests, see [`crate::fault`]; empty otherwise.
     pub(super) faults: Mutex<Vec<(Place, CopyFault)>>,
     pub(super) any_fault: AtomicBool,
-}
-
-/// Lock and tag of one slot.
-#[derive(Debug)]
-pub(super) struct Seat {
-    pub(super) lock: SlotLock,
-    pub(super) tag: Tag,
 }
 
 impl fmt::Debug for HostMemory {
@@ -68,7 +69,7 @@ impl fmt::Debug for HostMemory {
 }
 
 /// Bytes that all local slots of a tensor span.
-fn block_bytes(layer: usize, tensor: &TensorLayout, slots: usize) -> Result<usize, CommError> {
+pub(super) fn block_bytes(layer: usize, tensor: &TensorLayout, slots: usize) -> Result<usize, CommError> {
     let Some(gaps) = slots.checked_sub(1) else { return Ok(0) };
     gaps.checked_mul(tensor.slot_stride)
         .and_then(|n| n.checked_add(tensor.slot_span()))
@@ -148,8 +149,69 @@ impl HostMemory {
             blocks.push(block);
         }
         let memory = Self::assemble(rank, layout, slots, blocks, staging_bytes)?;
-        memory.seats.iter().for_each(|seat| seat.tag.set(Content::Unknown));
+        memory.tags.iter().for_each(|tag| tag.set(Content::Unknown));
         Ok(memory)
+    }
+
+    /// As [`HostMemory::new`], in one piece of memory that other processes of the host can open ([`Foreign`](super::Foreign)).
+    ///
+    /// # Errors
+    /// More bytes than there are, or the system shares no memory.
+    #[cfg(target_os = "linux")]
+    pub fn shared(
+        rank: RankId,
+        layout: Arc<ModelLayout>,
+        slots: Range<usize>,
+        staging_bytes: usize,
+    ) -> Result<Arc<Self>, CommError> {
+        let foreign = |call: &str, code: i64, detail: String| CommError::Foreign {
+            rank,
+            call: call.into(),
+            code,
+            detail,
+        };
+        let mut drawn = [0; 16];
+        getrandom::fill(&mut drawn).map_err(|error| foreign("getrandom", -1, error.to_string()))?;
+        let nonce = u128::from_le_bytes(drawn);
+        let nonce = [nonce as u64, (nonce >> 64) as u64];
+        let spots = Spots::plan(rank, &layout, slots.len(), staging_bytes, nonce)?;
+        let segment = Segment::create(&format!("eplb rank {}", rank.0), spots.bytes)
+            .map_err(|error| foreign("memfd_create", i64::from(error.code()), error.to_string()))?;
+        spots.mark(&segment);
+        let segment = Arc::new(segment);
+        let no_memory = || CommError::NoMemory {
+            rank,
+            what: "slots and staging in one piece".into(),
+            bytes: spots.bytes,
+        };
+        let mut blocks = Vec::with_capacity(layout.layers());
+        for (layer, offsets) in spots.blocks.iter().enumerate() {
+            let tensors = layout.layer(LayerId::at(layer)).tensors();
+            let mut block = Vec::with_capacity(offsets.len());
+            for (&offset, tensor) in offsets.iter().zip(tensors) {
+                let bytes = block_bytes(layer, tensor, slots.len())?;
+                block.push(Region::part(&segment, offset, bytes).ok_or_else(no_memory)?);
+            }
+            blocks.push(block);
+        }
+        let staging = Region::part(&segment, spots.staging, staging_bytes).ok_or_else(no_memory)?;
+        let count = layout.layers() * slots.len();
+        let tags = Tags::shared(segment.clone(), &spots, count).ok_or_else(no_memory)?;
+        let mut memory = Self::whole(rank, layout, slots, blocks, staging, staging_bytes, tags);
+        memory.shared = Some((segment, spots));
+        Ok(Arc::new(memory))
+    }
+
+    /// What other processes open, if they can.
+    #[cfg(target_os = "linux")]
+    pub fn segment(&self) -> Option<&Segment> {
+        self.shared.as_ref().map(|(segment, _)| &**segment)
+    }
+
+    /// Where they find what in it.
+    #[cfg(target_os = "linux")]
+    pub fn spots(&self) -> Option<&Spots> {
+        self.shared.as_ref().map(|(_, spots)| spots)
     }
 
     fn assemble(
@@ -164,20 +226,35 @@ impl HostMemory {
             what: "staging".into(),
             bytes: staging_bytes,
         })?;
-        let seat = || Seat { lock: SlotLock::new(), tag: Tag::default() };
-        let seats = std::iter::repeat_with(seat).take(layout.layers() * slots.len()).collect();
-        Ok(Arc::new(Self {
+        let tags = Tags::private(layout.layers() * slots.len());
+        Ok(Arc::new(Self::whole(rank, layout, slots, blocks, staging, staging_bytes, tags)))
+    }
+
+    fn whole(
+        rank: RankId,
+        layout: Arc<ModelLayout>,
+        slots: Range<usize>,
+        blocks: Vec<Vec<Region>>,
+        staging: Region,
+        staging_bytes: usize,
+        tags: Tags,
+    ) -> Self {
+        let locks = std::iter::repeat_with(SlotLock::new).take(layout.layers() * slots.len()).collect();
+        Self {
             rank,
             layout,
             slots,
             blocks,
-            seats,
+            locks,
+            tags,
             staging,
             staging_bytes,
+            #[cfg(target_os = "linux")]
+            shared: None,
             book: Mutex::default(),
             faults: Mutex::default(),
             any_fault: AtomicBool::new(false),
-        }))
+        }
     }
 
     /// The rank that owns the memory.

@@ -10,10 +10,13 @@ mod lock;
 mod memory;
 mod plant;
 mod region;
+#[cfg(target_os = "linux")]
+pub mod shared;
 mod site;
 mod split;
 mod staging;
 mod stream;
+mod tags;
 mod worker;
 
 pub use apart::places_apart;
@@ -22,6 +25,8 @@ pub use copy::copy;
 pub use fence::HostFence;
 pub use guards::{ReadGuard, WriteGuard};
 pub use memory::HostMemory;
+#[cfg(target_os = "linux")]
+pub use shared::{Foreign, ForeignSegment, Segment, SegmentError, Spots};
 pub use stream::{HostStream, StreamOptions};
 
 pub(crate) use plant::CopyFault;

@@ -2,9 +2,14 @@
 
 use std::alloc::{self, Layout};
 use std::ptr::NonNull;
+#[cfg(target_os = "linux")]
+use std::sync::Arc;
+
+#[cfg(target_os = "linux")]
+use super::shared::Segment;
 
 /// Alignment of owned memory, in bytes: a cache line, so that ranks' buffers never share one.
-const ALIGN: usize = 64;
+pub(super) const ALIGN: usize = 64;
 
 /// Bytes that live as long as the region. Nothing here touches them: guards do.
 #[derive(Debug)]
@@ -12,6 +17,9 @@ pub(crate) struct Region {
     base: NonNull<u8>,
     bytes: usize,
     owned: Option<Layout>,
+    /// The segment that it is a part of, which keeps it mapped.
+    #[cfg(target_os = "linux")]
+    _segment: Option<Arc<Segment>>,
 }
 
 // SAFETY: a region only stores an address. It owns what it frees, and all access to the bytes goes through guards,
@@ -25,11 +33,28 @@ impl Region {
     pub(crate) fn allocate(bytes: usize) -> Option<Self> {
         let layout = Layout::from_size_align(bytes, ALIGN).ok()?;
         if bytes == 0 {
-            return Some(Self { base: NonNull::dangling(), bytes, owned: None });
+            return Some(Self::plain(NonNull::dangling(), bytes, None));
         }
         // SAFETY: the layout has a size above 0, tested just before.
         let base = NonNull::new(unsafe { alloc::alloc_zeroed(layout) })?;
-        Some(Self { base, bytes, owned: Some(layout) })
+        Some(Self::plain(base, bytes, Some(layout)))
+    }
+
+    fn plain(base: NonNull<u8>, bytes: usize, owned: Option<Layout>) -> Self {
+        Self {
+            base,
+            bytes,
+            owned,
+            #[cfg(target_os = "linux")]
+            _segment: None,
+        }
+    }
+
+    /// A part of a segment, if it lies inside.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn part(segment: &Arc<Segment>, offset: usize, bytes: usize) -> Option<Self> {
+        let base = segment.mapping().at(offset, bytes)?;
+        Some(Self { base, bytes, owned: None, _segment: Some(segment.clone()) })
     }
 
     /// Someone else's memory; never freed here.
@@ -37,7 +62,7 @@ impl Region {
     /// # Safety
     /// `base` is valid for reads and writes of `bytes` bytes while the region lives.
     pub(crate) unsafe fn borrow(base: NonNull<u8>, bytes: usize) -> Self {
-        Self { base, bytes, owned: None }
+        Self::plain(base, bytes, None)
     }
 
     /// Address of a byte range, if it lies inside.

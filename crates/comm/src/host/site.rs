@@ -6,8 +6,9 @@ use std::sync::{MutexGuard, PoisonError};
 
 use eplb_core::{LayerId, LayerLayout};
 
-use super::content::{Content, Generation};
-use super::memory::{HostMemory, Seat};
+use super::content::{Content, Generation, Tag};
+use super::lock::SlotLock;
+use super::memory::HostMemory;
 use super::staging::StagingBook;
 use crate::error::CommError;
 use crate::memory::{Extent, Located, Place};
@@ -50,9 +51,14 @@ impl HostMemory {
         })
     }
 
-    /// Lock and tag of a slot that was resolved.
-    fn seat(&self, layer: LayerId, local: usize) -> &Seat {
-        &self.seats[layer.index() * self.slots.len() + local]
+    /// Lock of a slot that was resolved.
+    fn lock(&self, layer: LayerId, local: usize) -> &SlotLock {
+        &self.locks[layer.index() * self.slots.len() + local]
+    }
+
+    /// Tag of a slot that was resolved.
+    fn tag(&self, layer: LayerId, local: usize) -> &Tag {
+        self.tags.get(layer.index() * self.slots.len() + local)
     }
 
     /// Held for a few instructions; a panic under it leaves the list of accesses whole.
@@ -63,7 +69,7 @@ impl HostMemory {
     /// Enters a place as a reader, or says who is in the way.
     pub(super) fn enter_read(&self, site: &Site) -> Result<(), String> {
         match site {
-            Site::Slot { layer, local } => self.seat(*layer, *local).lock.try_read(),
+            Site::Slot { layer, local } => self.lock(*layer, *local).try_read(),
             Site::Staging { range, .. } => self.book().try_read(range.clone()),
         }
     }
@@ -71,7 +77,7 @@ impl HostMemory {
     /// Enters a place as the writer, or says who is in the way.
     pub(super) fn enter_write(&self, site: &Site) -> Result<(), String> {
         match site {
-            Site::Slot { layer, local } => self.seat(*layer, *local).lock.try_write(),
+            Site::Slot { layer, local } => self.lock(*layer, *local).try_write(),
             Site::Staging { range, .. } => self.book().try_write(range.clone()),
         }
     }
@@ -79,7 +85,7 @@ impl HostMemory {
     /// For the read guard, when it is dropped.
     pub(super) fn leave_read(&self, site: &Site) {
         match site {
-            Site::Slot { layer, local } => self.seat(*layer, *local).lock.leave_read(),
+            Site::Slot { layer, local } => self.lock(*layer, *local).leave_read(),
             Site::Staging { range, .. } => self.book().leave(range),
         }
     }
@@ -87,14 +93,14 @@ impl HostMemory {
     /// For the write guard, when it is dropped.
     pub(super) fn leave_write(&self, site: &Site) {
         match site {
-            Site::Slot { layer, local } => self.seat(*layer, *local).lock.leave_write(),
+            Site::Slot { layer, local } => self.lock(*layer, *local).leave_write(),
             Site::Staging { range, .. } => self.book().leave(range),
         }
     }
 
     pub(super) fn content_at(&self, site: &Site) -> (Content, Generation) {
         match site {
-            Site::Slot { layer, local } => self.seat(*layer, *local).tag.get(),
+            Site::Slot { layer, local } => self.tag(*layer, *local).get(),
             Site::Staging { layer, range } => self.book().content(*layer, range),
         }
     }
@@ -102,7 +108,7 @@ impl HostMemory {
     /// For the holder of the write guard: content unknown, next generation.
     pub(super) fn begin_write(&self, site: &Site) {
         match site {
-            Site::Slot { layer, local } => self.seat(*layer, *local).tag.begin_write(),
+            Site::Slot { layer, local } => self.tag(*layer, *local).begin_write(),
             Site::Staging { layer, range } => self.book().begin_write(*layer, range),
         }
     }
@@ -110,7 +116,7 @@ impl HostMemory {
     /// For the holder of the write guard.
     pub(super) fn set_content(&self, site: &Site, content: Content) {
         match site {
-            Site::Slot { layer, local } => self.seat(*layer, *local).tag.set(content),
+            Site::Slot { layer, local } => self.tag(*layer, *local).set(content),
             Site::Staging { range, .. } => self.book().set(range, content),
         }
     }
