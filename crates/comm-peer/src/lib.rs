@@ -10,13 +10,16 @@
 //!   so in its word, and those that wait for it fail by name.
 //! - **Order is a state machine** without IO ([`Lane`]), which tests drive through orders of events.
 //!
-//! Ranks are threads of one process that may reach each other's devices ([`connect`]).
+//! Ranks are threads of one process that may reach each other's devices ([`connect`]), or processes of one host ([`process`]), where the same
+//! order runs on host memory too.
 
 mod communicator;
 mod connect;
 mod engine;
 mod lane;
 mod options;
+#[cfg(target_os = "linux")]
+pub mod process;
 mod pulls;
 mod shared;
 mod words;

@@ -11,6 +11,16 @@ impl Ready {
     /// Waves that can be told apart beyond the first that may not start.
     pub const WINDOW: u64 = 32;
 
+    #[cfg(target_os = "linux")]
+    pub(crate) fn from_word(word: u64) -> Self {
+        Self(word)
+    }
+
+    #[cfg(target_os = "linux")]
+    pub(crate) fn word(self) -> u64 {
+        self.0
+    }
+
     /// Whether a wave may start.
     pub fn has(self, wave: u64) -> bool {
         let (first, mask) = (self.0 >> 32, self.0 & 0xFFFF_FFFF);
@@ -80,7 +90,7 @@ pub struct Words(Arc<[Line]>);
 struct Line(AtomicU64);
 
 /// A word that says that the rank gave up; no [`Ready`] has it, as that would take all waves of 32 bits.
-const GONE: u64 = u64::MAX;
+pub(crate) const GONE: u64 = u64::MAX;
 
 impl Words {
     /// The words of so many ranks; no wave may start yet.

@@ -1,0 +1,263 @@
+//! How ranks come together: cards through the store, descriptors through sockets, and a verdict that all share.
+
+use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use eplb_comm::store::Store;
+use eplb_comm::{CommError, Extent};
+use eplb_core::{LayerId, ModelLayout, RankId};
+
+use super::card::{Card, Memory, Nonce};
+use super::error::PeerError;
+use super::page::{OwnPage, Pages, Peer};
+use super::socket::{Door, ask};
+
+/// What a word to the store may take where the meeting's own time is over.
+const LAST_WORDS: Duration = Duration::from_millis(200);
+
+/// What a rank brings when all ranks make a communicator together.
+#[derive(Debug, Clone)]
+pub struct Meeting {
+    /// This rank.
+    pub rank: RankId,
+    /// Number of ranks.
+    pub world_size: usize,
+    /// A corner of the store that no other communicator has used.
+    pub store: Arc<dyn Store>,
+    /// Names the host: ranks of one name can reach each other's memory.
+    pub host: String,
+    /// When it must be made.
+    pub deadline: Instant,
+}
+
+/// What a rank offers to the others.
+pub(super) struct Offer<'a> {
+    pub(super) layout: &'a Arc<ModelLayout>,
+    pub(super) extent: Extent,
+    pub(super) memory: Memory,
+    /// Descriptors that belong to it, behind that of the page.
+    pub(super) files: Vec<BorrowedFd<'a>>,
+    /// How long the others may take to close it before it may be freed; zero where it lives as long as it is open anywhere.
+    pub(super) patience: Duration,
+}
+
+/// What a rank learns of another.
+pub(super) struct Neighbour {
+    pub(super) rank: RankId,
+    /// Its layout: the tensors of this rank, with its own pitches.
+    pub(super) layout: Arc<ModelLayout>,
+    pub(super) extent: Extent,
+    pub(super) memory: Memory,
+    pub(super) files: Vec<OwnedFd>,
+}
+
+/// All ranks, met.
+pub(super) struct Met<T> {
+    pub(super) pages: Pages,
+    pub(super) extents: Vec<Extent>,
+    /// By rank, none for this one.
+    pub(super) opened: Vec<Option<T>>,
+}
+
+impl Meeting {
+    fn draw(&self) -> Result<Nonce, PeerError> {
+        let mut drawn = [0; 16];
+        getrandom::fill(&mut drawn).map_err(|error| self.refused("a random number", &error))?;
+        let drawn = u128::from_le_bytes(drawn);
+        Ok([drawn as u64, (drawn >> 64) as u64])
+    }
+
+    fn refused(&self, what: &str, error: &dyn std::fmt::Display) -> PeerError {
+        PeerError::Refused { rank: self.rank, what: what.into(), detail: error.to_string() }
+    }
+
+    fn store<T>(&self, result: Result<T, eplb_comm::store::StoreError>) -> Result<T, PeerError> {
+        result.map_err(|source| PeerError::Store { rank: self.rank, source })
+    }
+
+    /// The keys of one kind of all ranks.
+    fn keys(&self, kind: &str) -> Vec<String> {
+        (0..self.world_size).map(|rank| format!("{kind}/{rank}")).collect()
+    }
+
+    /// What every rank has said, once all have.
+    fn gather(&self, kind: &str, mine: &[u8]) -> Result<Vec<Vec<u8>>, PeerError> {
+        let keys = self.keys(kind);
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        let Some(own) = keys.get(self.rank.index()) else {
+            let detail = format!("there are ranks 0..{}", self.world_size);
+            return Err(PeerError::Refused { rank: self.rank, what: "its place".into(), detail });
+        };
+        self.store(self.store.set(own, mine, self.deadline))?;
+        self.store(self.store.wait(&keys, self.deadline))?;
+        let said = self.store(self.store.get_many(&keys, self.deadline))?;
+        Ok(said.into_iter().map(Option::unwrap_or_default).collect())
+    }
+
+    /// Comes together with all ranks; `open` opens the memory of each other one. Unless all of them could open all, nobody gets anything, and
+    /// all get the error of the lowest rank that could not.
+    pub(super) fn meet<T>(
+        &self,
+        offer: Offer<'_>,
+        mut open: impl FnMut(Neighbour) -> Result<T, PeerError>,
+    ) -> Result<Met<T>, PeerError> {
+        let nonce = self.draw()?;
+        let page = OwnPage::create(self.rank, nonce).map_err(|error| PeerError::page(self.rank, &error))?;
+        let socket = format!("eplb-{:016x}{:016x}", nonce[0], nonce[1]);
+        let door = Door::open(&socket, nonce).map_err(|error| self.refused("a Unix socket", &error))?;
+        let pitches = (0..offer.layout.layers()).map(|layer| {
+            let tensors = offer.layout.layer(LayerId::at(layer)).tensors();
+            tensors.iter().map(|tensor| (tensor.pitch, tensor.slot_stride)).collect()
+        });
+        let card = Card {
+            rank: self.rank,
+            nonce,
+            host: self.host.clone(),
+            socket,
+            layout: offer.layout.hash64(),
+            slots: offer.extent.slots.clone(),
+            staging_bytes: offer.extent.staging_bytes,
+            pitches: pitches.collect(),
+            files: 1 + offer.files.len(),
+            memory: offer.memory.clone(),
+        };
+        let cards = self.gather("card", &card.encode())?;
+        let over = AtomicBool::new(false);
+        let mut files = vec![page.file()];
+        files.extend(&offer.files);
+        let (peers, opened, extents, watched) = std::thread::scope(|scope| {
+            let over = &over;
+            let (door, files, me) = (&door, &files, self.rank.0);
+            let (world, deadline) = (self.world_size, self.deadline);
+            let server = scope.spawn(move || door.serve(me, world, files, over, deadline));
+            let found = self.open_all(&cards, &offer, &mut open);
+            let verdict = self.agree(found.as_ref().err());
+            // Whoever has not come by now has failed, and said so.
+            over.store(true, Ordering::Relaxed);
+            let watched = server.join().unwrap_or_default();
+            let (peers, opened, extents) = found?;
+            verdict?;
+            Ok::<_, PeerError>((peers, opened, extents, watched))
+        })?;
+        let pages = Pages::new(page, self.rank, peers, watched, offer.patience);
+        Ok(Met { pages, extents, opened })
+    }
+
+    #[expect(clippy::type_complexity, reason = "used once, taken apart at once")]
+    fn open_all<T>(
+        &self,
+        cards: &[Vec<u8>],
+        offer: &Offer<'_>,
+        open: &mut impl FnMut(Neighbour) -> Result<T, PeerError>,
+    ) -> Result<(Vec<Option<Peer>>, Vec<Option<T>>, Vec<Extent>), PeerError> {
+        // All cards before the first socket: what they say, all ranks see alike.
+        let mut known = Vec::new();
+        for (rank, bytes) in cards.iter().enumerate() {
+            let rank = RankId::at(rank);
+            let unreadable = PeerError::Unreadable { rank, what: "its card" };
+            let card = Card::decode(bytes).filter(|card| card.rank == rank).ok_or(unreadable)?;
+            let layout = if rank == self.rank { None } else { Some(self.compare(&card, offer)?) };
+            known.push((card, layout));
+        }
+        let (mut peers, mut opened, mut extents) = (Vec::new(), Vec::new(), Vec::new());
+        for (card, layout) in known {
+            let rank = card.rank;
+            let extent = Extent { rank, slots: card.slots, staging_bytes: card.staging_bytes };
+            extents.push(extent.clone());
+            let Some(layout) = layout else {
+                peers.push(None);
+                opened.push(None);
+                continue;
+            };
+            let failed = |reason: String| PeerError::not_opened(self.rank, rank, reason);
+            let asked = ask(&card.socket, card.nonce, self.rank.0, card.files, self.deadline);
+            let (line, mut files) = asked.map_err(|error| {
+                // It may have gone because it failed itself.
+                self.said(rank).unwrap_or_else(|| {
+                    failed(format!(
+                        "its socket does not answer ({error}): it has ended, or these are containers of different networks"
+                    ))
+                })
+            })?;
+            if files.is_empty() {
+                return Err(failed("it gave no descriptor".into()));
+            }
+            let page = files.remove(0);
+            let peer = Peer::open(rank, card.nonce, page, line).map_err(|error| failed(error.to_string()))?;
+            opened.push(Some(open(Neighbour { rank, layout, extent, memory: card.memory, files })?));
+            peers.push(Some(peer));
+        }
+        Ok((peers, opened, extents))
+    }
+
+    /// Checks that another rank can be reached and has the same tensors; its layout.
+    fn compare(&self, card: &Card, offer: &Offer<'_>) -> Result<Arc<ModelLayout>, PeerError> {
+        let (rank, this) = (card.rank, self.rank);
+        if card.host != self.host {
+            let (theirs, ours) = (card.host.clone(), self.host.clone());
+            return Err(PeerError::OtherHost { rank, theirs, this, ours });
+        }
+        if let Memory::None { reason } = &card.memory {
+            return Err(PeerError::NotShareable { rank, reason: reason.clone() });
+        }
+        if let Memory::None { reason } = &offer.memory {
+            return Err(PeerError::NotShareable { rank: this, reason: reason.clone() });
+        }
+        let kinds = [&card.memory, &offer.memory].map(Memory::kind);
+        if kinds[0] != kinds[1] {
+            let [theirs, ours] = kinds.map(str::to_owned);
+            return Err(PeerError::Differs { rank, what: "its slots in", theirs, this, ours });
+        }
+        let ours = offer.layout.hash64();
+        let layout = card.layout_of(offer.layout).filter(|_| card.layout == ours);
+        layout.ok_or_else(|| {
+            let [theirs, ours] = [card.layout, ours].map(|hash| format!("{hash:016x}"));
+            PeerError::Differs { rank, what: "tensors of layout", theirs, this, ours }
+        })
+    }
+
+    /// Why a rank gave the meeting up, if it has said so.
+    fn said(&self, rank: RankId) -> Option<PeerError> {
+        let deadline = self.deadline.max(Instant::now() + LAST_WORDS);
+        let said = self.store.get(&format!("opened/{}", rank.0), deadline).ok()??;
+        let reason = String::from_utf8_lossy(&said).into_owned();
+        (!reason.is_empty()).then_some(PeerError::Elsewhere { rank, reason })
+    }
+
+    /// Tells the others whether this rank could open all; an error if another could not.
+    fn agree(&self, failed: Option<&PeerError>) -> Result<(), PeerError> {
+        let mine = failed.map(ToString::to_string).unwrap_or_default();
+        // Who knows already why there is nothing does not wait for more.
+        if failed.is_some() {
+            let key = format!("opened/{}", self.rank.0);
+            let deadline = self.deadline.max(Instant::now() + LAST_WORDS);
+            // If even that fails, the others find out at their deadline.
+            drop(self.store.set(&key, mine.as_bytes(), deadline));
+            return Ok(());
+        }
+        let said = self.gather("opened", mine.as_bytes())?;
+        match said.iter().position(|said| !said.is_empty()) {
+            Some(rank) => {
+                let reason = String::from_utf8_lossy(&said[rank]).into_owned();
+                Err(PeerError::Elsewhere { rank: RankId::at(rank), reason })
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+impl From<PeerError> for CommError {
+    fn from(error: PeerError) -> Self {
+        match error {
+            PeerError::Comm(error) => error,
+            other => CommError::Foreign {
+                rank: other.rank(),
+                call: "opening the memory of peers".into(),
+                code: -1,
+                detail: other.to_string(),
+            },
+        }
+    }
+}
