@@ -9,7 +9,9 @@ use eplb_core::RankId;
 use eplb_engine::EngineError;
 use eplb_engine::deadlines::Deadlines;
 use eplb_engine::machine::{Found, Machine, Pair};
-use eplb_engine::process::{Flags, GlooTransport, Join, Launch, Rendezvous, Session};
+use eplb_engine::process::{
+    Flags, GlooTransport, Join, Launch, PeerTransport, Rendezvous, Session, Transport,
+};
 use eplb_engine::rebalance::{Position, Rebalance, Report};
 use eplb_trace::Trace;
 
@@ -24,12 +26,14 @@ pub(crate) enum BackendArg {
     Local,
     /// TCP through Gloo, between processes
     Gloo,
+    /// Pulls between processes of one host, from memory that they share
+    Peer,
 }
 
 /// Which rank this process is, if it is one of several.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ProcessArgs {
-    /// What carries experts: gloo starts a process per rank, or joins as one rank
+    /// What carries experts: gloo and peer start a process per rank, or join as one rank
     #[arg(long, value_enum, default_value_t = BackendArg::Local)]
     pub(crate) backend: BackendArg,
 
@@ -88,7 +92,7 @@ impl ProcessArgs {
         if self.backend == BackendArg::Local {
             if flags != Flags::default() {
                 return Err(Failure::input(
-                    "--rank, --world-size and --store are for ranks that are processes: add --backend gloo (or auto)",
+                    "--rank, --world-size and --store are for ranks that are processes: add --backend gloo or peer (or auto)",
                 ));
             }
             let ranks =
@@ -129,6 +133,14 @@ impl ProcessArgs {
         Ok(way)
     }
 
+    /// Name of what carries experts between ranks that are processes.
+    pub(crate) fn transport(&self) -> &'static str {
+        match self.backend {
+            BackendArg::Peer => PeerTransport.name(),
+            BackendArg::Auto | BackendArg::Local | BackendArg::Gloo => "gloo",
+        }
+    }
+
     /// Runs as one rank; the report of the whole run, and the rank.
     pub(crate) fn run_rank(
         &self,
@@ -141,8 +153,11 @@ impl ProcessArgs {
         let token = Token::from_env().map_err(EngineError::from)?;
         let store = join.store.as_ref().ok_or_else(|| Failure::input("no store is named"))?;
         // Before anyone is kept waiting.
-        let transport = GlooTransport::new(self.interface.as_deref(), store)?;
-        let job = rebalance.job(trace, Arc::new(transport))?;
+        let transport: Arc<dyn Transport> = match self.backend {
+            BackendArg::Peer => Arc::new(PeerTransport),
+            _ => Arc::new(GlooTransport::new(self.interface.as_deref(), store)?),
+        };
+        let job = rebalance.job(trace, transport)?;
         let rendezvous = Rendezvous::open(join, self.store_server.0, token.as_ref(), &deadlines)?;
         let outcome = Session::join(rendezvous.store(), join.rank, join.world_size, &deadlines)
             .and_then(|session| rebalance.run_as_rank(trace, session, job, progress));
@@ -153,7 +168,9 @@ impl ProcessArgs {
     /// Starts a process per rank with the arguments of this one; prints what the lowest has to say.
     pub(crate) fn launch(&self, ranks: usize) -> Result<ExitCode, Failure> {
         // A library that is missing is missing for all.
-        GlooTransport::find_library()?;
+        if self.backend != BackendArg::Peer {
+            GlooTransport::find_library()?;
+        }
         let program = std::env::current_exe()
             .map_err(|error| Failure::Run(format!("this program's own file cannot be found: {error}")))?;
         let launch = Launch::start(ranks, |rank, store| {

@@ -22,7 +22,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     trace: PathBuf,
 
-    /// Ranks, each with its own weights: threads, or processes with --backend gloo
+    /// Ranks, each with its own weights: threads, or processes with --backend gloo or peer
     #[arg(long, visible_alias = "gpus", value_name = "W")]
     ranks: Option<usize>,
 
@@ -108,7 +108,7 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         bar.set_position(position.done as u64);
     };
     let (backend, rank, report) = match &way {
-        Way::Rank(join) => ("gloo", join.rank, args.process.run_rank(join, &rebalance, &trace, &mut show)),
+        Way::Rank(join) => (args.process.transport(), join.rank, args.process.run_rank(join, &rebalance, &trace, &mut show)),
         _ => ("local", RankId(0), rebalance.run(&trace, &mut show).map_err(Failure::from)),
     };
     bar.finish_and_clear();

@@ -29,3 +29,6 @@ pub use connect::connect;
 pub use lane::{Lane, Step};
 pub use options::Options;
 pub use words::{Ready, Words};
+
+/// Name of the backend on host memory: never that of figures of GPUs.
+pub const HOST_BACKEND: &str = "peer (host memory)";

@@ -7,8 +7,8 @@ use eplb_comm::conformance::{Options, Rank, Setup, run_all};
 use eplb_comm::host::HostMemory;
 use eplb_comm::store::{InProcessStore, Store};
 use eplb_comm::{CommError, Communicator, Fence, Progress};
-use eplb_comm_peer::PeerCommunicator;
-use eplb_comm_peer::process::{HOST_BACKEND, Meeting, PeerError, join_host};
+use eplb_comm_peer::process::{Meeting, PeerError, join_host};
+use eplb_comm_peer::{HOST_BACKEND, PeerCommunicator};
 use eplb_core::{ExpertId, Landing, LayerId, ModelLayout, RankId, SlotId, TensorLayout, Transfer};
 
 fn meeting(rank: usize, world_size: usize, store: &Arc<dyn Store>) -> Meeting {

@@ -70,6 +70,20 @@ fn processes_do_what_threads_do() {
 }
 
 #[test]
+fn processes_that_share_memory_do_what_threads_do() {
+    let trace = shipped();
+    let run = |backend: &str| {
+        let common = ["rebalance", "--trace", trace.to_str().unwrap(), "--json", "--ranks", "4"];
+        json(&[&common[..], &RUN, &["--backend", backend]].concat())
+    };
+    let (threads, processes) = (run("local"), run("peer"));
+    assert_eq!(processes["backend"], "peer (host memory)");
+    assert_eq!((processes["bytes_wrong"].as_u64(), processes["ranks"].as_u64()), (Some(0), Some(4)));
+    assert_eq!(done(&threads), done(&processes));
+    assert!(done(&threads).iter().any(|window| window[4].as_u64() > Some(0)), "something moved");
+}
+
+#[test]
 fn ranks_join_by_hand_and_under_launchers() {
     if !gloo() {
         return;

@@ -11,10 +11,10 @@ use eplb_comm::host::{Foreign, HostFence, HostMemory, Spots, copy, panic_message
 use eplb_comm::{CommError, Extent, Fence, Memory as _, Place};
 use eplb_core::Transfer;
 
-use super::HOST_BACKEND;
 use super::card::Memory;
 use super::error::PeerError;
 use super::meet::{Meeting, Neighbour, Offer};
+use crate::HOST_BACKEND;
 use crate::communicator::PeerCommunicator;
 use crate::pulls::Pulls;
 use crate::shared::Shared;

@@ -19,6 +19,3 @@ mod socket;
 pub use error::PeerError;
 pub use host::join_host;
 pub use meet::Meeting;
-
-/// Name of the backend on host memory: never that of figures of GPUs.
-pub const HOST_BACKEND: &str = "peer (host memory)";

@@ -86,7 +86,7 @@ impl Member {
         let rank = session.rank();
         let slots = job.topology.slots_of(rank);
         let staging = job.settings.limits.staging_bytes;
-        let memory = HostMemory::new(rank, job.layout.clone(), slots, staging);
+        let memory = job.transport.memory(rank, job.layout.clone(), slots, staging);
         let memory = at(rank, Stage::Standing, memory)?;
         Self::take_place(session, job, memory, Standing { version: 0, last_step: None, map: None })
     }

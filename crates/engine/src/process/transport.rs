@@ -1,13 +1,14 @@
 //! How a rank gets its communicator: what a backend must offer to ranks that are processes.
 
 use std::fmt::Debug;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use eplb_comm::Communicator;
 use eplb_comm::host::HostMemory;
 use eplb_comm::store::Store;
-use eplb_core::RankId;
+use eplb_core::{ModelLayout, RankId};
 
 use crate::error::EngineError;
 
@@ -30,6 +31,20 @@ pub struct Meeting {
 pub trait Transport: Debug + Send + Sync {
     /// Name of the backend.
     fn name(&self) -> &'static str;
+
+    /// Takes memory of a kind that it can carry experts to and from, zeroed.
+    ///
+    /// # Errors
+    /// There is not that much.
+    fn memory(
+        &self,
+        rank: RankId,
+        layout: Arc<ModelLayout>,
+        slots: Range<usize>,
+        staging_bytes: usize,
+    ) -> Result<Arc<HostMemory>, EngineError> {
+        Ok(HostMemory::new(rank, layout, slots, staging_bytes)?)
+    }
 
     /// Makes this rank's communicator; all ranks call it together.
     ///
