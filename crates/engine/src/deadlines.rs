@@ -30,6 +30,34 @@ impl Deadlines {
         }
     }
 
+    /// Changes one by the name that the table gives it; false for a name that is not in it.
+    pub fn set(&mut self, name: &str, time: Duration) -> bool {
+        let Self { store, exchange, communicator, plan } = self;
+        let field = match name {
+            "store.connect" => &mut store.connect,
+            "store.operation" => &mut store.operation,
+            "store.join" => &mut store.join,
+            "store.accept" => &mut store.accept,
+            "store.collective" => &mut store.collective,
+            "store.renew" => &mut store.renew,
+            "store.peer_timeout" => &mut store.peer_timeout,
+            "store.keepalive" => &mut store.keepalive,
+            "store.silence" => &mut store.silence,
+            "store.handshake" => &mut store.handshake,
+            "store.frame" => &mut store.frame,
+            "store.reply_grace" => &mut store.reply_grace,
+            "exchange.transfer" => &mut exchange.transfer,
+            "exchange.answer" => &mut exchange.answer,
+            "exchange.peer" => &mut exchange.peer,
+            "exchange.commit_hold" => &mut exchange.commit_hold,
+            "communicator" => communicator,
+            "plan" => plan,
+            _ => return false,
+        };
+        *field = time;
+        true
+    }
+
     /// All of them as the table names them, in its order.
     pub fn rows(&self) -> Vec<(&'static str, Duration)> {
         // Taken apart whole, so that a new field cannot be left out.
@@ -98,6 +126,19 @@ mod tests {
             "ms" => Duration::from_millis(number),
             _ => panic!("unit {unit}"),
         }
+    }
+
+    #[test]
+    fn every_deadline_is_changed_by_its_name() {
+        let odd = Duration::from_millis(12_345);
+        for (at, (name, _)) in Deadlines::new().rows().into_iter().enumerate() {
+            let mut deadlines = Deadlines::new();
+            assert!(deadlines.set(name, odd), "{name}");
+            let changed: Vec<usize> =
+                (0..).zip(deadlines.rows()).filter(|(_, (_, t))| *t == odd).map(|(i, _)| i).collect();
+            assert_eq!(changed, [at], "{name}");
+        }
+        assert!(!Deadlines::new().set("tea", odd));
     }
 
     #[test]

@@ -112,6 +112,11 @@ impl<S: Stream> Driver<S> {
         self.active.as_ref().map(|active| active.exchange.phase())
     }
 
+    /// Number of the wave under way, and the step that this rank has acknowledged for its commit.
+    pub fn wave(&self) -> Option<(usize, Option<u64>)> {
+        self.active.as_ref().map(|active| (active.exchange.wave(), active.exchange.agreed_step()))
+    }
+
     /// Last step begun on this rank.
     pub fn last_step(&self) -> Option<u64> {
         self.last_step
@@ -132,15 +137,42 @@ impl<S: Stream> Driver<S> {
         communicator: Box<dyn Communicator>,
         board: Arc<dyn Board>,
     ) -> Result<(), EngineError> {
+        let mut steps = VecDeque::new();
+        if let Some(last) = self.last_step {
+            steps.push_back((last, self.stream.record()?));
+        }
+        self.start(exchange, communicator, board, steps)
+    }
+
+    /// As [`Driver::begin`], from another thread than the one that calls [`Driver::step`], and while a pass may be under way:
+    /// `last_step` is the last step of which the host was told that it may run, and whose work may not be enqueued yet. Its end
+    /// is looked for from the next step or tick on.
+    ///
+    /// # Errors
+    /// As [`Driver::begin`].
+    pub fn begin_within_step(
+        &mut self,
+        exchange: Exchange,
+        communicator: Box<dyn Communicator>,
+        board: Arc<dyn Board>,
+        last_step: Option<u64>,
+    ) -> Result<(), EngineError> {
+        self.last_step = self.last_step.max(last_step);
+        self.start(exchange, communicator, board, VecDeque::new())
+    }
+
+    fn start(
+        &mut self,
+        exchange: Exchange,
+        communicator: Box<dyn Communicator>,
+        board: Arc<dyn Board>,
+        steps: VecDeque<(u64, Fence)>,
+    ) -> Result<(), EngineError> {
         if self.active.is_some() {
             return Err(EngineError::Options(format!("{}: an exchange is under way already", self.rank)));
         }
         if let Some(bar) = &self.barred {
             return Err(self.refuse(bar, self.last_step.map_or(0, |last| last + 1)));
-        }
-        let mut steps = VecDeque::new();
-        if let Some(last) = self.last_step {
-            steps.push_back((last, self.stream.record()?));
         }
         self.active = Some(Active {
             exchange,
@@ -308,6 +340,24 @@ impl<S: Stream> Driver<S> {
             }
             Some(Ended { outcome, communicator: active.communicator })
         }))
+    }
+
+    /// Gives up the exchange under way without asking the others: nothing further is started. The communicator, and a fence
+    /// that is passed when no copy of it can touch memory any more. Maps stay as they are.
+    pub fn abandon(&mut self, why: &str) -> Option<(Box<dyn Communicator>, Fence)> {
+        let mut active = self.active.take()?;
+        let fence = active.communicator.abort(why);
+        Some((active.communicator, fence))
+    }
+
+    /// Whether steps must not run any more.
+    pub fn is_barred(&self) -> bool {
+        self.barred.is_some()
+    }
+
+    /// The compute stream, for the driver of the next epoch.
+    pub fn into_stream(self) -> S {
+        self.stream
     }
 
     /// Shows a sign of life, for a rank that does something long between two calls of [`Driver::progress`].

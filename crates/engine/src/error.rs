@@ -152,6 +152,73 @@ pub enum EngineError {
         /// Why.
         cause: Cause,
     },
+    /// A step whose id does not rise.
+    #[error("{rank}: step {step} after step {last}: ids of steps rise strictly")]
+    StepOrder {
+        /// This rank.
+        rank: RankId,
+        /// The id.
+        step: u64,
+        /// The last id.
+        last: u64,
+    },
+    /// A member shows no sign of life.
+    #[error(
+        "{rank} has given no sign of life for {silence:?}; form a new epoch without it, or start it anew"
+    )]
+    PeerSilent {
+        /// The silent rank.
+        rank: RankId,
+        /// For how long.
+        silence: Duration,
+    },
+    /// Another rank's engine cannot go on.
+    #[error("{rank} failed: {cause}")]
+    PeerFailed {
+        /// The rank.
+        rank: RankId,
+        /// What it says.
+        cause: String,
+    },
+    /// A round ended so that no other can be run in this epoch.
+    #[error("{rank}: no more rounds in this epoch: {cause}")]
+    RoundFailed {
+        /// This rank.
+        rank: RankId,
+        /// Why.
+        cause: String,
+    },
+    /// A call that does not fit the state of the engine.
+    #[error("{rank}: {call} does not fit an engine that is {state}")]
+    State {
+        /// This rank.
+        rank: RankId,
+        /// The call.
+        call: &'static str,
+        /// The state.
+        state: String,
+    },
+    /// Something was not over by the deadline that the caller gave.
+    #[error("{rank}: {call} was not over within {timeout:?}; the engine is {state}")]
+    Late {
+        /// This rank.
+        rank: RankId,
+        /// The call.
+        call: &'static str,
+        /// The time given.
+        timeout: Duration,
+        /// The state.
+        state: String,
+    },
+    /// A configuration that means nothing.
+    #[error(transparent)]
+    Config(#[from] crate::engine::ConfigError),
+    /// Tensors that cannot be registered.
+    #[error(transparent)]
+    Register(#[from] crate::engine::RegisterError),
+    /// Counts that cannot be taken.
+    #[error(transparent)]
+    Record(#[from] crate::engine::RecordError),
     /// The board of an exchange cannot be used.
     #[error(transparent)]
     Board(#[from] BoardError),
@@ -200,6 +267,11 @@ impl EngineError {
             | Self::Trace(_)
             | Self::Core(_)
             | Self::Token(_)
+            | Self::StepOrder { .. }
+            | Self::State { .. }
+            | Self::Config(_)
+            | Self::Register(_)
+            | Self::Record(_)
             | Self::Exchange(_) => true,
             Self::AtStage { error, .. } => error.is_bad_input(),
             Self::Plan(error) => !matches!(error, PlanError::Threads { .. }),

@@ -1,8 +1,9 @@
 //! The engine of the expert-parallel load balancer.
 //!
 //! [`Driver`] runs one rank's part of an exchange over any communicator while the rank's steps go on. [`cluster`] runs
-//! all ranks as threads of one process on host memory, and [`rebalance`] walks a trace with them.
-#![forbid(unsafe_code)]
+//! all ranks as threads of one process on host memory, and [`rebalance`] walks a trace with them. [`Engine`] is what a server
+//! embeds.
+#![deny(unsafe_code)]
 
 pub mod bench;
 pub mod board;
@@ -10,6 +11,7 @@ pub mod cluster;
 pub mod deadlines;
 pub mod doctor;
 pub mod driver;
+pub mod engine;
 pub mod error;
 pub mod machine;
 pub mod plan_file;
@@ -18,4 +20,5 @@ pub mod rebalance;
 
 pub use board::{Board, BoardError, LocalBoard, StoreBoard};
 pub use driver::Driver;
+pub use engine::{Engine, EngineConfig};
 pub use error::EngineError;

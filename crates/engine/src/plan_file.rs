@@ -6,6 +6,7 @@
 //! | `log2phy` | int64 `[L, E, C]` | slots of each expert, ascending, -1 padded; `C` = largest replica count |
 //! | `logcnt` | int64 `[L, E]` | replicas of each expert |
 //! | `share` | float64 `[L, P]` | part of its expert's tokens that a slot gets; 0 at empty slots |
+//! | `counts` | float64 `[T, L, E]` | the window that it was planned on, where it is known |
 //!
 //! Only `phy2log` is needed to read one, in any integer dtype; what else there is must agree with it.
 
@@ -22,11 +23,27 @@ use crate::error::EngineError;
 /// # Errors
 /// The file cannot be written.
 pub fn write(path: &Path, placement: &Placement, share: &Share) -> Result<(), EngineError> {
+    write_with_window(path, placement, share, None)
+}
+
+/// As [`write()`], with the loads that led to the plan, `[T, L, E]`.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write_with_window(
+    path: &Path,
+    placement: &Placement,
+    share: &Share,
+    loads: Option<&Array3<f64>>,
+) -> Result<(), EngineError> {
     let mut file = NpzWriter::create(path)?;
     file.array("phy2log", &placement.phy2log().mapv(i64::from))?;
     file.array("log2phy", &placement.log2phy(0).mapv(i64::from))?;
     file.array("logcnt", &placement.logcnt().mapv(i64::from))?;
     file.array("share", &share.view())?;
+    if let Some(loads) = loads {
+        file.array("counts", loads)?;
+    }
     Ok(file.finish()?)
 }
 

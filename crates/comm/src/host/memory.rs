@@ -257,6 +257,12 @@ impl HostMemory {
         }
     }
 
+    /// Address of the first local slot of a tensor, for a server that uses memory made by [`HostMemory::new`]; the memory must
+    /// outlive its use. Who reads or writes there keeps the order of the engine, as for [`HostMemory::from_raw`].
+    pub fn address(&self, layer: LayerId, tensor: usize) -> Option<NonNull<u8>> {
+        self.blocks.get(layer.index())?.get(tensor)?.at(0, 0)
+    }
+
     /// The rank that owns the memory.
     pub fn rank(&self) -> RankId {
         self.rank

@@ -54,7 +54,7 @@ impl fmt::Display for Stage {
 }
 
 /// Names rank and stage in an error.
-pub(super) fn at<T, E: Into<EngineError>>(
+pub(crate) fn at<T, E: Into<EngineError>>(
     rank: RankId,
     stage: Stage,
     result: Result<T, E>,
@@ -76,8 +76,8 @@ pub struct Session {
     nonce: Nonce,
     expected: Vec<RankId>,
     deadlines: Deadlines,
-    pub(super) group: Group,
-    pub(super) board: Arc<StoreBoard>,
+    pub(crate) group: Group,
+    pub(crate) board: Arc<StoreBoard>,
     /// Communicators asked for in this epoch.
     communicators: u64,
 }
@@ -159,8 +159,13 @@ impl Session {
         &self.deadlines
     }
 
+    /// The store.
+    pub(crate) fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
     /// A corner of the store for the next communicator of this epoch.
-    pub(super) fn corner(&mut self) -> Result<Arc<dyn Store>, EngineError> {
+    pub(crate) fn corner(&mut self) -> Result<Arc<dyn Store>, EngineError> {
         self.communicators += 1;
         let prefix = format!("{}/comm/{}", self.epoch(), self.communicators);
         Ok(Arc::new(PrefixStore::new(self.store.clone(), &prefix)?))

@@ -5,17 +5,17 @@ use ndarray::Array2;
 
 /// What a rank says of itself when it joins.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Standing {
+pub(crate) struct Standing {
     /// Waves that it has committed since the start of the run. A rank that has just started has none, and no map.
-    pub(super) version: u64,
+    pub(crate) version: u64,
     /// Last step that it has begun.
-    pub(super) last_step: Option<u64>,
+    pub(crate) last_step: Option<u64>,
     /// Its map, `[L, P]`.
-    pub(super) map: Option<Array2<i32>>,
+    pub(crate) map: Option<Array2<i32>>,
 }
 
 impl Standing {
-    pub(super) fn encode(&self) -> Vec<u8> {
+    pub(crate) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::new();
         out.extend(self.version.to_le_bytes());
         out.push(u8::from(self.last_step.is_some()));
@@ -27,7 +27,7 @@ impl Standing {
     }
 
     /// Reads one for maps of the given shape; `None` if it is none.
-    pub(super) fn decode(bytes: &[u8], shape: (usize, usize)) -> Option<Self> {
+    pub(crate) fn decode(bytes: &[u8], shape: (usize, usize)) -> Option<Self> {
         let (version, rest) = bytes.split_first_chunk::<8>()?;
         let (&has_step, rest) = rest.split_first()?;
         let (step, rest) = rest.split_first_chunk::<8>()?;
@@ -50,7 +50,7 @@ pub(super) fn decode_map(bytes: &[u8], shape: (usize, usize)) -> Option<Array2<i
 /// The highest version that anyone has committed wins: a wave that one rank has committed was decided. Ranks of that version may
 /// hold different views of slots in which an aborted wave may have left bytes; of these, each slot's owner knows. A rank of another
 /// version, or none, has to fill its slots anew.
-pub(super) fn reconcile(
+pub(crate) fn reconcile(
     standings: &[(RankId, Standing)],
     topology: &Topology,
     start: &Array2<i32>,

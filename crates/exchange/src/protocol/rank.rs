@@ -182,6 +182,11 @@ impl Exchange {
         self.wave
     }
 
+    /// The step that this rank has acknowledged for the commit of the wave under way.
+    pub fn agreed_step(&self) -> Option<u64> {
+        self.agreed
+    }
+
     /// Its deadlines.
     pub fn deadlines(&self) -> &Deadlines {
         &self.deadlines

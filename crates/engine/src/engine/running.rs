@@ -1,0 +1,331 @@
+//! A round that moves experts, as one rank takes part in it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use eplb_comm::{Carried, CommError, Communicator, Fence, Progress as Transferred, Ticket};
+use eplb_core::metrics::balancedness;
+use eplb_core::{Placement, RankId, Share, Transfer};
+use eplb_exchange::{Cause, Exchange, ExchangePlan, Outcome, Phase};
+use eplb_plan::Dispatch;
+
+use super::SetId;
+use super::maps::{Wanted, make};
+use super::progress::Progress;
+use super::report::{Report, RoundOutcome};
+use super::shared::{BARRED, EXCHANGE, PUBLISH, lock};
+use super::state::{Event, State};
+use super::wire::{Done, Plan};
+use crate::driver::Ended;
+use crate::error::EngineError;
+
+/// Longest wait for copies of an exchange that is given up.
+const LONGEST_HALT: Duration = Duration::from_secs(5);
+
+/// What this rank knows of the round under way.
+#[derive(Debug)]
+pub(super) struct Running {
+    number: u64,
+    plan: Plan,
+    waves: Arc<ExchangePlan>,
+    since: Instant,
+    seen: Option<(Phase, usize)>,
+}
+
+impl Progress {
+    /// Begins a round.
+    pub(super) fn begin(&mut self, number: u64, plan: Plan) -> Result<(), EngineError> {
+        let shared = self.shared.clone();
+        let since = Instant::now();
+        let (at, set) = (plan.set, &shared.sets[plan.set]);
+        let old = {
+            let core = lock(&shared.core);
+            Placement::with_missing(set.experts, core.lanes[at].driver.phy2log().as_ref().clone())?
+        };
+        let new = Placement::with_missing(set.experts, plan.phy2log.clone())?;
+        let waves =
+            ExchangePlan::new(&old, &new, &set.topology, &set.layout, Some(plan.loads.view()), &set.limits)?;
+        let waves = Arc::new(waves);
+        let mut running = Running { number, plan, waves: waves.clone(), since, seen: None };
+        if running.plan.dry {
+            return self.end(running, RoundOutcome::DryRun, 0);
+        }
+        let Some(session) = &self.session else { return Ok(()) };
+        session.board.begin()?;
+        let quiesced = shared.state() == State::Quiesced;
+        if !quiesced {
+            // A host that wants something else meanwhile has had it refused, or has it cancelled below.
+            drop(shared.on(Event::Begin));
+        }
+        let members = session.members().to_vec();
+        let wanted = match &running.plan.share {
+            Some(share) => Some(Wanted::new(&new, &Share::new(share.clone(), &new)?, &set.topology)),
+            None => None,
+        };
+        let mut core = lock(&shared.core);
+        // Before the last step is read: see the order in `shared`.
+        shared.raise(EXCHANGE);
+        let last = shared.last_step();
+        let exchange = Exchange::new(
+            waves,
+            shared.rank,
+            &members,
+            shared.deadlines.exchange,
+            running.plan.margin,
+            last,
+            Instant::now(),
+        );
+        core.moving = Some(at);
+        let lane = &mut core.lanes[at];
+        let communicator = lane.communicator.take().unwrap_or_else(|| Closed::boxed(shared.rank));
+        lane.driver.begin_within_step(exchange, communicator, session.board.clone(), last)?;
+        lane.reshared = wanted.is_some();
+        lane.wanted = wanted;
+        drop(core);
+        running.since = since;
+        self.running = Some(running);
+        let wanted_otherwise = quiesced || !shared.state().is_exchanging();
+        if wanted_otherwise { self.cancel("this rank is quiesced") } else { Ok(()) }
+    }
+
+    /// Asks the exchange under way to stop.
+    pub(super) fn cancel(&mut self, why: &str) -> Result<(), EngineError> {
+        let mut core = lock(&self.shared.core);
+        let Some(at) = core.moving else { return Ok(()) };
+        core.lanes[at].driver.cancel(why)
+    }
+
+    /// A look at the exchange under way.
+    pub(super) fn exchange_turn(&mut self) -> Result<(), EngineError> {
+        let shared = self.shared.clone();
+        let (ended, at) = {
+            let mut core = lock(&shared.core);
+            let Some(set) = core.moving else { return Ok(()) };
+            let driver = &mut core.lanes[set].driver;
+            let ended = driver.progress()?;
+            (ended, driver.phase().zip(driver.wave()))
+        };
+        if let Some(ended) = ended {
+            return self.over(ended);
+        }
+        let mut changed = false;
+        if let (Some((phase, (wave, agreed))), Some(running)) = (at, &mut self.running) {
+            changed = running.seen != Some((phase, wave));
+            running.seen = Some((phase, wave));
+            if changed {
+                // While this rank is quiesced the exchange is not its state.
+                drop(shared.on(Event::Phase { phase, wave, agreed }));
+            }
+            changed |= phase == Phase::Moving;
+        }
+        self.rest(changed);
+        Ok(())
+    }
+
+    /// The exchange under way is over.
+    fn over(&mut self, ended: Ended) -> Result<(), EngineError> {
+        let Some(running) = self.running.take() else { return Ok(()) };
+        let shared = self.shared.clone();
+        let waves = running.waves.waves().len();
+        let Ended { outcome, communicator } = ended;
+        let committed = match &outcome {
+            Outcome::Completed => waves,
+            Outcome::Aborted { wave, .. } | Outcome::Undecided { wave, .. } => *wave,
+        };
+        {
+            let mut core = lock(&shared.core);
+            core.moving = None;
+            let lane = &mut core.lanes[running.plan.set];
+            lane.version += committed as u64;
+            let pending = lane.reshared || *lane.driver.phy2log() != lane.published;
+            // A communicator that was stopped is of no more use.
+            lane.communicator = (outcome == Outcome::Completed && communicator.backend() != Closed::NAME)
+                .then_some(communicator);
+            if let Outcome::Undecided { step: Some(_), .. } = outcome {
+                shared.raise(BARRED);
+            }
+            if pending {
+                shared.raise(PUBLISH);
+            }
+            shared.clear(EXCHANGE);
+        }
+        drop(shared.on(Event::Ended));
+        let quiesced = shared.state() == State::Quiesced;
+        let result = match outcome {
+            Outcome::Completed if waves == 0 => self.end(running, RoundOutcome::NothingToMove, 0),
+            Outcome::Completed => self.end(running, RoundOutcome::Moved, waves),
+            Outcome::Aborted { cause, silent, .. } => {
+                let late = silent.is_empty() && is_too_late(&cause);
+                let fatal = (!silent.is_empty() || is_fatal(&cause)).then(|| cause.to_string());
+                let how = match late {
+                    true => RoundOutcome::TooLate,
+                    false => RoundOutcome::Aborted { cause: cause.to_string() },
+                };
+                let ended = self.end(running, how, committed);
+                match fatal {
+                    Some(cause) => Err(EngineError::RoundFailed { rank: shared.rank, cause }),
+                    None => ended,
+                }
+            }
+            Outcome::Undecided { wave, cause, .. } => {
+                let how = RoundOutcome::Aborted { cause: cause.to_string() };
+                self.end(running, how, committed)?;
+                Err(EngineError::Unknown { rank: shared.rank, wave, cause })
+            }
+        };
+        if quiesced {
+            self.close();
+        }
+        result
+    }
+
+    /// Reports a round and shows that it has ended here.
+    fn end(&mut self, running: Running, outcome: RoundOutcome, committed: usize) -> Result<(), EngineError> {
+        let shared = self.shared.clone();
+        let Running { number, plan, waves, since, .. } = running;
+        self.round = number;
+        self.done = match outcome {
+            RoundOutcome::TooLate => Done::TooLate,
+            RoundOutcome::Aborted { .. } => Done::Aborted,
+            _ => Done::Well,
+        };
+        self.counted = shared.sets.iter().map(|set| set.counters.passes()).sum();
+        let set = &shared.sets[plan.set];
+        let (now, share) = {
+            let core = lock(&shared.core);
+            let lane = &core.lanes[plan.set];
+            let wanted = lane.wanted.as_ref().map(|wanted| (wanted, set.topology.as_ref()));
+            let maps = make(lane.driver.phy2log(), set.experts, set.columns, wanted)?;
+            (Placement::with_missing(set.experts, maps.phy2log)?, maps.share.mapv(f64::from))
+        };
+        let share =
+            if set.options.dispatch == Dispatch::Share { Some(Share::new(share, &now)?) } else { None };
+        let reached = balancedness(plan.loads.view(), &now, share.as_ref(), &set.topology)?;
+        let totals = waves.totals();
+        let report = Report {
+            round: number,
+            set: SetId(plan.set),
+            reason: plan.reason,
+            outcome,
+            before: plan.before,
+            predicted: plan.predicted,
+            bound: plan.bound,
+            reached: reached.mean,
+            per_layer: reached.per_layer,
+            moves: totals.moves,
+            local_copies: totals.local_copies,
+            link_bytes: totals.link_bytes,
+            waves: waves.waves().len(),
+            committed,
+            plan_time: Duration::from_nanos(plan.plan_nanos),
+            time: since.elapsed(),
+        };
+        tracing::info!(
+            rank = shared.rank.0,
+            round = number,
+            reason = report.reason.name(),
+            outcome = %report.outcome,
+            moves = report.moves,
+            before = report.before,
+            reached = report.reached,
+            "round"
+        );
+        // Shown before the host hears of it, so that what the host does next finds the ranks agreed.
+        self.show()?;
+        shared.end_round(report);
+        Ok(())
+    }
+
+    /// Gives up the exchange under way without the others: its copies have ended when this returns, or will within the deadline.
+    pub(super) fn abandon(&mut self, why: &str) {
+        self.running = None;
+        let shared = self.shared.clone();
+        let fence = {
+            let mut core = lock(&shared.core);
+            let moving = core.moving.take();
+            shared.clear(EXCHANGE);
+            moving.and_then(|at| core.lanes[at].driver.abandon(why))
+        };
+        if let Some((communicator, fence)) = fence {
+            // What cannot be waited for is left to the communicator's own end.
+            drop(fence.wait(shared.rank, "the last copies", Instant::now() + LONGEST_HALT));
+            drop(communicator);
+        }
+        // Steps may still have to be told that they must not run.
+        let core = lock(&shared.core);
+        if core.lanes.iter().any(|lane| lane.driver.is_barred()) {
+            shared.attention.fetch_or(BARRED, Ordering::SeqCst);
+        }
+    }
+}
+
+/// Whether nothing is wrong but a margin that was too small. By the end of an exchange every rank has heard why another
+/// failed; so an abort that nobody explained was that of a rank that reached the step first.
+fn is_too_late(cause: &Cause) -> bool {
+    matches!(cause, Cause::TooLate { .. } | Cause::ReachedFirst { .. } | Cause::ByRecord { .. })
+}
+
+/// Whether no later round of this epoch can do better.
+fn is_fatal(cause: &Cause) -> bool {
+    matches!(
+        cause,
+        Cause::PlanMismatch { .. }
+            | Cause::StoreLost { .. }
+            | Cause::EpochClosed { .. }
+            | Cause::PeerSilent { .. }
+            | Cause::Protocol { .. }
+    )
+}
+
+/// The communicator of a rank that has closed its own: nothing goes through it.
+#[derive(Debug)]
+struct Closed {
+    rank: RankId,
+}
+
+impl Closed {
+    const NAME: &'static str = "closed";
+
+    fn boxed(rank: RankId) -> Box<dyn Communicator> {
+        Box::new(Self { rank })
+    }
+
+    fn error(&self) -> CommError {
+        CommError::Aborted { rank: self.rank, cause: "this rank is quiesced".into() }
+    }
+}
+
+impl Communicator for Closed {
+    fn backend(&self) -> &'static str {
+        Self::NAME
+    }
+
+    fn rank(&self) -> RankId {
+        self.rank
+    }
+
+    fn world_size(&self) -> usize {
+        1
+    }
+
+    fn submit(&mut self, _: &Arc<[Transfer]>, _: Fence, _: Instant) -> Result<Ticket, CommError> {
+        Err(self.error())
+    }
+
+    fn poll(&mut self, _: Ticket) -> Result<Transferred, CommError> {
+        Err(self.error())
+    }
+
+    fn done(&mut self, _: Ticket) -> Result<Fence, CommError> {
+        Err(self.error())
+    }
+
+    fn abort(&mut self, _: &str) -> Fence {
+        Fence::passed()
+    }
+
+    fn carried(&self) -> Carried {
+        Carried::default()
+    }
+}

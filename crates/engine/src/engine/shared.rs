@@ -1,0 +1,289 @@
+//! What the host's threads and the progress thread of one engine share.
+//!
+//! Memory ordering. A step stores its id and then reads [`Shared::attention`]; the progress thread sets attention and then reads
+//! the last id. Both pairs are sequentially consistent, so at least one of the two sees the other: either the step goes the slow
+//! way, or the exchange knows that the step has begun.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use eplb_comm::host::HostMemory;
+use eplb_comm::{Communicator, Memory};
+use eplb_core::{ModelLayout, Placement, RankId, Topology};
+use eplb_exchange::Limits;
+use eplb_plan::Options;
+use ndarray::Array2;
+
+use super::config::EngineConfig;
+use super::maps::{History, Wanted, make};
+use super::meters::Meters;
+use super::record::Counters;
+use super::report::Report;
+use super::state::{Event, Machine, Misfit, Order, State};
+use super::stream::Hooked;
+use super::window::Window;
+use crate::deadlines::Deadlines;
+use crate::driver::Driver;
+use crate::error::EngineError;
+
+/// An exchange is under way.
+pub(super) const EXCHANGE: u32 = 1;
+/// Maps wait to be published at the next boundary.
+pub(super) const PUBLISH: u32 = 2;
+/// No step may run.
+pub(super) const BARRED: u32 = 4;
+
+/// One layer set: what does not change, and what has its own synchronisation.
+#[derive(Debug)]
+pub(super) struct Set {
+    pub(super) name: String,
+    pub(super) topology: Arc<Topology>,
+    pub(super) experts: usize,
+    /// `C`.
+    pub(super) columns: usize,
+    pub(super) layout: Arc<ModelLayout>,
+    pub(super) memory: Arc<HostMemory>,
+    pub(super) limits: Limits,
+    pub(super) options: Options,
+    pub(super) start: Placement,
+    pub(super) history: History,
+    pub(super) counters: Counters,
+    pub(super) report: Mutex<Option<Report>>,
+    /// Filled on the leading rank.
+    pub(super) window: Mutex<Window>,
+}
+
+impl Set {
+    pub(super) fn layers(&self) -> usize {
+        self.layout.layers()
+    }
+
+    /// Bytes of slots and staging on this rank.
+    pub(super) fn memory_bytes(&self) -> u64 {
+        let layers =
+            (0..self.layers()).map(|layer| self.layout.layer(eplb_core::LayerId::at(layer)).expert_bytes());
+        (layers.sum::<usize>() * self.memory.slots().len() + self.limits.staging_bytes) as u64
+    }
+}
+
+/// What belongs to a layer set and is worked on by steps and the progress thread in turn.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) driver: Driver<Hooked>,
+    pub(super) communicator: Option<Box<dyn Communicator>>,
+    /// The entries of `phy2log` that were published last.
+    pub(super) published: Arc<Array2<i32>>,
+    pub(super) wanted: Option<Wanted>,
+    /// Shares have changed, and wait to be published.
+    pub(super) reshared: bool,
+    /// Waves committed since the start of the run.
+    pub(super) version: u64,
+}
+
+/// Everything behind the one lock that a step may wait for, for as long as a look of the progress thread takes.
+#[derive(Debug)]
+pub(super) struct Core {
+    pub(super) lanes: Vec<Lane>,
+    /// The layer set whose experts move.
+    pub(super) moving: Option<usize>,
+}
+
+/// See the [module](self).
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) config: EngineConfig,
+    pub(super) deadlines: Deadlines,
+    pub(super) rank: RankId,
+    pub(super) world_size: usize,
+    pub(super) sets: Vec<Set>,
+    pub(super) attention: AtomicU32,
+    /// One above the last step begun; 0 = none.
+    pub(super) next_step: AtomicU64,
+    /// Demands for a round so far.
+    pub(super) demands: AtomicU64,
+    pub(super) core: Mutex<Core>,
+    control: Mutex<Control>,
+    changed: Condvar,
+    pub(super) meters: Meters,
+    /// Whether the progress thread is gone.
+    pub(super) over: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Control {
+    machine: Machine,
+    orders: Vec<Order>,
+    since: Instant,
+    rounds: u64,
+    /// Orders are being carried out.
+    obeying: bool,
+}
+
+/// What waits look at.
+#[derive(Debug)]
+pub(super) struct View<'a> {
+    pub(super) state: &'a State,
+    pub(super) rounds: u64,
+    /// Whether the progress thread has ended.
+    pub(super) over: bool,
+    /// Whether something that the host asked for is still to be done.
+    pub(super) busy: bool,
+}
+
+/// Locks a mutex that only guards whole values: no panic leaves them half changed.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Shared {
+    pub(super) fn new(
+        config: EngineConfig,
+        deadlines: Deadlines,
+        (rank, world_size): (RankId, usize),
+        sets: Vec<Set>,
+        lanes: Vec<Lane>,
+    ) -> Self {
+        let control = Control {
+            machine: Machine::new(),
+            orders: Vec::new(),
+            since: Instant::now(),
+            rounds: 0,
+            obeying: false,
+        };
+        Self {
+            config,
+            deadlines,
+            rank,
+            world_size,
+            sets,
+            attention: AtomicU32::new(0),
+            next_step: AtomicU64::new(0),
+            demands: AtomicU64::new(0),
+            core: Mutex::new(Core { lanes, moving: None }),
+            control: Mutex::new(control),
+            changed: Condvar::new(),
+            meters: Meters::default(),
+            over: AtomicBool::new(false),
+        }
+    }
+
+    /// The last step begun.
+    pub(super) fn last_step(&self) -> Option<u64> {
+        self.next_step.load(Ordering::SeqCst).checked_sub(1)
+    }
+
+    pub(super) fn raise(&self, bits: u32) {
+        self.attention.fetch_or(bits, Ordering::SeqCst);
+    }
+
+    pub(super) fn clear(&self, bits: u32) {
+        self.attention.fetch_and(!bits, Ordering::SeqCst);
+    }
+
+    /// Takes in an event; orders go to the progress thread.
+    pub(super) fn on(&self, event: Event) -> Result<(), Misfit> {
+        let mut control = lock(&self.control);
+        let before = control.machine.state().clone();
+        let order = control.machine.on(event)?;
+        control.orders.extend(order);
+        let after = control.machine.state();
+        if *after != before {
+            tracing::debug!(rank = self.rank.0, from = %before, to = %after, "state");
+            let spent = control.since.elapsed();
+            self.meters.spend(&before, spent);
+            control.since = Instant::now();
+        }
+        self.changed.notify_all();
+        Ok(())
+    }
+
+    /// Where the engine is.
+    pub(super) fn state(&self) -> State {
+        lock(&self.control).machine.state().clone()
+    }
+
+    /// What the progress thread has to do.
+    pub(super) fn take_orders(&self) -> Vec<Order> {
+        let mut control = lock(&self.control);
+        let orders = std::mem::take(&mut control.orders);
+        control.obeying = !orders.is_empty();
+        orders
+    }
+
+    /// What was taken has been carried out.
+    pub(super) fn obeyed(&self) {
+        lock(&self.control).obeying = false;
+        self.changed.notify_all();
+    }
+
+    /// Something cannot go on.
+    pub(super) fn fail(&self, cause: String) {
+        tracing::error!(rank = self.rank.0, cause, "the engine failed");
+        self.meters.error(&cause);
+        // Refused only once stopped, and then there is nobody to tell.
+        drop(self.on(Event::Fail(cause)));
+    }
+
+    /// Rounds ended on this rank.
+    pub(super) fn rounds(&self) -> u64 {
+        lock(&self.control).rounds
+    }
+
+    /// A round has ended.
+    pub(super) fn end_round(&self, report: Report) {
+        self.meters.round(&report);
+        let set = &self.sets[report.set.0];
+        *lock(&set.report) = Some(report);
+        lock(&self.control).rounds += 1;
+        self.changed.notify_all();
+    }
+
+    /// The progress thread ends.
+    pub(super) fn finish(&self) {
+        drop(self.on(Event::Halt));
+        self.over.store(true, Ordering::SeqCst);
+        let guard = lock(&self.control);
+        self.changed.notify_all();
+        drop(guard);
+    }
+
+    /// Waits until `done` holds; the state then, or `None` at the deadline.
+    pub(super) fn wait(&self, timeout: Duration, mut done: impl FnMut(View<'_>) -> bool) -> Option<State> {
+        let deadline = eplb_comm::store::deadlines::after(timeout);
+        let mut control = lock(&self.control);
+        loop {
+            let over = self.over.load(Ordering::SeqCst);
+            let view = View {
+                state: control.machine.state(),
+                rounds: control.rounds,
+                over,
+                busy: control.obeying || !control.orders.is_empty() || control.machine.has_wish(),
+            };
+            if done(view) {
+                return Some(control.machine.state().clone());
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return None;
+            }
+            control = self.changed.wait_timeout(control, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+    }
+
+    /// Publishes the maps of a layer set if they have changed, for steps from `first_step` on. For boundaries only.
+    pub(super) fn publish(&self, at: usize, lane: &mut Lane, first_step: u64) -> Result<(), EngineError> {
+        let map = lane.driver.phy2log();
+        if Arc::ptr_eq(map, &lane.published) && !lane.reshared {
+            return Ok(());
+        }
+        let set = &self.sets[at];
+        if *map != lane.published || lane.reshared {
+            let wanted = lane.wanted.as_ref().map(|wanted| (wanted, set.topology.as_ref()));
+            set.history.publish(make(map, set.experts, set.columns, wanted)?, first_step);
+        }
+        lane.published = map.clone();
+        lane.reshared = false;
+        Ok(())
+    }
+}
