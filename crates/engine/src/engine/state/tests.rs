@@ -58,21 +58,21 @@ fn event() -> impl Strategy<Value = Event> {
         Just(Phase::Stopping),
     ];
     prop_oneof![
-        Just(Event::Counted),
-        Just(Event::PlanBegins),
-        Just(Event::PlanEnds),
+        1 => Just(Event::Counted),
+        1 => Just(Event::PlanBegins),
+        1 => Just(Event::PlanEnds),
         3 => Just(Event::Begin),
         3 => (phase, 0usize..3, proptest::option::of(0u64..9))
             .prop_map(|(phase, wave, agreed)| Event::Phase { phase, wave, agreed }),
         2 => Just(Event::Ended),
-        Just(Event::Pause),
-        Just(Event::Resume),
-        Just(Event::Quiesce),
-        Just(Event::Reopen),
-        Just(Event::Reform),
-        Just(Event::Formed),
-        Just(Event::Fail("a test".into())),
-        Just(Event::Stop),
+        1 => Just(Event::Pause),
+        1 => Just(Event::Resume),
+        1 => Just(Event::Quiesce),
+        1 => Just(Event::Reopen),
+        1 => Just(Event::Reform),
+        1 => Just(Event::Formed),
+        1 => Just(Event::Fail("a test".into())),
+        1 => Just(Event::Stop),
     ]
 }
 
