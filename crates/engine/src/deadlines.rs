@@ -50,6 +50,7 @@ impl Deadlines {
             "exchange.answer" => &mut exchange.answer,
             "exchange.peer" => &mut exchange.peer,
             "exchange.commit_hold" => &mut exchange.commit_hold,
+            "exchange.settle" => &mut exchange.settle,
             "communicator" => communicator,
             "plan" => plan,
             _ => return false,

@@ -131,6 +131,7 @@ impl Progress {
         let Ended { outcome, communicator } = ended;
         let committed = match &outcome {
             Outcome::Completed => waves,
+            Outcome::Broken { wave, .. } => *wave + 1,
             Outcome::Aborted { wave, .. } | Outcome::Undecided { wave, .. } => *wave,
         };
         {
@@ -142,7 +143,7 @@ impl Progress {
             // A communicator that was stopped is of no more use.
             lane.communicator = (outcome == Outcome::Completed && communicator.backend() != Closed::NAME)
                 .then_some(communicator);
-            if let Outcome::Undecided { step: Some(_), .. } = outcome {
+            if lane.driver.is_barred() {
                 shared.raise(BARRED);
             }
             if pending {
@@ -167,6 +168,11 @@ impl Progress {
                     Some(cause) => Err(EngineError::RoundFailed { rank: shared.rank, cause }),
                     None => ended,
                 }
+            }
+            Outcome::Broken { cause, .. } => {
+                let cause = cause.to_string();
+                self.end(running, RoundOutcome::Aborted { cause: cause.clone() }, committed)?;
+                Err(EngineError::RoundFailed { rank: shared.rank, cause })
             }
             Outcome::Undecided { wave, cause, .. } => {
                 let how = RoundOutcome::Aborted { cause: cause.to_string() };

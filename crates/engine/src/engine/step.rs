@@ -15,8 +15,8 @@ impl Engine {
     /// take effect here; the only wait is the one for a decision at the agreed step (`exchange.commit_hold`), and it is counted.
     ///
     /// # Errors
-    /// The pass must not run: the id does not rise, or [`EngineError::Undecided`], after which no pass may run until
-    /// [`Engine::reform`].
+    /// The pass must not run: the id does not rise, or [`EngineError::Undecided`] or [`EngineError::Broken`], after
+    /// which no pass may run until [`Engine::reform`].
     #[inline]
     pub fn step(&self, id: u64) -> Result<(), EngineError> {
         let shared = &*self.shared;
@@ -52,7 +52,7 @@ impl Shared {
         let result = self.boundary(Some(id));
         self.meters.stall(start.elapsed());
         if let Err(error) = &result {
-            if matches!(error, EngineError::Undecided { .. }) {
+            if matches!(error, EngineError::Undecided { .. } | EngineError::Broken { .. }) {
                 self.raise(BARRED);
             }
             self.fail(error.to_string());
