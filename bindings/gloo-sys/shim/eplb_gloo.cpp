@@ -1,6 +1,10 @@
 // The C interface of eplb_gloo.h on Gloo. Every function that can throw runs inside `guarded`.
 #include "eplb_gloo.h"
 
+#ifndef EPLB_GLOO_UNGUARDED
+#include "guard.h"
+#endif
+
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -147,6 +151,19 @@ void require_peer(const eplb_gloo_buffer &buffer, int32_t peer) {
   require(peer != buffer.mesh->rank, "a rank has no connection to itself");
 }
 
+std::shared_ptr<gloo::transport::Device> make_device(const gloo::transport::tcp::attr &where, const uint8_t *secret) {
+#ifndef EPLB_GLOO_UNGUARDED
+  if (secret != nullptr) {
+    guard::Secret copy;
+    static_assert(sizeof(copy) == EPLB_GLOO_SECRET_BYTES, "eplb_gloo.h says how long a secret is");
+    std::copy_n(secret, copy.size(), copy.begin());
+    return guard::make_device(where, copy);
+  }
+#endif
+  static_cast<void>(secret);
+  return gloo::transport::tcp::CreateDevice(where);
+}
+
 eplb_gloo_status finished(bool completed) { return completed ? EPLB_GLOO_OK : EPLB_GLOO_CANCELLED; }
 
 }  // namespace
@@ -156,6 +173,14 @@ extern "C" {
 uint32_t eplb_gloo_abi(void) { return EPLB_GLOO_ABI; }
 
 uint32_t eplb_gloo_version(void) { return GLOO_VERSION; }
+
+int32_t eplb_gloo_guards(void) {
+#ifndef EPLB_GLOO_UNGUARDED
+  return 1;
+#else
+  return 0;
+#endif
+}
 
 eplb_gloo_status eplb_gloo_connect(const eplb_gloo_options *options, eplb_gloo_context **context,
                                    eplb_gloo_error *error) {
@@ -174,7 +199,7 @@ eplb_gloo_status eplb_gloo_connect(const eplb_gloo_options *options, eplb_gloo_c
     } else {
       where.iface = options->interface_name;
     }
-    std::shared_ptr<gloo::transport::Device> device = gloo::transport::tcp::CreateDevice(where);
+    std::shared_ptr<gloo::transport::Device> device = make_device(where, options->secret);
     auto mesh = std::make_shared<gloo::rendezvous::Context>(options->rank, options->world_size);
     // Gloo waits five times this for a connection.
     mesh->setTimeout(std::max(duration(options->connect_ms) / 5, std::chrono::milliseconds(1)));

@@ -18,12 +18,15 @@ extern "C" {
 #endif
 
 /* Changes whenever a declaration of this file changes; `eplb_gloo_abi` must return it. */
-#define EPLB_GLOO_ABI 1
+#define EPLB_GLOO_ABI 2
 
 #define EPLB_GLOO_FOREVER (-1)
 
 /* What the library exports. */
 #define EPLB_GLOO_API __attribute__((visibility("default")))
+
+/* Bytes of a group's secret. */
+#define EPLB_GLOO_SECRET_BYTES 16
 
 /* Bytes of an error text, its end included. */
 #define EPLB_GLOO_TEXT_BYTES 512
@@ -74,6 +77,9 @@ typedef struct eplb_gloo_options {
   const char *interface_name;
   /* Longest time for one connection to come up. */
   int64_t connect_ms;
+  /* EPLB_GLOO_SECRET_BYTES bytes that the ranks of the group know and nobody else: connections begin with them, and others
+   * are turned away. NULL, or where eplb_gloo_guards says 0: whoever connects first to a port is taken for the peer. */
+  const uint8_t *secret;
   eplb_gloo_store store;
 } eplb_gloo_options;
 
@@ -85,6 +91,9 @@ EPLB_GLOO_API uint32_t eplb_gloo_abi(void);
 
 /* Version of Gloo that the library was compiled against: 10000 major + 100 minor + patch. */
 EPLB_GLOO_API uint32_t eplb_gloo_version(void);
+
+/* Whether it can use a secret: 0 where it was compiled against a Gloo whose TCP classes are not those that it knows. */
+EPLB_GLOO_API int32_t eplb_gloo_guards(void);
 
 /* Connects this rank with all others. All ranks call it with the same world size and the same store. */
 EPLB_GLOO_API eplb_gloo_status eplb_gloo_connect(const eplb_gloo_options *options, eplb_gloo_context **context,

@@ -1,5 +1,6 @@
-pub const EPLB_GLOO_ABI: u32 = 1;
+pub const EPLB_GLOO_ABI: u32 = 2;
 pub const EPLB_GLOO_FOREVER: i32 = -1;
+pub const EPLB_GLOO_SECRET_BYTES: u32 = 16;
 pub const EPLB_GLOO_TEXT_BYTES: u32 = 512;
 pub const eplb_gloo_status_EPLB_GLOO_OK: eplb_gloo_status = 0;
 pub const eplb_gloo_status_EPLB_GLOO_CANCELLED: eplb_gloo_status = 1;
@@ -75,11 +76,12 @@ pub struct eplb_gloo_options {
     pub address: *const ::std::os::raw::c_char,
     pub interface_name: *const ::std::os::raw::c_char,
     pub connect_ms: i64,
+    pub secret: *const u8,
     pub store: eplb_gloo_store,
 }
 #[allow(clippy::unnecessary_operation, clippy::identity_op)]
 const _: () = {
-    ["Size of eplb_gloo_options"][::std::mem::size_of::<eplb_gloo_options>() - 64usize];
+    ["Size of eplb_gloo_options"][::std::mem::size_of::<eplb_gloo_options>() - 72usize];
     [
         "Alignment of eplb_gloo_options",
     ][::std::mem::align_of::<eplb_gloo_options>() - 8usize];
@@ -102,8 +104,11 @@ const _: () = {
         "Offset of field: eplb_gloo_options::connect_ms",
     ][::std::mem::offset_of!(eplb_gloo_options, connect_ms) - 32usize];
     [
+        "Offset of field: eplb_gloo_options::secret",
+    ][::std::mem::offset_of!(eplb_gloo_options, secret) - 40usize];
+    [
         "Offset of field: eplb_gloo_options::store",
-    ][::std::mem::offset_of!(eplb_gloo_options, store) - 40usize];
+    ][::std::mem::offset_of!(eplb_gloo_options, store) - 48usize];
 };
 #[repr(C)]
 #[derive(Debug, Copy, Clone)]
@@ -119,6 +124,7 @@ pub struct Symbols {
     __library: ::libloading::Library,
     pub eplb_gloo_abi: unsafe extern "C" fn() -> u32,
     pub eplb_gloo_version: unsafe extern "C" fn() -> u32,
+    pub eplb_gloo_guards: unsafe extern "C" fn() -> i32,
     pub eplb_gloo_connect: unsafe extern "C" fn(
         options: *const eplb_gloo_options,
         context: *mut *mut eplb_gloo_context,
@@ -199,6 +205,8 @@ impl Symbols {
             .map(|sym| *sym)?;
         let eplb_gloo_version = unsafe { __library.get(b"eplb_gloo_version\0") }
             .map(|sym| *sym)?;
+        let eplb_gloo_guards = unsafe { __library.get(b"eplb_gloo_guards\0") }
+            .map(|sym| *sym)?;
         let eplb_gloo_connect = unsafe { __library.get(b"eplb_gloo_connect\0") }
             .map(|sym| *sym)?;
         let eplb_gloo_close = unsafe { __library.get(b"eplb_gloo_close\0") }
@@ -233,6 +241,7 @@ impl Symbols {
             __library,
             eplb_gloo_abi,
             eplb_gloo_version,
+            eplb_gloo_guards,
             eplb_gloo_connect,
             eplb_gloo_close,
             eplb_gloo_free,
@@ -254,6 +263,9 @@ impl Symbols {
     }
     pub unsafe fn eplb_gloo_version(&self) -> u32 {
         unsafe { (self.eplb_gloo_version)() }
+    }
+    pub unsafe fn eplb_gloo_guards(&self) -> i32 {
+        unsafe { (self.eplb_gloo_guards)() }
     }
     pub unsafe fn eplb_gloo_connect(
         &self,

@@ -8,8 +8,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bindings::{
-    EPLB_GLOO_FOREVER, EPLB_GLOO_TEXT_BYTES, Symbols, eplb_gloo_context, eplb_gloo_error, eplb_gloo_options,
-    eplb_gloo_status, eplb_gloo_status_EPLB_GLOO_OK,
+    EPLB_GLOO_FOREVER, EPLB_GLOO_SECRET_BYTES, EPLB_GLOO_TEXT_BYTES, Symbols, eplb_gloo_context,
+    eplb_gloo_error, eplb_gloo_options, eplb_gloo_status, eplb_gloo_status_EPLB_GLOO_OK,
 };
 use crate::error::{GlooError, Kind};
 use crate::library::Gloo;
@@ -32,6 +32,9 @@ impl fmt::Display for Device {
         }
     }
 }
+
+/// What the ranks of a group know and nobody else.
+pub type Secret = [u8; EPLB_GLOO_SECRET_BYTES as usize];
 
 /// A full mesh of TCP connections. Cheap to clone: clones are one mesh, which is freed with the last of them and of its
 /// buffers.
@@ -95,6 +98,9 @@ impl Gloo {
     /// Connects this rank with all others; every rank calls it. Blocks: in the store as long as the store does, in each
     /// connection for at most `timeout`. `world_size` is at least 2.
     ///
+    /// With a `secret`, which the ranks of the group know and nobody else, strangers on the ports are turned away. Without one, Gloo
+    /// takes whoever connects first to a port for the peer, and a frame that it does not expect ends the process.
+    ///
     /// # Errors
     /// The device does not exist, the store failed (with its own words), or a connection did not come up.
     pub fn connect(
@@ -104,6 +110,7 @@ impl Gloo {
         device: &Device,
         store: &mut dyn Rendezvous,
         timeout: Duration,
+        secret: Option<&Secret>,
     ) -> Result<Context, GlooError> {
         let invalid = |detail: String| GlooError { call: "connectFullMesh", kind: Kind::Invalid, detail };
         let number = |n: usize| i32::try_from(n).map_err(|_| invalid(format!("{n} is no rank")));
@@ -127,12 +134,13 @@ impl Gloo {
             address: pointer(&address),
             interface_name: pointer(&interface),
             connect_ms: millis(Some(timeout)),
+            secret: secret.map_or(std::ptr::null(), |secret| secret.as_ptr()),
             store: session.callbacks(),
         };
         let mut handle = std::ptr::null_mut();
         let symbols = self.symbols();
         let connected = call("connectFullMesh", |error| {
-            // SAFETY: the options, the strings and the session behind them live until the call returns, and nobody else
+            // SAFETY: the options, the strings, the secret and the session behind them live until the call returns, and nobody else
             // uses the session meanwhile; `handle` and `error` are valid for writes.
             unsafe { symbols.eplb_gloo_connect(&options, &mut handle, error) }
         });

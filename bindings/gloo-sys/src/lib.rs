@@ -24,7 +24,7 @@ mod store;
 mod bindings;
 
 pub use buffer::{Buffer, Wait};
-pub use context::{Context, Device};
+pub use context::{Context, Device, Secret};
 pub use error::{GlooError, Kind, LoadError};
 pub use library::Gloo;
 pub use store::Rendezvous;

@@ -106,6 +106,13 @@ impl Gloo {
         format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100)
     }
 
+    /// Whether it turns strangers away ([`Gloo::connect`] with a secret): not where it was compiled against a Gloo whose TCP
+    /// classes it does not know.
+    pub fn guards(&self) -> bool {
+        // SAFETY: takes and touches nothing.
+        unsafe { self.symbols.eplb_gloo_guards() != 0 }
+    }
+
     pub(crate) fn symbols(&self) -> &'static Symbols {
         self.symbols
     }

@@ -1,14 +1,17 @@
 //! The binding on the real library. Where the build made none these tests fail: `make test` installs what it takes.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv4Addr};
+use std::io::Write;
+use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::ptr::NonNull;
 use std::sync::{Arc, Barrier, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
-use gloo_sys::{Context, Device, Gloo, Kind, Rendezvous, Wait};
+use gloo_sys::{Context, Device, Gloo, Kind, Rendezvous, Secret, Wait};
 
 const SOON: Duration = Duration::from_secs(20);
+
+const SECRET: Secret = *b"sixteen of bytes";
 
 /// A map between threads.
 #[derive(Clone, Default)]
@@ -43,7 +46,7 @@ fn on_mesh<T: Send>(ranks: usize, work: impl Fn(Context) -> T + Sync) -> Vec<T> 
                 let (mut store, work) = (store.clone(), &work);
                 scope.spawn(move || {
                     let gloo = Gloo::load().expect("libeplb_gloo.so");
-                    work(gloo.connect(rank, ranks, &loopback(), &mut store, SOON).unwrap())
+                    work(gloo.connect(rank, ranks, &loopback(), &mut store, SOON, Some(&SECRET)).unwrap())
                 })
             })
             .collect();
@@ -214,7 +217,7 @@ fn a_broken_connection_ends_a_receive_that_waits_for_nothing() {
 fn failures_come_back_as_errors() {
     let gloo = Gloo::load().expect("libeplb_gloo.so");
     let connect = |rank, world, device: &Device, store: &mut dyn Rendezvous| {
-        gloo.connect(rank, world, device, store, Duration::from_millis(500)).unwrap_err()
+        gloo.connect(rank, world, device, store, Duration::from_millis(500), Some(&SECRET)).unwrap_err()
     };
     let mut store = Shared::default();
     assert_eq!(connect(0, 1, &loopback(), &mut store).kind, Kind::Invalid);
@@ -266,4 +269,37 @@ fn failures_come_back_as_errors() {
         }
         assert_eq!(context.broadcast(&mut bytes, 7, 0, SOON).unwrap_err().kind, Kind::Invalid);
     });
+}
+
+/// A peer that knows the secret and then says what no Gloo says ends its connection with an error, and not the process.
+#[test]
+fn a_peer_that_breaks_the_protocol_is_an_error() {
+    let mut store = Shared::default();
+    let mut theirs = store.clone();
+    let peer = std::thread::spawn(move || {
+        let mut blob = theirs.get("0").unwrap();
+        let at = blob.windows(8).position(|w| w[..2] == [2, 0] && w[4..8] == [127, 0, 0, 1]).unwrap();
+        let port = u16::from_be_bytes([blob[at + 2], blob[at + 3]]);
+        // The larger address connects: this one, which nobody visits.
+        blob[at + 2..at + 4].fill(0xff);
+        theirs.set("1", &blob).unwrap();
+        let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+        let ranks = [1u32, 0].map(u32::to_le_bytes).concat();
+        // The greeting comes in two parts, as it may over a network.
+        stream.write_all(&[b"eplbgrt1", &SECRET[..7]].concat()).unwrap();
+        std::thread::sleep(Duration::from_millis(20));
+        stream.write_all(&[&SECRET[7..], &ranks].concat()).unwrap();
+        stream
+    });
+    let context = Gloo::load().unwrap().connect(0, 2, &loopback(), &mut store, SOON, Some(&SECRET)).unwrap();
+    let mut stream = peer.join().unwrap();
+    let mut bytes = [0u8; 8];
+    // SAFETY: the buffer is dropped before `bytes` is.
+    let buffer = unsafe { context.buffer(NonNull::from(&mut bytes).cast(), 8) }.unwrap();
+    buffer.recv(1, 5).unwrap();
+    // Bytes for another slot than the one that is waited for.
+    let frame: Vec<u8> = [56u64, 1, 99, 0, 8, 0, 0].iter().flat_map(|word| word.to_le_bytes()).collect();
+    stream.write_all(&frame).unwrap();
+    let error = buffer.wait_recv(Some(SOON)).unwrap_err();
+    assert!(error.kind == Kind::Io && error.detail.contains("broke Gloo's protocol"), "{error}");
 }

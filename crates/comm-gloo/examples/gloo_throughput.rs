@@ -190,7 +190,7 @@ fn measure(bytes: usize, experts: usize, rounds: usize) -> Result<(), Failure> {
     let contexts = both(|rank| {
         let mut keys = Keys(store.clone());
         let device = Device::Address(loopback);
-        Ok(Gloo::load()?.connect(rank, 2, &device, &mut keys, Duration::from_secs(20))?)
+        Ok(Gloo::load()?.connect(rank, 2, &device, &mut keys, Duration::from_secs(20), None)?)
     })?;
     let plain = contexts.iter().map(|c| Plain::new(c, &sizes, experts)).collect::<Result<Vec<_>, _>>()?;
 

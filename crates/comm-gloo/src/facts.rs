@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use eplb_comm::Memory;
 use eplb_core::RankId;
+use gloo_sys::Secret;
 
 use crate::error::GlooError;
 use crate::options::Options;
@@ -83,6 +84,13 @@ impl Facts {
             piece_bytes: size(piece)?,
         })
     }
+}
+
+/// What the ranks of an attempt know and nobody else: drawn from all nonces, which only who reads the store can know.
+pub(crate) fn secret(generation: u64, all: &[Facts]) -> Secret {
+    let mut hasher = xxhash_rust::xxh3::Xxh3::with_seed(generation);
+    all.iter().for_each(|facts| hasher.update(&facts.nonce.to_le_bytes()));
+    hasher.digest128().to_le_bytes()
 }
 
 /// Checks that all ranks fit together, and that each slot has one owner.

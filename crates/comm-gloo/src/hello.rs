@@ -1,7 +1,8 @@
 //! The first messages on new connections: each side shows that it is the rank that the store says.
 //!
-//! Gloo takes whoever connects first to a listening port for the peer. What each rank sends here only who reads the store can
-//! know, so a stranger on a port costs one attempt and carries no expert.
+//! Whoever listens at an address may be another than the rank that put it in the store, and where the library has no guard
+//! ([`gloo_sys::Gloo::guards`]) Gloo takes whoever connects first to a port for the peer. What each rank sends here only who reads the
+//! store can know, so a stranger costs one attempt at most and carries no expert.
 
 use std::ptr::NonNull;
 use std::time::{Duration, Instant};

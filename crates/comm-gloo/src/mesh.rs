@@ -11,7 +11,7 @@ use crate::alarm::{Alarm, Fault};
 use crate::error::GlooError;
 use crate::facts::{self, Facts};
 use crate::hello;
-use crate::options::Options;
+use crate::options::{Options, Planted};
 use crate::sentry::Sentry;
 
 /// Key under the prefix: the lowest generation that may still be alive.
@@ -134,6 +134,7 @@ impl Caller<'_> {
         let deadline = deadline.min(Instant::now() + self.options.attempt);
         watch.deadline = deadline;
         let timeout = deadline.saturating_duration_since(Instant::now());
+        let secret = facts::secret(generation, &all);
         let mut rendezvous = Corner { watch: &mut watch, stop: None };
         let connected = self.gloo.connect(
             self.rank.index(),
@@ -141,6 +142,7 @@ impl Caller<'_> {
             &self.options.device,
             &mut rendezvous,
             timeout,
+            (!self.options.has(Planted::Unguarded)).then_some(&secret),
         );
         if let Some(stop) = rendezvous.stop.take() {
             return Err(stop.setback(self));

@@ -49,6 +49,8 @@ pub enum Planted {
     NotReported,
     /// Bells are not rung.
     NotRung,
+    /// Whoever connects first to a port is taken for the peer.
+    Unguarded,
 }
 
 impl Default for Options {
