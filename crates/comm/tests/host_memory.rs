@@ -147,6 +147,23 @@ fn borrowed_tensors_keep_every_byte_that_is_no_experts() {
 }
 
 #[test]
+fn a_renumbered_memory_is_the_same_bytes_under_other_numbers() {
+    let memory = memory(vec![TensorLayout::contiguous("w", 100)], 4..6, 100);
+    memory.fill(LayerId(0), SlotId(5), ExpertId(3)).unwrap();
+    let other = memory.renumbered(RankId(7), 1);
+    assert_eq!((other.rank(), other.slots()), (RankId(7), 1..3));
+    assert_eq!(other.count_wrong(LayerId(0), SlotId(2), ExpertId(3)).unwrap(), 0);
+    assert!(other.read(slot(5)).is_err());
+    // Locks are shared: who holds a slot under one number keeps it under the other.
+    let held = memory.write(slot(5)).unwrap();
+    assert!(matches!(other.read(slot(2)), Err(CommError::Conflict { rank: RankId(7), .. })));
+    drop(held);
+    other.fill(LayerId(0), SlotId(2), ExpertId(1)).unwrap();
+    drop(other);
+    assert_eq!(memory.count_wrong(LayerId(0), SlotId(5), ExpertId(1)).unwrap(), 0);
+}
+
+#[test]
 fn more_memory_than_there_is_is_an_error() {
     let layout = Arc::new(ModelLayout::new(vec![vec![TensorLayout::contiguous("w", 1 << 50)]]).unwrap());
     let refused = HostMemory::new(RankId(2), layout.clone(), 0..64, 0);

@@ -17,6 +17,19 @@ pub struct Deadlines {
     pub communicator: Duration,
     /// The leading rank planning, while the others wait for its plan.
     pub plan: Duration,
+    /// Members changing.
+    pub reform: Reform,
+}
+
+/// Deadlines of a change of members, in time in which a rank was looking.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reform {
+    /// Members that are not suspected to be dead coming to form the next epoch, before it forms without them.
+    pub gather: Duration,
+    /// Processes coming that are to join, before the epoch forms without them.
+    pub join: Duration,
+    /// The whole agreement on the next epoch, deaths on the way included.
+    pub whole: Duration,
 }
 
 impl Deadlines {
@@ -27,12 +40,17 @@ impl Deadlines {
             exchange: exchange::Deadlines::default(),
             communicator: Duration::from_secs(30),
             plan: Duration::from_secs(120),
+            reform: Reform {
+                gather: Duration::from_secs(10),
+                join: Duration::from_secs(30),
+                whole: Duration::from_secs(120),
+            },
         }
     }
 
     /// Changes one by the name that the table gives it; false for a name that is not in it.
     pub fn set(&mut self, name: &str, time: Duration) -> bool {
-        let Self { store, exchange, communicator, plan } = self;
+        let Self { store, exchange, communicator, plan, reform } = self;
         let field = match name {
             "store.connect" => &mut store.connect,
             "store.operation" => &mut store.operation,
@@ -53,6 +71,9 @@ impl Deadlines {
             "exchange.settle" => &mut exchange.settle,
             "communicator" => communicator,
             "plan" => plan,
+            "reform.gather" => &mut reform.gather,
+            "reform.join" => &mut reform.join,
+            "reform.whole" => &mut reform.whole,
             _ => return false,
         };
         *field = time;
@@ -62,7 +83,8 @@ impl Deadlines {
     /// All of them as the table names them, in its order.
     pub fn rows(&self) -> Vec<(&'static str, Duration)> {
         // Taken apart whole, so that a new field cannot be left out.
-        let Self { store, exchange, communicator, plan } = *self;
+        let Self { store, exchange, communicator, plan, reform } = *self;
+        let Reform { gather, join: joining, whole } = reform;
         let store::Deadlines {
             connect,
             operation,
@@ -98,6 +120,9 @@ impl Deadlines {
             ("exchange.settle", settle),
             ("communicator", communicator),
             ("plan", plan),
+            ("reform.gather", gather),
+            ("reform.join", joining),
+            ("reform.whole", whole),
         ]
     }
 }

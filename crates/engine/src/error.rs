@@ -12,6 +12,7 @@ use eplb_trace::TraceError;
 
 use crate::board::BoardError;
 use crate::process::Stage;
+use crate::process::membership::MembershipError;
 
 /// What went wrong, and on which rank.
 #[derive(Debug, thiserror::Error)]
@@ -231,6 +232,9 @@ pub enum EngineError {
     /// No epoch was formed.
     #[error(transparent)]
     Formation(#[from] FormationError),
+    /// Members could not be changed.
+    #[error(transparent)]
+    Membership(#[from] MembershipError),
     /// The secret of the store cannot be used.
     #[error(transparent)]
     Token(#[from] TokenError),
@@ -272,7 +276,8 @@ impl EngineError {
             | Self::Config(_)
             | Self::Register(_)
             | Self::Record(_)
-            | Self::Exchange(_) => true,
+            | Self::Exchange(_)
+            | Self::Membership(MembershipError::Change(_) | MembershipError::NoRoom { .. }) => true,
             Self::AtStage { error, .. } => error.is_bad_input(),
             Self::Plan(error) => !matches!(error, PlanError::Threads { .. }),
             _ => false,

@@ -41,20 +41,20 @@ pub struct HostMemory {
     pub(super) layout: Arc<ModelLayout>,
     pub(super) slots: Range<usize>,
     /// `[layer][tensor]`, each all local slots of a tensor.
-    pub(super) blocks: Vec<Vec<Region>>,
+    pub(super) blocks: Arc<Vec<Vec<Region>>>,
     /// `[layer * local slots + local slot]`.
-    pub(super) locks: Vec<SlotLock>,
+    pub(super) locks: Arc<Vec<SlotLock>>,
     /// As `locks`.
-    pub(super) tags: Tags,
-    pub(super) staging: Region,
+    pub(super) tags: Arc<Tags>,
+    pub(super) staging: Arc<Region>,
     pub(super) staging_bytes: usize,
     /// Where other processes find all of it, if they can.
     #[cfg(target_os = "linux")]
-    pub(super) shared: Option<(Arc<Segment>, Spots)>,
-    pub(super) book: Mutex<StagingBook>,
+    pub(super) shared: Option<Arc<(Arc<Segment>, Spots)>>,
+    pub(super) book: Arc<Mutex<StagingBook>>,
     /// Planted by tests, see [`crate::fault`]; empty otherwise.
-    pub(super) faults: Mutex<Vec<(Place, CopyFault)>>,
-    pub(super) any_fault: AtomicBool,
+    pub(super) faults: Arc<Mutex<Vec<(Place, CopyFault)>>>,
+    pub(super) any_fault: Arc<AtomicBool>,
 }
 
 impl fmt::Debug for HostMemory {
@@ -118,7 +118,7 @@ impl HostMemory {
     /// `bases` has another shape than the layout, or there is no memory for staging.
     ///
     /// # Safety
-    /// Until the last clone of the result is dropped:
+    /// Until the last clone of the result, renumbered ones included, is dropped:
     /// - each address is valid for reads and writes of `(slots - 1) * slot_stride + slot_span` bytes of its tensor;
     /// - the blocks of different tensors and layers do not overlap, and no other memory is made over them;
     /// - whoever else uses these bytes keeps the order of the engine: it reads a slot only while the map in
@@ -198,20 +198,20 @@ impl HostMemory {
         let count = layout.layers() * slots.len();
         let tags = Tags::shared(segment.clone(), &spots, count).ok_or_else(no_memory)?;
         let mut memory = Self::whole(rank, layout, slots, blocks, staging, staging_bytes, tags);
-        memory.shared = Some((segment, spots));
+        memory.shared = Some(Arc::new((segment, spots)));
         Ok(Arc::new(memory))
     }
 
     /// What other processes open, if they can.
     #[cfg(target_os = "linux")]
     pub fn segment(&self) -> Option<&Segment> {
-        self.shared.as_ref().map(|(segment, _)| &**segment)
+        self.shared.as_ref().map(|shared| shared.0.as_ref())
     }
 
     /// Where they find what in it.
     #[cfg(target_os = "linux")]
     pub fn spots(&self) -> Option<&Spots> {
-        self.shared.as_ref().map(|(_, spots)| spots)
+        self.shared.as_ref().map(|shared| &shared.1)
     }
 
     fn assemble(
@@ -239,21 +239,22 @@ impl HostMemory {
         staging_bytes: usize,
         tags: Tags,
     ) -> Self {
-        let locks = std::iter::repeat_with(SlotLock::new).take(layout.layers() * slots.len()).collect();
+        let locks: Vec<SlotLock> =
+            std::iter::repeat_with(SlotLock::new).take(layout.layers() * slots.len()).collect();
         Self {
             rank,
             layout,
             slots,
-            blocks,
-            locks,
-            tags,
-            staging,
+            blocks: Arc::new(blocks),
+            locks: Arc::new(locks),
+            tags: Arc::new(tags),
+            staging: Arc::new(staging),
             staging_bytes,
             #[cfg(target_os = "linux")]
             shared: None,
-            book: Mutex::default(),
-            faults: Mutex::default(),
-            any_fault: AtomicBool::new(false),
+            book: Arc::default(),
+            faults: Arc::default(),
+            any_fault: Arc::new(AtomicBool::new(false)),
         }
     }
 
@@ -261,6 +262,26 @@ impl HostMemory {
     /// outlive its use. Who reads or writes there keeps the order of the engine, as for [`HostMemory::from_raw`].
     pub fn address(&self, layer: LayerId, tensor: usize) -> Option<NonNull<u8>> {
         self.blocks.get(layer.index())?.get(tensor)?.at(0, 0)
+    }
+
+    /// The same memory under another number: as that of `rank`, whose first slot is `first_slot`. Addresses, contents and
+    /// locks are shared with this one; nothing is copied. For a rank that gets another number when members change.
+    pub fn renumbered(&self, rank: RankId, first_slot: usize) -> Arc<Self> {
+        Arc::new(Self {
+            rank,
+            layout: self.layout.clone(),
+            slots: first_slot..first_slot + self.slots.len(),
+            blocks: self.blocks.clone(),
+            locks: self.locks.clone(),
+            tags: self.tags.clone(),
+            staging: self.staging.clone(),
+            staging_bytes: self.staging_bytes,
+            #[cfg(target_os = "linux")]
+            shared: self.shared.clone(),
+            book: self.book.clone(),
+            faults: self.faults.clone(),
+            any_fault: self.any_fault.clone(),
+        })
     }
 
     /// The rank that owns the memory.

@@ -137,7 +137,7 @@ impl HostMemory {
             }
             Site::Staging { range, .. } => {
                 let inside = self.layer(site).staging_offsets()[tensor];
-                (&self.staging, range.start + inside, row_bytes)
+                (self.staging.as_ref(), range.start + inside, row_bytes)
             }
         };
         let span = (rows - 1) * pitch + row_bytes;

@@ -12,7 +12,7 @@ mod store;
 mod wire;
 
 pub use local::LocalBoard;
-pub use store::{BoardError, StoreBoard};
+pub use store::{BoardError, LastDecision, StoreBoard};
 
 /// Control traffic of one exchange: notes, signs of life and one record. Small and rare; never on a GPU.
 ///

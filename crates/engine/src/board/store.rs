@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use eplb_comm::store::{CasOutcome, Deadlines, Store, StoreError};
 use eplb_core::RankId;
-use eplb_exchange::{Note, Record};
+use eplb_exchange::{Note, Record, Verdict};
 
 use super::link::Link;
 use super::wire::Decision;
@@ -49,6 +49,24 @@ pub enum BoardError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What the record of a closed epoch says, for good.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LastDecision {
+    /// Waves decided in the epoch.
+    pub version: u64,
+    /// What was decided of the last of them.
+    pub verdict: Verdict,
+}
+
+impl LastDecision {
+    /// Whether wave `wave` of the exchange before which `base` waves were decided is committed. Of an exchange that was
+    /// aborted the last decision is the abort.
+    pub fn commits(&self, base: u64, wave: usize) -> bool {
+        let decided = base + wave as u64 + 1;
+        self.version > decided || (self.version == decided && self.verdict != Verdict::Abort)
+    }
 }
 
 /// A [`Board`] on a [`Store`], for one epoch and all exchanges in it.
@@ -126,20 +144,21 @@ impl StoreBoard {
         self.link.position()
     }
 
-    /// Closes the epoch: nothing is decided in it any more. To be called with no wave open.
+    /// Closes the epoch: nothing is decided in it any more. To be called with no wave open. Returns the last decision.
     ///
     /// # Errors
     /// The store fails. The outcome is unknown then.
-    pub fn close(&self) -> Result<(), BoardError> {
+    pub fn close(&self) -> Result<LastDecision, BoardError> {
         loop {
             let now = self.link.read_decision()?;
+            let last = LastDecision { version: now.version, verdict: now.verdict };
             if now.closed {
-                return Ok(());
+                return Ok(last);
             }
             let closed = Decision { closed: true, ..now };
             if self.link.swap(&now, &closed)? == CasOutcome::Swapped {
                 self.link.see(closed);
-                return Ok(());
+                return Ok(last);
             }
         }
     }

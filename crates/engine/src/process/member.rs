@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eplb_comm::host::{HostMemory, HostStream, StreamOptions};
-use eplb_comm::store::Store;
 use eplb_comm::store::deadlines::after;
+use eplb_comm::store::{Nonce, Store};
 use eplb_comm::{Communicator, Fence, Memory};
 use eplb_core::{LayerId, ModelLayout, Placement, RankId, SlotId, Topology};
 use eplb_exchange::{Cause, Exchange, ExchangePlan, Outcome, Totals};
@@ -63,17 +63,43 @@ pub struct Exchanged {
 /// A rank in an epoch, with its weights.
 #[derive(Debug)]
 pub struct Member {
-    session: Session,
-    job: Job,
+    pub(super) session: Session,
+    /// Its topology is that of the session's epoch.
+    pub(super) job: Job,
     // Dropped before the memory that it works on.
-    communicator: Option<Box<dyn Communicator>>,
-    serving: Serving,
-    placement: Placement,
-    version: u64,
-    clock: StepClock,
+    pub(super) communicator: Option<Box<dyn Communicator>>,
+    pub(super) serving: Serving,
+    pub(super) placement: Placement,
+    pub(super) version: u64,
+    pub(super) clock: StepClock,
     margin: u64,
     /// Whether the map in force is known to be what the slots hold: not after an exchange that this rank itself broke off.
-    sound: bool,
+    pub(super) sound: bool,
+    /// A wave that others may have committed.
+    pub(super) undecided: Option<Undecided>,
+    /// How the slots of the map and the memory are numbered: another numbering than the session's while an epoch is formed
+    /// and it is not settled yet what is in force in it.
+    pub(super) numbering: Numbering,
+}
+
+/// A wave of which it is not known here whether it is committed.
+#[derive(Debug)]
+pub(super) struct Undecided {
+    pub(super) plan: Arc<ExchangePlan>,
+    pub(super) wave: usize,
+    /// The epoch, and the waves decided in it before the exchange.
+    pub(super) epoch: u64,
+    pub(super) base: u64,
+    /// Whether the record of that epoch says that it is committed.
+    pub(super) committed: bool,
+}
+
+/// A numbering of slots.
+#[derive(Debug, Clone)]
+pub(super) struct Numbering {
+    pub(super) topology: Arc<Topology>,
+    /// Whose slots they are.
+    pub(super) roster: Vec<(RankId, Nonce)>,
 }
 
 impl Member {
@@ -138,17 +164,8 @@ impl Member {
             at(rank, Stage::Standing, fill(&memory, &placement, job.source.as_ref(), same))?;
         }
         let last = standings.iter().filter_map(|(_, standing)| standing.last_step).max();
-        let stream = HostStream::new(memory.clone(), StreamOptions { delay: job.settings.stream_delay });
-        let stream = job.settings.hooks.stream(rank, at(rank, Stage::Standing, stream)?);
-        let topology = Arc::new(job.topology.clone());
-        let serving = Serving {
-            rank,
-            topology: topology.clone(),
-            memory,
-            driver: Driver::new(rank, topology, stream, &placement),
-            findings: Arc::new(Findings::default()),
-            settings: job.settings.clone(),
-        };
+        let serving = at(rank, Stage::Standing, serve(rank, &job, memory, &placement))?;
+        let numbering = Numbering { topology: serving.topology.clone(), roster: session.roster().to_vec() };
         let margin = job.settings.margin;
         let clock = StepClock::start(0, step_time(&job));
         let mut member = Self {
@@ -161,6 +178,8 @@ impl Member {
             clock,
             margin,
             sound: true,
+            undecided: None,
+            numbering,
         };
         member.connect()?;
         let deadline = after(member.session.deadlines().store.collective);
@@ -170,7 +189,31 @@ impl Member {
         Ok(member)
     }
 
-    fn connect(&mut self) -> Result<(), EngineError> {
+    /// A rank that has come into an epoch with nothing in its slots, and does not know what is in force in it.
+    pub(super) fn unsettled(
+        session: Session,
+        job: Job,
+        serving: Serving,
+        placement: Placement,
+        numbering: Numbering,
+    ) -> Self {
+        let (clock, margin) = (StepClock::start(0, step_time(&job)), job.settings.margin);
+        Self {
+            session,
+            job,
+            communicator: None,
+            serving,
+            placement,
+            version: 0,
+            clock,
+            margin,
+            sound: false,
+            undecided: None,
+            numbering,
+        }
+    }
+
+    pub(super) fn connect(&mut self) -> Result<(), EngineError> {
         self.communicator = None;
         let rank = self.session.rank();
         // Who does not come is known by name here; a transport may only see that not all are there.
@@ -199,6 +242,11 @@ impl Member {
         &mut self.session
     }
 
+    /// Ranks and slots of the epoch.
+    pub fn topology(&self) -> &Topology {
+        &self.job.topology
+    }
+
     /// The placement in force on this rank.
     pub fn placement(&self) -> &Placement {
         &self.placement
@@ -209,7 +257,12 @@ impl Member {
         &self.serving.memory
     }
 
-    /// Waves committed on this rank since the start of the run.
+    /// Takes another source for experts that nobody holds, from now on.
+    pub fn set_source(&mut self, source: Arc<dyn Source>) {
+        self.job.source = source;
+    }
+
+    /// Waves committed on this rank since the start of the run, and changes of members.
     pub fn version(&self) -> u64 {
         self.version
     }
@@ -368,6 +421,10 @@ impl Member {
         };
         self.version += committed as u64;
         self.sound = true;
+        if let Outcome::Undecided { wave, .. } = outcome {
+            let ((_, base), epoch) = (self.session.board.position(), self.session.epoch());
+            self.undecided = Some(Undecided { plan: plan.clone(), wave, epoch, base, committed: false });
+        }
         let map = self.serving.driver.phy2log().as_ref().clone();
         self.placement = Placement::with_missing(self.placement.experts(), map)?;
         if outcome == Outcome::Completed {
@@ -417,12 +474,19 @@ fn is_too_late(cause: &Cause) -> bool {
     matches!(cause, Cause::TooLate { .. } | Cause::ReachedFirst { .. } | Cause::ByRecord { .. })
 }
 
-fn step_time(job: &Job) -> Duration {
+pub(super) fn step_time(job: &Job) -> Duration {
     if job.settings.step_time.is_zero() { Duration::from_millis(1) } else { job.settings.step_time }
 }
 
 /// What must be the same on all ranks.
 fn facts(job: &Job) -> Vec<Fact> {
+    let mut facts = lasting_facts(job);
+    facts.push(("placement to start with", format!("{:016x}", job.start.hash64())));
+    facts
+}
+
+/// What must be the same also for ranks that join later.
+pub(super) fn lasting_facts(job: &Job) -> Vec<Fact> {
     let limits = &job.settings.limits;
     let topology = &job.topology;
     let ranks: Vec<usize> = topology.all_ranks().map(|rank| topology.slot_count(rank)).collect();
@@ -434,11 +498,30 @@ fn facts(job: &Job) -> Vec<Fact> {
         ("layers and experts", format!("{} and {}", job.start.layers(), job.start.experts())),
         ("bytes of an expert", format!("{}", job.layout.layer(LayerId(0)).expert_bytes())),
         ("layout of the experts", format!("{:016x}", job.layout.hash64())),
-        ("placement to start with", format!("{:016x}", job.start.hash64())),
         ("staging bytes", limits.staging_bytes.to_string()),
         ("drain floor", limits.drain_floor.to_string()),
         ("most replicas", format!("{:?}", limits.max_replicas)),
     ]
+}
+
+/// The parts of a rank that serve steps with a placement.
+pub(super) fn serve(
+    rank: RankId,
+    job: &Job,
+    memory: Arc<HostMemory>,
+    placement: &Placement,
+) -> Result<Serving, EngineError> {
+    let stream = HostStream::new(memory.clone(), StreamOptions { delay: job.settings.stream_delay })?;
+    let stream = job.settings.hooks.stream(rank, stream);
+    let topology = Arc::new(job.topology.clone());
+    Ok(Serving {
+        rank,
+        topology: topology.clone(),
+        memory,
+        driver: Driver::new(rank, topology, stream, placement),
+        findings: Arc::new(Findings::default()),
+        settings: job.settings.clone(),
+    })
 }
 
 /// Fills the slots of a rank with the experts that a placement names, but for those that are `good` already.

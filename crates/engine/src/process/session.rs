@@ -9,7 +9,7 @@ use eplb_comm::store::{Absent, Formation, Group, Nonce, PrefixStore, Store};
 use eplb_core::RankId;
 
 use super::hosts::HostId;
-use crate::board::StoreBoard;
+use crate::board::{LastDecision, StoreBoard};
 use crate::deadlines::Deadlines;
 use crate::error::EngineError;
 
@@ -35,6 +35,8 @@ pub enum Stage {
     Moving,
     /// Checking bytes and comparing what came out.
     Reporting,
+    /// Changing members: agreeing on who belongs to the next epoch, and on what is in force in it.
+    Reforming,
 }
 
 impl fmt::Display for Stage {
@@ -49,6 +51,7 @@ impl fmt::Display for Stage {
             Self::Agreeing => "agreeing on the waves",
             Self::Moving => "moving experts",
             Self::Reporting => "reporting",
+            Self::Reforming => "reforming",
         })
     }
 }
@@ -68,6 +71,9 @@ pub(crate) fn at<T, E: Into<EngineError>>(
 /// A fact that must be the same on all ranks, in words.
 pub(crate) type Fact = (&'static str, String);
 
+/// Who belongs to an epoch, and this rank's ways to talk to them.
+type Place = (Vec<(RankId, Nonce)>, Group, Arc<StoreBoard>);
+
 /// A member of an epoch: its group for collectives and its board for exchanges.
 #[derive(Debug)]
 pub struct Session {
@@ -75,6 +81,8 @@ pub struct Session {
     rank: RankId,
     nonce: Nonce,
     expected: Vec<RankId>,
+    /// Which start of which rank belongs to the epoch, ranks ascending.
+    roster: Vec<(RankId, Nonce)>,
     deadlines: Deadlines,
     pub(crate) group: Group,
     pub(crate) board: Arc<StoreBoard>,
@@ -95,8 +103,9 @@ impl Session {
     ) -> Result<Self, EngineError> {
         let nonce = at(rank, Stage::Rendezvous, Nonce::draw())?;
         let expected: Vec<RankId> = (0..world_size).map(RankId::at).collect();
-        let (group, board) = Self::form(&store, rank, nonce, &expected, None, deadlines)?;
-        Ok(Self { store, rank, nonce, expected, deadlines: *deadlines, group, board, communicators: 0 })
+        let (roster, group, board) = Self::form(&store, rank, nonce, &expected, None, deadlines)?;
+        let deadlines = *deadlines;
+        Ok(Self { store, rank, nonce, expected, roster, deadlines, group, board, communicators: 0 })
     }
 
     fn form(
@@ -106,7 +115,7 @@ impl Session {
         expected: &[RankId],
         last: Option<u64>,
         deadlines: &Deadlines,
-    ) -> Result<(Group, Arc<StoreBoard>), EngineError> {
+    ) -> Result<Place, EngineError> {
         let formation = Formation {
             rank,
             nonce,
@@ -120,7 +129,28 @@ impl Session {
         let members = record.ranks();
         let group = at(rank, stage, Group::new(store.clone(), record.epoch, rank, &members))?;
         let board = StoreBoard::open(store.clone(), record.epoch, rank, &members, &deadlines.store);
-        Ok((group, at(rank, stage, board)?))
+        Ok((record.members, group, at(rank, stage, board)?))
+    }
+
+    /// The session of a process in an epoch that was formed with it as `rank` of `roster`.
+    pub(super) fn enter(
+        store: Arc<dyn Store>,
+        epoch: u64,
+        (rank, nonce): (RankId, Nonce),
+        roster: Vec<(RankId, Nonce)>,
+        deadlines: &Deadlines,
+    ) -> Result<Self, EngineError> {
+        let expected: Vec<RankId> = roster.iter().map(|(rank, _)| *rank).collect();
+        let stage = Stage::Reforming;
+        let group = at(rank, stage, Group::new(store.clone(), epoch, rank, &expected))?;
+        let board = StoreBoard::open(store.clone(), epoch, rank, &expected, &deadlines.store);
+        let (board, deadlines) = (at(rank, stage, board)?, *deadlines);
+        Ok(Self { store, rank, nonce, expected, roster, deadlines, group, board, communicators: 0 })
+    }
+
+    /// Closes the epoch for all; its last decision.
+    pub(super) fn close(&self) -> Result<LastDecision, EngineError> {
+        at(self.rank, Stage::Reforming, self.board.close())
     }
 
     /// Leaves the epoch, after closing it for all, and joins the same ranks in the next. In place of a rank that is gone, a
@@ -135,8 +165,23 @@ impl Session {
         drop(board);
         let last = if store.is_some() { None } else { Some(group.epoch()) };
         let store = store.unwrap_or(old);
-        let (group, board) = Self::form(&store, rank, nonce, &expected, last, &deadlines)?;
-        Ok(Self { store, rank, nonce, expected, deadlines, group, board, communicators: 0 })
+        let (roster, group, board) = Self::form(&store, rank, nonce, &expected, last, &deadlines)?;
+        Ok(Self { store, rank, nonce, expected, roster, deadlines, group, board, communicators: 0 })
+    }
+
+    /// Which start of which rank belongs to the epoch, ranks ascending.
+    pub fn roster(&self) -> &[(RankId, Nonce)] {
+        &self.roster
+    }
+
+    /// Which start of this rank this is.
+    pub fn nonce(&self) -> Nonce {
+        self.nonce
+    }
+
+    /// The store.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
     }
 
     /// This rank.
@@ -157,11 +202,6 @@ impl Session {
     /// The deadlines.
     pub fn deadlines(&self) -> &Deadlines {
         &self.deadlines
-    }
-
-    /// The store.
-    pub(crate) fn store(&self) -> &Arc<dyn Store> {
-        &self.store
     }
 
     /// A corner of the store for the next communicator of this epoch.

@@ -1,5 +1,6 @@
 //! Ranks as they run in processes, on threads here: sessions, placements after failures, groups of one job.
 
 mod alone;
+mod reforms;
 mod sessions;
 mod support;

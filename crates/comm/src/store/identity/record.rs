@@ -69,7 +69,8 @@ impl EpochRecord {
         self.members.contains(&(rank, nonce))
     }
 
-    pub(super) fn encode(&self) -> Vec<u8> {
+    /// Its bytes in the store.
+    pub fn encode(&self) -> Vec<u8> {
         let mut out = vec![RECORD_VERSION, u8::from(self.formed)];
         out.extend_from_slice(&self.epoch.to_le_bytes());
         out.extend_from_slice(&(self.members.len() as u32).to_le_bytes());
@@ -80,7 +81,11 @@ impl EpochRecord {
         out
     }
 
-    pub(super) fn decode(record: &[u8]) -> Result<Self, Malformed> {
+    /// Reads what [`EpochRecord::encode`] wrote.
+    ///
+    /// # Errors
+    /// What is wrong with the bytes.
+    pub fn decode(record: &[u8]) -> Result<Self, &'static str> {
         let mut fields = Fields::new(record);
         if fields.u8()? != RECORD_VERSION {
             return Err("it is of another version");
