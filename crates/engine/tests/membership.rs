@@ -205,7 +205,7 @@ impl World {
                     continue;
                 }
                 if choices.one_in(3) {
-                    let gap = if process.ran > 0 { now - process.ran } else { 0 };
+                    let gap = now - process.ran.max(process.starts);
                     (process.ran, process.slept) = (now, process.slept.max(gap));
                     self.run(at, now, choices, weather);
                 }
@@ -245,7 +245,8 @@ fn check(world: &World) -> Result<(), String> {
         }
         // Who was never away for long belongs. What it says may come one look late.
         if !listed && !dead && process.slept < 1500 && process.starts < 9000 {
-            return Err(format!("{} was left out: {:?}", process.seat, process.end));
+            let (seat, slept, end) = (process.seat, process.slept, &process.end);
+            return Err(format!("{seat} was left out, never away for more than {slept} ms: {end:?}"));
         }
         // The record lists no one who died before it said anything.
         if listed && dead && world.presences[process.seat].is_none() {
