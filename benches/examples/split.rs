@@ -3,6 +3,8 @@
 //!
 //! `cargo run --release -p eplb-benches --example split`: a plan for one step; even split and solved split on the step
 //! after, the best that a cut proves for that plan and any split, and times of `split` and `deepseek` on the same loads. `-- --loads FILE.npy`: other loads, `[2, L, E]`.
+//! `-- --lp` beside it: the optimum of a linear program for the same placement and loads, solved by `microlp`, layer by layer, instead of
+//! times; a layer where it differs from our split by more than a millionth ends the run.
 //! `-- --count split|deepseek --rounds R`: runs R times on the first case and prints nothing, to be run under `valgrind
 //! --tool=callgrind`; the difference between two values of R is what one run costs.
 //!
@@ -15,10 +17,11 @@ use std::time::Instant;
 
 use eplb_benches::shapes::{KINDS, Shape};
 use eplb_core::metrics::{Balance, balancedness};
-use eplb_core::{LayerId, LoadMatrix, Placement, Topology};
+use eplb_core::{ExpertId, LayerId, LoadMatrix, Placement, Topology};
 use eplb_plan::split::{SplitScratch, Splitter, cut_bound};
 use eplb_plan::{Options, Planner, Policy, Request};
 use eplb_trace::Trace;
+use microlp::{ComparisonOp, OptimizationDirection, Problem};
 
 /// Slots and ranks that DeepSeek-V3's 256 experts are measured on.
 const CLUSTERS: [(usize, usize); 2] = [(320, 32), (288, 32)];
@@ -28,11 +31,12 @@ struct Asked {
     loads: Option<PathBuf>,
     rounds: usize,
     count: Option<String>,
+    lp: bool,
 }
 
 impl Asked {
     fn parse() -> Result<Self, Box<dyn Error>> {
-        let mut asked = Self { loads: None, rounds: 25, count: None };
+        let mut asked = Self { loads: None, rounds: 25, count: None, lp: false };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -40,6 +44,7 @@ impl Asked {
                 "--loads" => asked.loads = Some(value()?.into()),
                 "--rounds" => asked.rounds = value()?.parse()?,
                 "--count" => asked.count = Some(value()?),
+                "--lp" => asked.lp = true,
                 _ => return Err(format!("unknown option {word}").into()),
             }
         }
@@ -120,6 +125,63 @@ impl Case {
         Balance::over_layers((0..self.drifted.layers()).map(of_layer).collect()).mean
     }
 
+    /// Load of the busiest rank in a layer according to the linear program: least `busiest`, so that parts of each expert
+    /// sum to 1 and no rank has more. Experts on one rank alone are constants of it.
+    fn linear_program(&self, layer: usize) -> Result<f64, Box<dyn Error>> {
+        let row = self.drifted.sum().row(layer).to_vec();
+        let unit = row.iter().sum::<f64>() / self.topology.ranks() as f64;
+        let mut problem = Problem::new(OptimizationDirection::Minimize);
+        let busiest = problem.add_var(1.0, (0.0, f64::INFINITY));
+        let mut fixed = vec![0.0; self.topology.ranks()];
+        let mut shared: Vec<Vec<_>> = vec![vec![]; self.topology.ranks()];
+        for (expert, load) in row.iter().map(|load| load / unit).enumerate() {
+            let slots = self.stale.replicas(LayerId::at(layer), ExpertId::at(expert));
+            let mut ranks: Vec<usize> =
+                slots.iter().map(|&slot| self.topology.rank_of(slot).index()).collect();
+            ranks.dedup();
+            if let [only] = ranks[..] {
+                fixed[only] += load;
+                continue;
+            }
+            let parts: Vec<_> = ranks.iter().map(|_| problem.add_var(0.0, (0.0, 1.0))).collect();
+            ranks.iter().zip(&parts).for_each(|(&rank, &part)| shared[rank].push((part, load)));
+            let ones: Vec<_> = parts.into_iter().map(|part| (part, 1.0)).collect();
+            problem.add_constraint(&ones, ComparisonOp::Eq, 1.0);
+        }
+        for (mut terms, fixed) in shared.into_iter().zip(fixed) {
+            terms.push((busiest, -1.0));
+            problem.add_constraint(&terms, ComparisonOp::Le, -fixed);
+        }
+        Ok(problem.solve()?.objective() * unit)
+    }
+
+    /// Prints even split, our split and the optimum of the linear program.
+    fn compare(&self, name: &str) -> Result<(), Box<dyn Error>> {
+        let options = Options { policy: Policy::Split, ..Options::default() };
+        let request = Request::new(&self.drifted, &self.topology, &options);
+        let share = self.planner.split(&request, &self.stale)?;
+        let sum = self.drifted.sum().view();
+        let even = balancedness(sum, &self.stale, None, &self.topology)?.mean;
+        let split = balancedness(sum, &self.stale, Some(&share), &self.topology)?;
+        let (mut optimum, mut most) = (Vec::new(), 0.0f64);
+        for (layer, ours) in split.per_layer.iter().enumerate() {
+            let mean = self.drifted.sum().row(layer).sum() / self.topology.ranks() as f64;
+            let Some(ours) = ours else {
+                optimum.push(None);
+                continue;
+            };
+            let best = mean / self.linear_program(layer)?;
+            if (best - ours).abs() > 1e-6 {
+                return Err(format!("layer {layer}: the split has {ours}, the linear program {best}").into());
+            }
+            most = most.max((best - ours).abs());
+            optimum.push(Some(best));
+        }
+        let optimum = Balance::over_layers(optimum).mean;
+        println!("| {name} | {even:.4} | {:.5} | {optimum:.5} | {most:.0e} |", split.mean);
+        Ok(())
+    }
+
     fn print(&self, name: &str, rounds: usize) -> Result<(), Box<dyn Error>> {
         let options = Options { policy: Policy::Split, ..Options::default() };
         let request = Request::new(&self.drifted, &self.topology, &options);
@@ -152,15 +214,23 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
         return Ok(());
     }
-    println!(
-        "| loads | stale plan | even split | solved split | proved | split, us per layer | deepseek, us per layer | ratio |"
-    );
-    println!("|---|---|---|---|---|---|---|---|");
+    if asked.lp {
+        println!(
+            "| loads | stale plan | even split | solved split | linear program | largest difference of a layer |"
+        );
+        println!("|---|---|---|---|---|---|");
+    } else {
+        println!(
+            "| loads | stale plan | even split | solved split | proved | split, us per layer | deepseek, us per layer | ratio |"
+        );
+        println!("|---|---|---|---|---|---|---|---|");
+    }
     for (kind, loads) in loads {
         for cluster in CLUSTERS {
             for policy in STALE {
                 let name = format!("{kind}, {} slots, {} ranks | {policy}", cluster.0, cluster.1);
-                Case::new(loads.clone(), cluster, policy)?.print(&name, asked.rounds)?;
+                let case = Case::new(loads.clone(), cluster, policy)?;
+                if asked.lp { case.compare(&name)? } else { case.print(&name, asked.rounds)? }
             }
         }
     }

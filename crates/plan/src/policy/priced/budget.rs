@@ -1,8 +1,8 @@
 //! `incremental` with other objectives: from what is in place, the changes that gain most per move, over all layers.
 
 use super::facts::Facts;
+use super::power::Power;
 use super::state::NONE;
-use super::trial::Power;
 use super::{Scratch, own_slots, write_in_place};
 use crate::error::PlanError;
 use crate::options::Policy;
@@ -104,7 +104,7 @@ impl Scratch {
             descent.begin(facts, layer, state, power, LEAST_GAIN);
             for _ in 0..4 * state.expert.len() {
                 descent.left = most.saturating_sub(descent.made(facts, state)).min(usize::MAX - 1);
-                if descent.left == 0 || !descent.step(facts, layer, state, power) {
+                if descent.left == 0 || !descent.step(facts, layer, state) {
                     break;
                 }
                 let next = stop(state, descent.made(facts, state));

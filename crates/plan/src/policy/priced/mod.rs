@@ -16,12 +16,19 @@
 mod budget;
 mod descend;
 mod facts;
+mod find;
+mod glance;
+mod home;
 mod keep;
 mod parts;
+mod power;
 mod repair;
+mod resplit;
 mod start;
 mod state;
 mod strict;
+#[cfg(test)]
+mod tests;
 mod trial;
 
 use std::ops::Range;

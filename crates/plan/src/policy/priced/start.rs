@@ -200,18 +200,15 @@ impl Start {
         for to in (0..facts.nodes).filter(|&to| to != from && self.speed[to] > 0.0) {
             let rest = sum - power(self.load[from], from) - power(self.load[to], to);
             let free = facts.room_of(to) - facts.top * facts.of_node[to].len() > self.filled[to];
+            // An expert without a free slot there: in return for the one that weighs least.
+            let back =
+                if free { None } else { on(to).min_by(|&a, &b| layer.weight[a].total_cmp(&layer.weight[b])) };
             for expert in on(from) {
                 let weight = layer.weight[expert];
                 let strays = stray(expert, to) - stray(expert, from);
                 let worth = |more: f64, strays: f64| {
                     let (a, b) = (self.load[from] - more, self.load[to] + more);
                     root(rest + power(a, from) + power(b, to)) + price * strays
-                };
-                // An expert without a free slot there: in return for the one that weighs least.
-                let back = if free {
-                    None
-                } else {
-                    on(to).min_by(|&a, &b| layer.weight[a].total_cmp(&layer.weight[b]))
                 };
                 let found = match back {
                     None if !free => continue,

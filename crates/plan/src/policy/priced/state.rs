@@ -35,6 +35,9 @@ pub(super) struct State {
     pub(super) active: Vec<u32>,
     /// Tokens of each group that each node serves for others, `[groups * nodes]`, and the strays of all groups.
     foreign: Vec<f64>,
+    /// Strays of each group, and its home: the node that serves most of it for others.
+    strays: Vec<f64>,
+    home: Vec<u32>,
     pub(super) crossing: f64,
     pub(super) parts: Parts,
     found: Vec<f64>,
@@ -72,7 +75,15 @@ impl State {
         self.set(facts, rank).contains(&expert)
     }
 
+    /// Whether a rank holds an expert; the state is settled.
+    #[inline]
+    pub(super) fn has(&self, facts: &Facts, rank: usize, expert: u32) -> bool {
+        let (start, end) = ((rank * facts.stride) as u32, ((rank + 1) * facts.stride) as u32);
+        self.holders(facts, expert).iter().any(|&place| place >= start && place < end)
+    }
+
     /// Places that hold an expert, ascending.
+    #[inline]
     pub(super) fn holders(&self, facts: &Facts, expert: u32) -> &[u32] {
         let start = expert as usize * facts.ranks.len();
         &self.holders[start..start + self.count[expert as usize] as usize]
@@ -98,7 +109,7 @@ impl State {
         let ranks = facts.ranks.len();
         self.count.clear();
         self.count.resize(facts.experts, 0);
-        self.holders.clear();
+        // What is beyond an expert's count is never read.
         self.holders.resize(facts.experts * ranks, NONE);
         for (place, &expert) in self.expert.iter().enumerate() {
             if expert != NONE {
@@ -131,6 +142,104 @@ impl State {
             (self.parts, self.found) = (parts, found);
             self.sum_up(facts, layer);
         }
+    }
+
+    /// Makes a change of a settled state, and computes what follows from it for the experts that it concerns. Tells
+    /// `changed` of every rank on which something is not as it was; of some of them twice.
+    pub(super) fn make(
+        &mut self,
+        facts: &Facts,
+        layer: &Layer,
+        puts: &[Put],
+        mut changed: impl FnMut(usize),
+    ) {
+        if facts.splitter.is_some() {
+            puts.iter().for_each(|put| self.expert[put.place as usize] = put.expert);
+            self.settle(facts, layer);
+            (0..facts.ranks.len()).for_each(changed);
+            return;
+        }
+        puts.iter().for_each(|put| changed(facts.rank_of(put.place)));
+        let mut experts = [NONE; 2 * MOST_PUTS];
+        let mut used = 0;
+        for expert in puts.iter().flat_map(|put| [self.expert[put.place as usize], put.expert]) {
+            if expert != NONE && !experts.contains(&expert) {
+                experts[used] = expert;
+                used += 1;
+            }
+        }
+        let experts = &experts[..used];
+        experts.iter().for_each(|&expert| self.serve(facts, layer, expert, -1.0));
+        for put in puts {
+            let old = std::mem::replace(&mut self.expert[put.place as usize], put.expert);
+            for (expert, comes) in [(old, false), (put.expert, true)] {
+                if expert != NONE {
+                    self.list(facts, layer, expert, put.place, comes);
+                }
+            }
+        }
+        let (mut found, mut parts) = (std::mem::take(&mut self.found), std::mem::take(&mut self.parts));
+        for &expert in experts {
+            found.clear();
+            let places = self.holders(facts, expert);
+            parts.find(facts, layer, layer.weight[expert as usize], places, |_| 0.0, &mut found);
+            let start = expert as usize * facts.ranks.len();
+            for (at, &part) in found.iter().enumerate() {
+                self.part[self.holders[start + at] as usize] = part;
+            }
+        }
+        (self.parts, self.found) = (parts, found);
+        for &expert in experts {
+            self.serve(facts, layer, expert, 1.0);
+            self.holders(facts, expert).iter().for_each(|&place| changed(facts.rank_of(place)));
+        }
+        experts.iter().for_each(|&expert| self.stray(facts, facts.group_of(expert)));
+        self.crossing = self.strays.iter().sum();
+    }
+
+    /// Finds home and strays of a group.
+    fn stray(&mut self, facts: &Facts, group: usize) {
+        let foreign = self.foreign(facts, group);
+        let mut home = 0;
+        for (node, tokens) in foreign.iter().enumerate() {
+            if *tokens > foreign[home] {
+                home = node;
+            }
+        }
+        self.strays[group] = strays(foreign);
+        self.home[group] = home as u32;
+    }
+
+    /// Enters a place among those of an expert, or takes it out.
+    fn list(&mut self, facts: &Facts, layer: &Layer, expert: u32, place: u32, comes: bool) {
+        let (start, count) = (expert as usize * facts.ranks.len(), self.count[expert as usize] as usize);
+        let held = &mut self.holders[start..start + count + usize::from(comes)];
+        // Entered before the first that is larger; taken out where it is.
+        let at = held[..count].iter().position(|&other| other >= place).unwrap_or(count);
+        let active = &mut self.active[place as usize / facts.stride];
+        let weighs = u32::from(layer.weight[expert as usize] > 0.0);
+        if comes {
+            held[at..].rotate_right(1);
+            held[at] = place;
+            self.count[expert as usize] += 1;
+            *active += weighs;
+        } else {
+            held[at..].rotate_left(1);
+            self.count[expert as usize] -= 1;
+            *active -= weighs;
+        }
+    }
+
+    /// Adds `sign` times what an expert's replicas serve to tokens and crossings.
+    fn serve(&mut self, facts: &Facts, layer: &Layer, expert: u32, sign: f64) {
+        let (start, weight) = (expert as usize * facts.ranks.len(), layer.weight[expert as usize]);
+        let places = &self.holders[start..start + self.count[expert as usize] as usize];
+        for &place in places {
+            self.tokens[facts.rank_of(place)] += sign * weight * self.part[place as usize];
+        }
+        let at = facts.group_of(expert) * facts.nodes;
+        let part = |i: usize| self.part[places[i] as usize];
+        self.parts.add_foreign(facts, weight, places, part, sign, &mut self.foreign[at..at + facts.nodes]);
     }
 
     /// Solves the split of the whole layer: the worst rank's time is the least that any split of these sets gives.
@@ -181,17 +290,34 @@ impl State {
             let part = |i: usize| self.part[places[i] as usize];
             self.parts.add_foreign(facts, layer.weight[expert], places, part, 1.0, foreign);
         }
-        self.crossing = self.foreign.chunks_exact(facts.nodes).map(strays).sum();
+        self.strays.resize(facts.groups, 0.0);
+        self.home.resize(facts.groups, 0);
+        (0..facts.groups).for_each(|group| self.stray(facts, group));
+        self.crossing = self.strays.iter().sum();
     }
 
     /// Tokens of a group that each node serves for others, `[nodes]`.
+    #[inline]
     pub(super) fn foreign(&self, facts: &Facts, group: usize) -> &[f64] {
         &self.foreign[group * facts.nodes..(group + 1) * facts.nodes]
     }
 
+    /// Home of a group: the node that serves most of it for others.
+    #[inline]
+    pub(super) fn home(&self, group: usize) -> usize {
+        self.home[group] as usize
+    }
+
+    /// Strays of a group.
+    #[inline]
+    pub(super) fn strays(&self, group: usize) -> f64 {
+        self.strays[group]
+    }
+
     /// Whether a rank may get an expert: it does not hold it, and the strict rule lets it.
+    #[inline]
     pub(super) fn may_get(&self, facts: &Facts, layer: &Layer, rank: usize, expert: u32) -> bool {
         let home = layer.home[facts.group_of(expert)];
-        (home == NONE || home == facts.node[rank]) && !self.holds(facts, rank, expert)
+        (home == NONE || home == facts.node[rank]) && !self.has(facts, rank, expert)
     }
 }
