@@ -1,14 +1,17 @@
-/* A libnccl.so.2 on the fake libcuda.so.1: ranks are threads of one process, messages are copies that both sides meet for.
+/* A libnccl.so.2 on the fake libcuda.so.1: ranks are threads of one process, messages are copies that both sides meet for; or ranks are
+ * processes, messages are files.
  *
  * It behaves as communicators that do not block do: making one and closing a group return "in progress", and the work
  * reaches the stream a little later from a thread of NCCL's own. An operation whose peer does not come waits until
  * one of them is aborted, as the kernels of NCCL do.
  *
  * EPLB_FAKE_NCCL_VERSION  version to report (default 22809)
+ * EPLB_FAKE_FOLDER        folder for the messages of ranks that are processes (sends and receives only)
  */
 #include "record.h"
 
 #include <stdint.h>
+#include <sys/stat.h>
 
 #define EXPORT __attribute__((visibility("default")))
 enum { SUCCESS = 0, UNHANDLED_CUDA = 1, SYSTEM = 2, INTERNAL = 3, INVALID_ARGUMENT = 4, INVALID_USAGE = 5, REMOTE = 6, IN_PROGRESS = 7 };
@@ -37,7 +40,11 @@ typedef struct World {
   struct World *next;
 } World;
 
-typedef struct Comm { World *world; int rank, device, state, aborted, running, starting, parts; } Comm;
+typedef struct Comm {
+  World *world;
+  int rank, device, state, aborted, running, starting, parts;
+  unsigned sent[RANKS], received[RANKS];
+} Comm;
 
 /* One lock for all: simple, and fast enough for tests. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -62,6 +69,7 @@ EXPORT int ncclGetUniqueId(Id *id) {
   pthread_mutex_lock(&lock);
   uint64_t number = ++numbers;
   pthread_mutex_unlock(&lock);
+  if (getenv("EPLB_FAKE_FOLDER")) number += (uint64_t)getpid() << 24;
   memcpy(id->bytes, &number, sizeof number);
   record("ncclGetUniqueId");
   return SUCCESS;
@@ -81,6 +89,30 @@ static World *find(uint64_t number, int ranks) {
   world->next = worlds;
   worlds = world;
   return world;
+}
+
+/* A file of ranks that are processes: that `from` has joined, or its message number `count` to `to`. */
+typedef struct { char path[512]; } Name;
+static Name name(const World *world, const char *kind, int from, int to, unsigned count) {
+  Name name;
+  snprintf(name.path, sizeof name.path, "%s/%lu-%s-%d-%d-%u", getenv("EPLB_FAKE_FOLDER"), (unsigned long)world->number, kind, from,
+           to, count);
+  return name;
+}
+static int is_there(Name name) { return access(name.path, F_OK) == 0; }
+static int write_file(Name name, const void *from, size_t bytes) {
+  Name scratch;
+  if (snprintf(scratch.path, sizeof scratch.path, "%s.new", name.path) >= (int)sizeof scratch.path) return -1;
+  FILE *file = fopen(scratch.path, "w");
+  if (!file) return -1;
+  size_t written = fwrite(from, 1, bytes, file);
+  return fclose(file) || written != bytes || rename(scratch.path, name.path);
+}
+static int all_joined(World *world) {
+  if (!getenv("EPLB_FAKE_FOLDER")) return world->joined == world->ranks;
+  for (int rank = 0; rank < world->ranks; rank++)
+    if (!is_there(name(world, "joined", rank, 0, 0))) return 0;
+  return 1;
 }
 
 typedef struct { size_t size; unsigned magic, version; int blocking, cga, min_ctas, max_ctas; const char *net; int share; } Config;
@@ -105,6 +137,8 @@ EXPORT int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config
   comm->device = device;
   comm->world->joined++;
   pthread_mutex_unlock(&lock);
+  if (getenv("EPLB_FAKE_FOLDER") && write_file(name(comm->world, "joined", rank, 0, 0), "", 0))
+    return fail(SYSTEM, "EPLB_FAKE_FOLDER cannot be written to");
   *out = comm;
   return IN_PROGRESS;
 }
@@ -112,7 +146,7 @@ EXPORT int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config
 EXPORT int ncclCommGetAsyncError(Comm *comm, int *state) {
   pthread_mutex_lock(&lock);
   if (comm->state) *state = comm->state;
-  else *state = comm->world->joined < comm->world->ranks || comm->starting ? IN_PROGRESS : SUCCESS;
+  else *state = comm->starting || !all_joined(comm->world) ? IN_PROGRESS : SUCCESS;
   pthread_mutex_unlock(&lock);
   return SUCCESS;
 }
@@ -152,7 +186,7 @@ EXPORT int ncclCommSplit(Comm *comm, int color, int key, Comm **out, Config *con
 }
 
 enum { RECV, SEND, REDUCE };
-typedef struct Part { int kind; void *at; size_t bytes; int peer; Comm *comm; Stream *stream; struct Part *next; } Part;
+typedef struct Part { int kind; void *at; size_t bytes; int peer; Comm *comm; Stream *stream; struct Part *next; unsigned count; } Part;
 static __thread Part *group_first, *group_last;
 static __thread int group_depth, group_error;
 
@@ -185,11 +219,62 @@ static void reduce(Part *part) {
   pthread_cond_broadcast(&changed);
 }
 
+static int is_aborted(Comm *comm) {
+  pthread_mutex_lock(&lock);
+  int aborted = comm->aborted;
+  pthread_mutex_unlock(&lock);
+  return aborted;
+}
+
+/* Gives a file a little time to come (or to go); 0 once the communicator was aborted. */
+static int await(Comm *comm, Name name, int there) {
+  while (is_there(name) != there) {
+    if (is_aborted(comm)) return 0;
+    usleep(50);
+  }
+  return 1;
+}
+
+/* One kernel of ranks that are processes: a send is over when its receiver has taken the file away. A rank that dies leaves its files,
+ * and takes none any more. */
+static void kernel_of_files(Part *parts) {
+  Comm *comm = parts->comm;
+  int rank = comm->rank;
+  for (Part *p = parts; p; p = p->next)
+    if (p->kind == SEND) {
+      unsigned count = comm->sent[p->peer]++;
+      if (write_file(name(comm->world, "message", rank, p->peer, count), p->at, p->bytes)) comm->state = SYSTEM;
+      p->count = count;
+    }
+  for (Part *p = parts; p; p = p->next) {
+    if (p->kind != RECV) continue;
+    Name message = name(comm->world, "message", p->peer, rank, comm->received[p->peer]++);
+    if (!await(comm, message, 1)) break;
+    struct stat facts;
+    FILE *file = fopen(message.path, "r");
+    if (!file || stat(message.path, &facts) || (size_t)facts.st_size != p->bytes ||
+        fread(p->at, 1, p->bytes, file) != p->bytes)
+      comm->state = INTERNAL;
+    if (file) fclose(file);
+    unlink(message.path);
+  }
+  for (Part *p = parts; p; p = p->next)
+    if (p->kind == SEND) await(comm, name(comm->world, "message", rank, p->peer, p->count), 0);
+}
+
 /* One kernel: all messages of a group on one stream. Sends lie open until their receiver has copied. */
 static void kernel(void *argument) {
   Part *parts = argument;
   Comm *comm = parts->comm;
+  if (getenv("EPLB_FAKE_FOLDER") && parts->kind != REDUCE) kernel_of_files(parts);
   pthread_mutex_lock(&lock);
+  if (getenv("EPLB_FAKE_FOLDER") && parts->kind != REDUCE) {
+    comm->running--;
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
+    while (parts) { Part *next = parts->next; free(parts); parts = next; }
+    return;
+  }
   int sends = 0;
   if (parts->kind == REDUCE) reduce(parts);
   for (Part *p = parts; p; p = p->next) sends += p->kind == SEND;
@@ -264,7 +349,7 @@ static int add(int send, void *at, size_t bytes, int peer, Comm *comm, Stream *s
   if (!eplb_fake_is_device_memory(at, bytes)) return group_error = fail(INVALID_ARGUMENT, "not device memory");
   if (planted(send ? "ncclSend" : "ncclRecv")) return SUCCESS;
   Part *part = calloc(1, sizeof *part);
-  *part = (Part){send ? SEND : RECV, at, bytes, peer, comm, stream, NULL};
+  *part = (Part){send ? SEND : RECV, at, bytes, peer, comm, stream, NULL, 0};
   if (group_last) group_last->next = part; else group_first = part;
   group_last = part;
   return SUCCESS;
@@ -284,7 +369,7 @@ EXPORT int ncclAllReduce(const void *from, void *to, size_t count, int type, int
   if (type != 7 || op != 0 || from != to) return fail(INVALID_ARGUMENT, "this fake sums floats in place only");
   if (!stream || !eplb_fake_is_device_memory(to, count * sizeof(float))) return fail(INVALID_ARGUMENT, "bad buffer");
   Part *part = calloc(1, sizeof *part);
-  *part = (Part){REDUCE, to, count * sizeof(float), comm->rank, comm, stream, NULL};
+  *part = (Part){REDUCE, to, count * sizeof(float), comm->rank, comm, stream, NULL, 0};
   return begin(part);
 }
 

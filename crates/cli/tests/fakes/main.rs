@@ -5,4 +5,5 @@ mod audit;
 mod libraries;
 mod log;
 mod peer;
+mod processes;
 mod runs;

@@ -8,8 +8,9 @@ use eplb_core::Transfer;
 use eplb_cuda::Puller;
 use eplb_exchange::ExchangePlan;
 
+use super::bytes_into;
+use super::threads::Threads;
 use super::worker::{Command, Reply};
-use super::{Group, bytes_into};
 use crate::error::EngineError;
 
 /// Copies per rank are repeated this often and the fastest counts.
@@ -23,11 +24,11 @@ pub(super) struct Task {
 }
 
 /// Bytes per second into the worst rank, in 10^9; `None` where ranks cannot copy plainly.
-pub(super) fn measure(group: &mut Group, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
+pub(super) fn measure(threads: &mut Threads, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
     let mut best: Option<f64> = None;
     for _ in 0..ROUNDS {
-        let task = Task { plan: plan.clone(), deadline: Instant::now() + group.patience / 2 };
-        let replies = group.ask(|_| Command::Links(task.clone()))?;
+        let task = Task { plan: plan.clone(), deadline: Instant::now() + threads.patience / 2 };
+        let replies = threads.ask(|_| Command::Links(task.clone()))?;
         let mut worst = Duration::ZERO;
         for reply in &replies {
             match reply {
@@ -38,8 +39,8 @@ pub(super) fn measure(group: &mut Group, plan: &Arc<ExchangePlan>) -> Result<Opt
         let seconds = worst.as_secs_f64();
         best = Some(best.map_or(seconds, |best| best.min(seconds)));
     }
-    let layout = group.layout.clone();
-    let bytes = bytes_into(plan, &layout, group.commands.len()).into_iter().max().unwrap_or(0);
+    let layout = threads.layout.clone();
+    let bytes = bytes_into(plan, &layout, threads.len()).into_iter().max().unwrap_or(0);
     Ok(best.filter(|_| bytes > 0).map(|seconds| bytes as f64 / seconds / 1e9))
 }
 

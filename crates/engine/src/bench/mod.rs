@@ -1,27 +1,29 @@
 //! Measures exchanges of experts over a communicator: from the first submission to the last commit, bytes checked.
 //!
-//! Ranks are threads of this process, each with memory of its own: on host memory for `local`, on one device each for `nccl` and
-//! `pynccl`. They run the same driver, exchange and protocol as in a server.
+//! Ranks are threads of this process ([`ExchangeBench::run`]), each with memory of its own: on host memory for `local`, on one device
+//! each for the others. For `nccl` and `pynccl` they may also be processes ([`ExchangeBench::run_as_rank`]). They run the same driver,
+//! exchange and protocol as in a server.
 
+pub mod faults;
 mod links;
 mod placement;
+mod processes;
 mod ranks;
+mod threads;
 mod worker;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender, unbounded};
 use eplb_comm::{Carried, Memory};
 use eplb_comm_nccl::{Launch, Served};
-use eplb_core::{ModelLayout, Placement, RankId, TensorLayout, Topology};
+use eplb_core::{ModelLayout, Placement, TensorLayout, Topology};
 use eplb_exchange::{ExchangePlan, Limits};
 
-use crate::board::LocalBoard;
 use crate::error::EngineError;
 pub use placement::Moves;
 pub use ranks::{Carrier, DeviceGroup};
-use worker::{Command, Reply, Task, Worker};
+use threads::Threads;
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -125,12 +127,40 @@ impl ExchangeBench {
         Ok(ModelLayout::new(vec![tensors; self.layers])?)
     }
 
-    /// Runs the exchanges.
+    /// Runs the exchanges with ranks that are threads of this process.
     ///
     /// # Errors
     /// Options that contradict each other, too little memory, a backend that is not there, or an exchange that failed.
     /// Wrong bytes are no error here: they are counted.
     pub fn run(&self) -> Result<ExchangeReport, EngineError> {
+        let setup = self.setup()?;
+        let ranks = ranks::make(self, &setup.topology, &setup.layout, setup.limits.staging_bytes)?;
+        let (device_bytes, beside) = (ranks.device_bytes, ranks.beside);
+        let mut threads = Threads::start(ranks.parts, &setup, self)?;
+        let mut report = self.measure(&mut threads, &setup)?;
+        report.device_bytes = device_bytes;
+        if let Some(beside) = beside {
+            report.served = beside.finish()?;
+        }
+        Ok(report)
+    }
+
+    /// The first `rounds + 1` placements of a run, of which each follows from the one before: what others have to carry out to be
+    /// compared with.
+    ///
+    /// # Errors
+    /// Options that contradict each other.
+    pub fn placements(&self, rounds: usize) -> Result<Vec<Placement>, EngineError> {
+        let setup = self.setup()?;
+        let mut placements = vec![setup.start.clone()];
+        for round in 0..rounds {
+            let plan = self.plan(&setup, &placements[round], round)?;
+            placements.push(plan.target().clone());
+        }
+        Ok(placements)
+    }
+
+    fn setup(&self) -> Result<Setup, EngineError> {
         let slots = self.experts + self.redundant;
         if self.ranks == 0 || !slots.is_multiple_of(self.ranks) {
             return Err(EngineError::Options(format!(
@@ -147,28 +177,21 @@ impl ExchangeBench {
         if let Some(bytes) = self.staging_bytes {
             limits.staging_bytes = bytes;
         }
-        let ranks = ranks::make(self, &topology, &layout, limits.staging_bytes)?;
-        let (device_bytes, beside) = (ranks.device_bytes, ranks.beside);
-        let placement = Placement::round_robin(self.layers, self.experts, slots)?;
-        let mut group = Group::start(ranks.parts, &topology, &layout, &placement, self)?;
-        let result = self.measure(&mut group, &topology, &layout, &limits, placement);
-        let mut report = result?;
-        report.device_bytes = device_bytes;
-        if let Some(beside) = beside {
-            report.served = beside.finish()?;
-        }
-        Ok(report)
+        let start = Placement::round_robin(self.layers, self.experts, slots)?;
+        Ok(Setup { topology, layout, limits, start })
     }
 
-    fn measure(
-        &self,
-        group: &mut Group,
-        topology: &Arc<Topology>,
-        layout: &Arc<ModelLayout>,
-        limits: &Limits,
-        mut placement: Placement,
-    ) -> Result<ExchangeReport, EngineError> {
-        group.fill()?;
+    /// What round `round` carries out.
+    fn plan(&self, setup: &Setup, now: &Placement, round: usize) -> Result<ExchangePlan, EngineError> {
+        let Setup { topology, layout, limits, .. } = setup;
+        let new = self.moves.apply(now, topology, round as u64)?;
+        Ok(ExchangePlan::new(now, &new, topology, layout, None, limits)?)
+    }
+
+    fn measure(&self, team: &mut dyn Team, setup: &Setup) -> Result<ExchangeReport, EngineError> {
+        let Setup { topology, layout, limits, start } = setup;
+        let mut placement = start.clone();
+        team.fill()?;
         let mut ms = Vec::new();
         let (mut bytes_wrong, mut planned_bytes, mut steps, mut stall) = (0, 0, 0, Duration::ZERO);
         let mut last = None;
@@ -176,11 +199,10 @@ impl ExchangeBench {
         let rounds = self.warmup + self.iterations;
         let mut link_gbps = None;
         for round in 0..rounds {
-            let new = self.moves.apply(&placement, topology, round as u64)?;
-            let plan = Arc::new(ExchangePlan::new(&placement, &new, topology, layout, None, limits)?);
+            let plan = Arc::new(self.plan(setup, &placement, round)?);
             placement = plan.target().clone();
             planned_bytes += plan.totals().link_bytes;
-            let done = group.exchange(&plan, topology)?;
+            let done = team.exchange(&plan, topology)?;
             ms.push(done.time.as_secs_f64() * 1e3);
             if round >= self.warmup {
                 steps = steps.max(done.steps);
@@ -188,10 +210,10 @@ impl ExchangeBench {
             }
             before = done.carried;
             if round == 0 || round + 1 == rounds {
-                bytes_wrong += group.check()?;
+                bytes_wrong += team.check()?;
             }
             if round + 1 == rounds {
-                link_gbps = group.links(&plan)?;
+                link_gbps = team.links(&plan)?;
             }
             last = Some(plan);
         }
@@ -203,7 +225,7 @@ impl ExchangeBench {
         sorted.sort_by(f64::total_cmp);
         let ms_median = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
         Ok(ExchangeReport {
-            carried_bytes: vec![(group.backend, before.iter().map(|carried| carried.link_bytes).sum())],
+            carried_bytes: vec![(team.backend(), before.iter().map(|carried| carried.link_bytes).sum())],
             planned_bytes,
             ms_first: ms[0],
             ms_median,
@@ -235,124 +257,45 @@ fn bytes_into(plan: &ExchangePlan, layout: &ModelLayout, ranks: usize) -> Vec<u6
     into
 }
 
-/// The ranks' threads.
+/// What a bench begins with.
 #[derive(Debug)]
-struct Group {
-    backend: &'static str,
+struct Setup {
+    topology: Arc<Topology>,
     layout: Arc<ModelLayout>,
-    commands: Vec<Sender<Command>>,
-    replies: Receiver<(RankId, Result<Reply, EngineError>)>,
-    threads: Vec<std::thread::JoinHandle<()>>,
-    patience: Duration,
+    limits: Limits,
+    start: Placement,
 }
 
 /// One exchange, over all ranks.
+#[derive(Debug, Default)]
 struct Done {
+    /// From the submission to the last commit on the slowest rank.
     time: Duration,
+    /// Most steps of a rank.
     steps: u64,
+    /// Longest call of `step()`.
     stall: Duration,
+    /// By rank.
     carried: Vec<Carried>,
 }
 
-impl Group {
-    fn start(
-        parts: Vec<ranks::Parts>,
-        topology: &Arc<Topology>,
-        layout: &Arc<ModelLayout>,
-        placement: &Placement,
-        bench: &ExchangeBench,
-    ) -> Result<Self, EngineError> {
-        let backend = parts.first().map_or("none", |parts| parts.communicator.backend());
-        let (reply, replies) = unbounded();
-        let (mut commands, mut threads) = (Vec::new(), Vec::new());
-        for (rank, parts) in parts.into_iter().enumerate() {
-            let rank = RankId::at(rank);
-            let (command, inbox) = unbounded();
-            let worker = Worker::new(rank, topology.clone(), placement, parts, bench);
-            let reply = reply.clone();
-            let thread = std::thread::Builder::new()
-                .name(format!("rank-{}", rank.0))
-                .spawn(move || worker.run(&inbox, &reply))
-                .map_err(|error| EngineError::RankLost { rank, detail: format!("no thread: {error}") })?;
-            commands.push(command);
-            threads.push(thread);
-        }
-        Ok(Self { backend, layout: layout.clone(), commands, replies, threads, patience: bench.patience })
-    }
+/// All ranks of a bench, as what measures them sees them: threads of this process, or this process as one rank of several, each of
+/// which measures in lockstep with the others.
+trait Team {
+    /// Name of the backend.
+    fn backend(&self) -> &'static str;
 
-    /// Sends each rank a command and waits for all replies, in the order of ranks.
-    fn ask(&mut self, command: impl Fn(usize) -> Command) -> Result<Vec<Reply>, EngineError> {
-        for (rank, commands) in self.commands.iter().enumerate() {
-            // A rank that is gone is found out below.
-            drop(commands.send(command(rank)));
-        }
-        let deadline = Instant::now() + self.patience;
-        let mut replies: Vec<Option<Reply>> = self.commands.iter().map(|_| None).collect();
-        let mut failure = None;
-        for _ in 0..self.commands.len() {
-            match self.replies.recv_deadline(deadline) {
-                Ok((rank, Ok(reply))) => replies[rank.index()] = Some(reply),
-                Ok((_, Err(error))) => failure = failure.or(Some(error)),
-                Err(_) => {
-                    let silent = replies.iter().position(Option::is_none).unwrap_or(0);
-                    let detail = format!("no reply within {:?}", self.patience);
-                    return Err(failure.unwrap_or(EngineError::RankLost { rank: RankId::at(silent), detail }));
-                }
-            }
-        }
-        match failure {
-            Some(error) => Err(error),
-            None => Ok(replies.into_iter().flatten().collect()),
-        }
-    }
+    /// Writes the bytes that the maps in force name into every slot.
+    fn fill(&mut self) -> Result<(), EngineError>;
 
-    fn fill(&mut self) -> Result<(), EngineError> {
-        self.ask(|_| Command::Fill).map(drop)
-    }
+    /// Bytes that are wrong, over all ranks.
+    fn check(&mut self) -> Result<u64, EngineError>;
 
-    fn check(&mut self) -> Result<u64, EngineError> {
-        let replies = self.ask(|_| Command::Check)?;
-        Ok(replies.iter().map(|reply| if let Reply::Checked(wrong) = reply { *wrong } else { 0 }).sum())
-    }
+    /// Carries out a plan.
+    fn exchange(&mut self, plan: &Arc<ExchangePlan>, topology: &Topology) -> Result<Done, EngineError>;
 
-    fn exchange(&mut self, plan: &Arc<ExchangePlan>, topology: &Topology) -> Result<Done, EngineError> {
-        let members: Vec<RankId> = topology.all_ranks().collect();
-        let board = LocalBoard::new(&members);
-        let start = Instant::now();
-        let replies = self.ask(|_| {
-            Command::Exchange(Task {
-                plan: plan.clone(),
-                members: members.clone(),
-                board: board.clone(),
-                start,
-            })
-        })?;
-        let mut done = Done { time: Duration::ZERO, steps: 0, stall: Duration::ZERO, carried: Vec::new() };
-        for reply in replies {
-            if let Reply::Moved { end, steps, stall, carried } = reply {
-                done.time = done.time.max(end.saturating_duration_since(start));
-                done.steps = done.steps.max(steps);
-                done.stall = done.stall.max(stall);
-                done.carried.push(carried);
-            }
-        }
-        Ok(done)
-    }
-
-    /// Plain copies between the pairs of a plan.
-    fn links(&mut self, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
-        links::measure(self, plan)
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.commands.clear();
-        for thread in self.threads.drain(..) {
-            // A rank that panicked has been reported as lost.
-            drop(thread.join());
-        }
-    }
+    /// Plain copies between the pairs of a plan: bytes into the worst rank per second, in 10^9.
+    fn links(&mut self, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError>;
 }
 
 /// Bytes of host memory that a bench on host memory needs.

@@ -12,10 +12,11 @@ use eplb_comm_nccl::{
     Backend, Collectives, Launch, NcclCommError, NcclCommunicator, Options, Pump, Rendezvous, connect,
 };
 use eplb_core::{ExpertId, LayerId, ModelLayout, RankId, SlotId, Topology};
-use eplb_cuda::{CudaStream, DeviceMemory, DeviceStream, Inspector, Puller, probe};
+use eplb_cuda::{Context, CudaStream, DeviceMemory, DeviceStream, Inspector, Puller, probe};
 
-use super::{ExchangeBench, Inspect, host_bytes};
+use super::{ExchangeBench, Inspect, Setup, host_bytes};
 use crate::error::EngineError;
+use crate::process::Session;
 
 /// What carries the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,10 +56,7 @@ pub(super) fn make(
     match bench.carrier {
         Carrier::Local => local(topology, layout, staging),
         Carrier::Nccl(backend) => {
-            let config = nccl_rs::Config { max_ctas: bench.max_ctas, ..nccl_rs::Config::default() };
-            let mut options = Options { config, ..Options::default() };
-            options.operations = bench.operations.unwrap_or(options.operations);
-            options.launch = bench.launch;
+            let options = nccl_options(bench);
             let deadline = Instant::now() + bench.patience;
             devices(bench, topology, layout, staging, |group| {
                 let communicators = group.connect(backend, &options, deadline)?;
@@ -133,6 +131,56 @@ impl Ends {
             puller: Puller::new(memory.clone(), all.to_vec())?,
         })
     }
+}
+
+/// A rank that is a process, and what its communicator takes of its device's memory.
+#[derive(Debug)]
+pub(super) struct Own {
+    pub(super) parts: Parts,
+    pub(super) device_bytes: u64,
+}
+
+/// The part of a rank of a session: on the device of its number among the ranks of its host, or on the only one that it sees.
+pub(super) fn as_rank(
+    bench: &ExchangeBench,
+    setup: &Setup,
+    session: &mut Session,
+) -> Result<Own, EngineError> {
+    let Carrier::Nccl(backend) = bench.carrier else {
+        return Err(EngineError::Options("ranks that are processes exchange over nccl or pynccl".into()));
+    };
+    if bench.beside_bytes.is_some() || bench.launch == Launch::Pump {
+        return Err(EngineError::Options("a server beside the exchange wants ranks that are threads".into()));
+    }
+    let rank = session.rank();
+    let hosts = session.hosts()?;
+    let before_us = hosts[..rank.index()].iter().filter(|&host| *host == hosts[rank.index()]).count();
+    let ordinal = if probe()?.devices.len() == 1 { 0 } else { before_us };
+    let context = Context::primary(ordinal)?;
+    let slots = setup.topology.slots_of(rank);
+    let memory = DeviceMemory::new(&context, rank, setup.layout.clone(), slots, setup.limits.staging_bytes)?;
+    let stream = DeviceStream::new(memory.clone(), CudaStream::new(&context, 0)?)?;
+    let inspector = Inspector::new(memory.clone())?;
+    let (before, _) = context.memory_info()?;
+    let rendezvous = Rendezvous { store: session.corner()?, size: hosts.len(), epoch: session.epoch() };
+    let deadline = Instant::now() + bench.patience;
+    let communicator = connect(backend, memory, &rendezvous, nccl_options(bench), deadline)?;
+    let (now, _) = context.memory_info()?;
+    let parts = Parts {
+        stream: Box::new(stream),
+        communicator: Box::new(communicator),
+        inspect: Box::new(inspector),
+        plain: None,
+    };
+    Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64 })
+}
+
+/// How the bench wants its communicators over NCCL.
+fn nccl_options(bench: &ExchangeBench) -> Options {
+    let config = nccl_rs::Config { max_ctas: bench.max_ctas, ..nccl_rs::Config::default() };
+    let mut options = Options { config, launch: bench.launch, ..Options::default() };
+    options.operations = bench.operations.unwrap_or(options.operations);
+    options
 }
 
 fn local(topology: &Topology, layout: &Arc<ModelLayout>, staging: usize) -> Result<Ranks, EngineError> {

@@ -5,11 +5,11 @@ use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
 use eplb_comm::{Carried, Communicator, Stream};
-use eplb_core::{ExpertId, LayerId, Placement, RankId, SlotId, Topology};
+use eplb_core::{ExpertId, LayerId, RankId, SlotId};
 use eplb_exchange::{Deadlines, Exchange, ExchangePlan, Outcome, Phase};
 
 use super::ranks::Parts;
-use super::{ExchangeBench, Inspect, links};
+use super::{ExchangeBench, Inspect, Setup, links};
 use crate::board::Board;
 use crate::driver::Driver;
 use crate::error::EngineError;
@@ -41,8 +41,18 @@ pub(super) struct Task {
 pub(super) enum Reply {
     Filled,
     Checked(u64),
-    Moved { end: Instant, steps: u64, stall: Duration, carried: Carried },
+    Moved(Moved),
     Copied(Option<Duration>),
+}
+
+/// What a rank did in an exchange.
+#[derive(Debug)]
+pub(super) struct Moved {
+    pub(super) end: Instant,
+    pub(super) steps: u64,
+    pub(super) stall: Duration,
+    /// Since the start.
+    pub(super) carried: Carried,
 }
 
 /// One rank.
@@ -59,16 +69,10 @@ pub(super) struct Worker {
 }
 
 impl Worker {
-    pub(super) fn new(
-        rank: RankId,
-        topology: Arc<Topology>,
-        placement: &Placement,
-        parts: Parts,
-        bench: &ExchangeBench,
-    ) -> Self {
+    pub(super) fn new(rank: RankId, setup: &Setup, parts: Parts, bench: &ExchangeBench) -> Self {
         Self {
             rank,
-            driver: Driver::new(rank, topology, parts.stream, placement),
+            driver: Driver::new(rank, setup.topology.clone(), parts.stream, &setup.start),
             communicator: Some(parts.communicator),
             inspect: parts.inspect,
             plain: parts.plain,
@@ -86,19 +90,25 @@ impl Worker {
     ) {
         while let Ok(command) = commands.recv() {
             let reply = match command {
-                Command::Fill => self
-                    .each(|inspect, layer, slot, expert| inspect.fill(layer, slot, expert).map(|()| 0))
-                    .map(|_| Reply::Filled),
-                Command::Check => self
-                    .each(|inspect, layer, slot, expert| inspect.count_wrong(layer, slot, expert))
-                    .map(Reply::Checked),
-                Command::Exchange(task) => self.exchange(task),
+                Command::Fill => self.fill().map(|()| Reply::Filled),
+                Command::Check => self.check().map(Reply::Checked),
+                Command::Exchange(task) => self.exchange(task).map(Reply::Moved),
                 Command::Links(task) => links::copy(self.plain.as_mut(), &task).map(Reply::Copied),
             };
             if replies.send((self.rank, reply)).is_err() {
                 return;
             }
         }
+    }
+
+    /// Writes the bytes that the map in force names.
+    pub(super) fn fill(&mut self) -> Result<(), EngineError> {
+        self.each(|inspect, layer, slot, expert| inspect.fill(layer, slot, expert).map(|()| 0)).map(drop)
+    }
+
+    /// Bytes that are not those that the map in force names.
+    pub(super) fn check(&mut self) -> Result<u64, EngineError> {
+        self.each(|inspect, layer, slot, expert| inspect.count_wrong(layer, slot, expert))
     }
 
     /// Calls `visit` for every slot of this rank that the map in force names, and adds up what it says.
@@ -118,7 +128,8 @@ impl Worker {
         Ok(sum)
     }
 
-    fn exchange(&mut self, task: Task) -> Result<Reply, EngineError> {
+    /// Carries out a plan.
+    pub(super) fn exchange(&mut self, task: Task) -> Result<Moved, EngineError> {
         let Some(communicator) = self.communicator.take() else {
             return Err(EngineError::RankLost {
                 rank: self.rank,
@@ -159,7 +170,7 @@ impl Worker {
                 match ended.outcome {
                     Outcome::Completed => {
                         self.communicator = Some(ended.communicator);
-                        return Ok(Reply::Moved { end, steps, stall, carried });
+                        return Ok(Moved { end, steps, stall, carried });
                     }
                     Outcome::Aborted { wave, cause, .. }
                     | Outcome::Broken { wave, cause, .. }

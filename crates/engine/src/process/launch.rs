@@ -106,6 +106,17 @@ impl Launch {
         StoreAddress::Tcp(self.server.local_address().to_string())
     }
 
+    /// Ends a rank's process as SIGKILL does, without its knowing.
+    ///
+    /// # Errors
+    /// There is no such rank, or the system refuses.
+    pub fn kill(&mut self, rank: RankId) -> Result<(), EngineError> {
+        let lost = |detail: String| EngineError::RankLost { rank, detail };
+        let running = self.ranks.iter_mut().find(|(other, _)| *other == rank);
+        let (_, running) = running.ok_or_else(|| lost("it was not started here".into()))?;
+        running.child.kill().map_err(|error| lost(format!("it cannot be killed: {error}")))
+    }
+
     /// Waits for all ranks, each of which has deadlines of its own.
     ///
     /// # Errors
@@ -188,6 +199,20 @@ mod tests {
             self.arg(store.to_string());
             self
         }
+    }
+
+    #[test]
+    fn one_rank_can_be_killed() {
+        let mut launch = Launch::start(2, |rank, _| match rank.0 {
+            0 => shell("echo over"),
+            _ => shell("sleep 1000"),
+        })
+        .unwrap();
+        launch.kill(RankId(1)).unwrap();
+        assert!(launch.kill(RankId(2)).unwrap_err().to_string().contains("rank 2"));
+        let ends = launch.wait().unwrap();
+        assert!(ends[0].status.success());
+        assert_eq!(ends[1].to_string(), "rank 1 was ended by signal 9");
     }
 
     #[test]

@@ -252,6 +252,28 @@ impl Session {
         Ok(())
     }
 
+    /// What every member has to say, in the order of the members, once all have come.
+    pub(crate) fn gather(&mut self, label: &str, message: &[u8]) -> Result<Vec<Vec<u8>>, EngineError> {
+        let deadline = after(self.deadlines.store.collective);
+        let gathered = self.group.all_gather(label, message, deadline);
+        at(self.rank, Stage::Reporting, gathered)
+    }
+
+    /// Begins the next exchange on the epoch's board, once every member has come with the same plan.
+    pub(crate) fn begin_exchange(&mut self, plan_hash: u64) -> Result<Arc<StoreBoard>, EngineError> {
+        let begun = self.board.begin();
+        at(self.rank, Stage::Agreeing, begun)?;
+        let (number, base) = self.board.position();
+        let mut hasher = xxhash_rust::xxh3::Xxh3::new();
+        for part in [plan_hash, number, base] {
+            hasher.update(&part.to_le_bytes());
+        }
+        let deadline = after(self.deadlines.store.collective);
+        let agreed = self.group.agree_hash("waves", hasher.digest(), deadline);
+        at(self.rank, Stage::Agreeing, agreed)?;
+        Ok(self.board.clone())
+    }
+
     /// Longest time that another rank may take to plan, and then to say so.
     pub(super) fn plan_deadline(&self) -> Duration {
         self.deadlines.plan + self.deadlines.store.collective

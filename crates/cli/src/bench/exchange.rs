@@ -1,21 +1,15 @@
-//! `eplb bench`.
+//! `eplb bench exchange`.
 
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{Subcommand, ValueEnum};
+use clap::ValueEnum;
 use eplb_comm_nccl::{Backend, Launch, Served};
 use eplb_engine::bench::{Carrier, ExchangeBench, ExchangeReport, Moves};
 use serde_json::{Value, json};
 
+use super::processes::{self, Own};
 use crate::output::{Failure, number, optional, print, print_json};
-
-/// Subcommands of `eplb bench`.
-#[derive(Debug, Subcommand)]
-pub(crate) enum Command {
-    /// Move experts between ranks, from the first submission to the last commit, and check every byte
-    Exchange(Exchange),
-}
 
 /// Arguments of `eplb bench exchange`.
 #[derive(Debug, clap::Args)]
@@ -24,9 +18,9 @@ pub(crate) struct Exchange {
     #[arg(long, value_enum, default_value_t = BackendArg::Local)]
     backend: BackendArg,
 
-    /// Ranks; each is a thread of this process
+    /// Ranks; each is a thread of this process, or a process of its own with --processes
     #[arg(long, visible_alias = "gpus", default_value_t = 4, value_name = "W")]
-    ranks: usize,
+    pub(super) ranks: usize,
 
     /// MoE layers
     #[arg(long, default_value_t = 8, value_name = "L")]
@@ -92,6 +86,13 @@ pub(crate) struct Exchange {
     #[arg(long, default_value_t = 60, value_name = "S")]
     patience: u64,
 
+    /// Start a process per rank (nccl and pynccl)
+    #[arg(long)]
+    processes: bool,
+
+    #[command(flatten)]
+    own: Own,
+
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -122,47 +123,79 @@ const DEVICE_TENSORS: [usize; 4] = [29_360_128, 14_680_064, 7168, 3584];
 /// 1 MiB.
 const HOST_TENSORS: [usize; 3] = [699_051, 347_477, 2048];
 
-pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
-    let Command::Exchange(args) = command;
-    let (carrier, tensors) = match args.backend {
-        BackendArg::Local => (Carrier::Local, HOST_TENSORS.to_vec()),
-        BackendArg::Nccl => (Carrier::Nccl(Backend::Nccl), DEVICE_TENSORS.to_vec()),
-        BackendArg::Pynccl => (Carrier::Nccl(Backend::PyNccl), DEVICE_TENSORS.to_vec()),
-        BackendArg::Peer => (Carrier::Peer, DEVICE_TENSORS.to_vec()),
-    };
-    if !args.step_ms.is_finite() || args.step_ms < 0.0 {
-        return Err(Failure::input(format!("--step-ms {} is no length of time", args.step_ms)));
+impl Exchange {
+    /// The bench that the arguments describe.
+    pub(super) fn bench(&self) -> Result<ExchangeBench, Failure> {
+        let (carrier, tensors) = match self.backend {
+            BackendArg::Local => (Carrier::Local, HOST_TENSORS.to_vec()),
+            BackendArg::Nccl => (Carrier::Nccl(Backend::Nccl), DEVICE_TENSORS.to_vec()),
+            BackendArg::Pynccl => (Carrier::Nccl(Backend::PyNccl), DEVICE_TENSORS.to_vec()),
+            BackendArg::Peer => (Carrier::Peer, DEVICE_TENSORS.to_vec()),
+        };
+        if !self.step_ms.is_finite() || self.step_ms < 0.0 {
+            return Err(Failure::input(format!("--step-ms {} is no length of time", self.step_ms)));
+        }
+        Ok(ExchangeBench {
+            carrier,
+            ranks: self.ranks,
+            layers: self.layers,
+            experts: self.experts,
+            redundant: self.redundant,
+            tensors: self.tensors.clone().unwrap_or(tensors),
+            gaps: self.gaps,
+            moves: self.placement,
+            iterations: self.iters,
+            warmup: self.warmup,
+            staging_bytes: self.staging_bytes,
+            max_ctas: self.max_ctas,
+            operations: self.operations,
+            margin: self.margin,
+            beside_bytes: self.beside,
+            launch: if self.launch_in_steps { Launch::Pump } else { Launch::Thread },
+            step: Duration::from_secs_f64(self.step_ms / 1e3),
+            patience: Duration::from_secs(self.patience),
+        })
     }
-    if args.backend == BackendArg::Pynccl {
-        // In a server the library is loaded; here this command plays the server.
-        nccl_rs::Library::open().map_err(|error| Failure::Run(error.to_string()))?;
+
+    /// In a server the library is loaded already; here this command plays the server.
+    pub(super) fn load_library(&self) -> Result<(), Failure> {
+        if self.backend == BackendArg::Pynccl {
+            nccl_rs::Library::open().map_err(|error| Failure::Run(error.to_string()))?;
+        }
+        Ok(())
     }
-    let bench = ExchangeBench {
-        carrier,
-        ranks: args.ranks,
-        layers: args.layers,
-        experts: args.experts,
-        redundant: args.redundant,
-        tensors: args.tensors.clone().unwrap_or(tensors),
-        gaps: args.gaps,
-        moves: args.placement,
-        iterations: args.iters,
-        warmup: args.warmup,
-        staging_bytes: args.staging_bytes,
-        max_ctas: args.max_ctas,
-        operations: args.operations,
-        margin: args.margin,
-        beside_bytes: args.beside,
-        launch: if args.launch_in_steps { Launch::Pump } else { Launch::Thread },
-        step: Duration::from_secs_f64(args.step_ms / 1e3),
-        patience: Duration::from_secs(args.patience),
+
+    pub(super) fn own(&self) -> &Own {
+        &self.own
+    }
+}
+
+pub(super) fn run(args: &Exchange) -> Result<ExitCode, Failure> {
+    let bench = args.bench()?;
+    if args.processes && args.own.rank.is_none() {
+        let (outputs, failed) = processes::start(args.ranks)?.wait_all()?;
+        // All ranks come to the same report; a failure is told by who has it.
+        if let (Some(first), true) = (outputs.first(), failed.is_none()) {
+            print(first)?;
+        }
+        return failed.map_or(Ok(ExitCode::SUCCESS), Err);
+    }
+    args.load_library()?;
+    let report = match args.own.join(args.ranks)? {
+        Some((_, session)) => bench.run_as_rank(session)?,
+        None => bench.run()?,
     };
-    let report = bench.run()?;
     if args.json {
         print_json(&object(&bench, &report, args))?;
     } else {
         print(&text(&report, args))?;
     }
+    check(&report)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Wrong bytes, or bytes that something else carried, are failures.
+pub(super) fn check(report: &ExchangeReport) -> Result<(), Failure> {
     let carried: u64 = report.carried_bytes.iter().map(|(_, bytes)| bytes).sum();
     if !report.verified {
         return Err(Failure::Run(format!("{} bytes are wrong after the exchange", report.bytes_wrong)));
@@ -173,7 +206,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
             report.planned_bytes
         )));
     }
-    Ok(ExitCode::SUCCESS)
+    Ok(())
 }
 
 /// Microseconds of the rank where a time was longest.
@@ -181,7 +214,7 @@ fn worst(report: &ExchangeReport, of: impl Fn(&Served) -> Duration) -> Option<f6
     report.served.iter().map(of).max().map(|time| time.as_secs_f64() * 1e6)
 }
 
-fn backend(args: &Exchange) -> &'static str {
+pub(super) fn backend(args: &Exchange) -> &'static str {
     match args.backend {
         BackendArg::Local => "local",
         BackendArg::Nccl => "nccl",
@@ -190,7 +223,7 @@ fn backend(args: &Exchange) -> &'static str {
     }
 }
 
-fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Value {
+pub(super) fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Value {
     let carried: serde_json::Map<String, Value> =
         report.carried_bytes.iter().map(|&(name, bytes)| (name.to_owned(), json!(bytes))).collect();
     json!({
@@ -198,6 +231,7 @@ fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Va
         "carried_bytes": carried,
         "placement": bench.moves.to_string(),
         "ranks": bench.ranks,
+        "processes": args.processes,
         "ms_median": number(report.ms_median),
         "ms_min": number(report.ms_min),
         "ms_first": number(report.ms_first),

@@ -1,0 +1,31 @@
+//! `eplb bench`.
+
+mod exchange;
+mod faults;
+mod placements;
+mod processes;
+
+use std::process::ExitCode;
+
+use clap::Subcommand;
+
+use crate::output::Failure;
+
+/// Subcommands of `eplb bench`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Move experts between ranks, from the first submission to the last commit, and check every byte
+    Exchange(exchange::Exchange),
+    /// Kill a rank in the middle of an exchange: when do the others hear of it, and how do they go on?
+    Faults(faults::Faults),
+    /// Print the placements that `exchange` goes through, for others to carry out
+    Placements(placements::Placements),
+}
+
+pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
+    match command {
+        Command::Exchange(args) => exchange::run(args),
+        Command::Faults(args) => faults::run(args),
+        Command::Placements(args) => placements::run(args),
+    }
+}
