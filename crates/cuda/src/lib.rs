@@ -13,6 +13,7 @@ pub mod context;
 pub mod copy;
 pub mod error;
 pub mod event;
+pub mod forward;
 pub mod inspect;
 pub mod kernels;
 pub mod memory;

@@ -182,7 +182,7 @@ pub(super) fn run(args: &Exchange) -> Result<ExitCode, Failure> {
     }
     args.load_library()?;
     let report = match args.own.join(args.ranks)? {
-        Some((_, session)) => bench.run_as_rank(session)?,
+        Some(joined) => bench.run_as_rank(joined.session)?,
         None => bench.run()?,
     };
     if args.json {

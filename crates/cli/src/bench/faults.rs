@@ -49,10 +49,10 @@ pub(super) fn run(args: &Faults) -> Result<ExitCode, Failure> {
     let own = args.exchange.own();
     if own.rank.is_some() {
         args.exchange.load_library()?;
-        let Some((store, session)) = own.join_within(ranks, &deadlines)? else {
+        let Some(joined) = own.join_within(ranks, &deadlines)? else {
             return Err(Failure::input("--rank without --store"));
         };
-        let survival = bench.survive(&store, session, victim, &deadlines)?;
+        let survival = bench.survive(&joined.store, joined.session, victim, &deadlines)?;
         let mut after = exchange::object(&bench, &survival.after, &args.exchange);
         after["ranks"] = json!(ranks - 1);
         print_json(&json!({

@@ -2,6 +2,7 @@
 
 mod exchange;
 mod faults;
+mod interference;
 mod placements;
 mod processes;
 
@@ -18,6 +19,8 @@ pub(crate) enum Command {
     Exchange(exchange::Exchange),
     /// Kill a rank in the middle of an exchange: when do the others hear of it, and how do they go on?
     Faults(faults::Faults),
+    /// Move experts beside matrix products on the same devices: what does each cost the other?
+    Interference(interference::Interference),
     /// Print the placements that `exchange` goes through, for others to carry out
     Placements(placements::Placements),
 }
@@ -26,6 +29,7 @@ pub(crate) fn run(command: &Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Exchange(args) => exchange::run(args),
         Command::Faults(args) => faults::run(args),
+        Command::Interference(args) => interference::run(args),
         Command::Placements(args) => placements::run(args),
     }
 }

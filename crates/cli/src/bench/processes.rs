@@ -26,6 +26,12 @@ fn address(text: &str) -> Result<StoreAddress, String> {
     text.parse().map_err(|error: eplb_comm::store::locate::BadStoreAddress| error.to_string())
 }
 
+/// This process as one rank.
+pub(super) struct Joined {
+    pub(super) store: Arc<dyn Store>,
+    pub(super) session: Session,
+}
+
 /// Ranks that run.
 pub(super) struct Started(pub(super) Launch);
 
@@ -66,16 +72,12 @@ impl Started {
 
 impl Own {
     /// The store and the session of this process, if it is one rank of `ranks`.
-    pub(super) fn join(&self, ranks: usize) -> Result<Option<(Arc<dyn Store>, Session)>, Failure> {
+    pub(super) fn join(&self, ranks: usize) -> Result<Option<Joined>, Failure> {
         self.join_within(ranks, &Deadlines::new())
     }
 
     /// As [`Own::join`], with deadlines.
-    pub(super) fn join_within(
-        &self,
-        ranks: usize,
-        deadlines: &Deadlines,
-    ) -> Result<Option<(Arc<dyn Store>, Session)>, Failure> {
+    pub(super) fn join_within(&self, ranks: usize, deadlines: &Deadlines) -> Result<Option<Joined>, Failure> {
         if self.rank.is_none() {
             return Ok(None);
         }
@@ -83,6 +85,6 @@ impl Own {
         let Some(join) = Join::find(&flags, |_| None)? else { return Ok(None) };
         let store = Rendezvous::open(&join, None, None, deadlines)?.store();
         let session = Session::join(store.clone(), join.rank, ranks, deadlines)?;
-        Ok(Some((store, session)))
+        Ok(Some(Joined { store, session }))
     }
 }

@@ -5,6 +5,7 @@
 //! exchange and protocol as in a server.
 
 pub mod faults;
+pub mod interference;
 mod links;
 mod placement;
 mod processes;

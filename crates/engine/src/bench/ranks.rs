@@ -36,6 +36,8 @@ pub(super) struct Parts {
     pub(super) communicator: Box<dyn Communicator>,
     pub(super) inspect: Box<dyn Inspect>,
     pub(super) plain: Option<Puller>,
+    /// The compute stream, of ranks on devices.
+    pub(super) compute: Option<Arc<CudaStream>>,
 }
 
 /// All ranks of a bench.
@@ -107,6 +109,7 @@ fn devices(
         communicator,
         inspect: Box::new(ends.inspector),
         plain: Some(ends.puller),
+        compute: Some(ends.compute),
     });
     let parts = parts.collect();
     let contexts: Vec<_> = group.memories.iter().map(|memory| memory.context().clone()).collect();
@@ -117,6 +120,7 @@ fn devices(
 
 /// What a rank on a device has beside its communicator.
 struct Ends {
+    compute: Arc<CudaStream>,
     stream: DeviceStream,
     inspector: Inspector,
     puller: Puller,
@@ -126,7 +130,8 @@ impl Ends {
     fn new(memory: &Arc<DeviceMemory>, all: &[Arc<DeviceMemory>]) -> Result<Self, EngineError> {
         let stream = CudaStream::new(memory.context(), 0)?;
         Ok(Self {
-            stream: DeviceStream::new(memory.clone(), stream)?,
+            stream: DeviceStream::new(memory.clone(), stream.clone())?,
+            compute: stream,
             inspector: Inspector::new(memory.clone())?,
             puller: Puller::new(memory.clone(), all.to_vec())?,
         })
@@ -159,7 +164,8 @@ pub(super) fn as_rank(
     let context = Context::primary(ordinal)?;
     let slots = setup.topology.slots_of(rank);
     let memory = DeviceMemory::new(&context, rank, setup.layout.clone(), slots, setup.limits.staging_bytes)?;
-    let stream = DeviceStream::new(memory.clone(), CudaStream::new(&context, 0)?)?;
+    let compute = CudaStream::new(&context, 0)?;
+    let stream = DeviceStream::new(memory.clone(), compute.clone())?;
     let inspector = Inspector::new(memory.clone())?;
     let (before, _) = context.memory_info()?;
     let rendezvous = Rendezvous { store: session.corner()?, size: hosts.len(), epoch: session.epoch() };
@@ -171,6 +177,7 @@ pub(super) fn as_rank(
         communicator: Box::new(communicator),
         inspect: Box::new(inspector),
         plain: None,
+        compute: Some(compute),
     };
     Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64 })
 }
@@ -200,6 +207,7 @@ fn local(topology: &Topology, layout: &Arc<ModelLayout>, staging: usize) -> Resu
                 communicator: Box::new(communicator),
                 inspect: Box::new(memory),
                 plain: None,
+                compute: None,
             })
         })
         .collect::<Result<_, _>>()?;
