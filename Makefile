@@ -10,7 +10,7 @@ REPORT := target/report.html
 # Where cargo puts what it builds.
 DEBUG := $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
 
-.PHONY: help run report test test-python test-integrations check test-faults test-report bench wheel bench-peers kernels kernel-check gloo gloo-tools tools python gpu-bundle bindings bindings-check
+.PHONY: help run report test test-python test-integrations check test-faults test-report bench wheel bench-peers vllm-exchange kernels kernel-check gloo gloo-tools tools python gpu-bundle bindings bindings-check
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -101,7 +101,13 @@ gpu-bundle: tools ## Build target/gpu-bundle: copy it to a machine with GPUs and
 	rm -rf target/gpu-bundle && mkdir -p target/gpu-bundle/bin
 	strip -o target/gpu-bundle/bin/eplb target/release/eplb
 	cp tests/gpu/run.sh target/gpu-bundle/
+	mkdir target/gpu-bundle/peers && cp benches/peers/exchange.py benches/peers/vllm_*.py target/gpu-bundle/peers/
+	if [ -e target/peers/vllm/VERSION ]; then cp -r target/peers/vllm target/gpu-bundle/; fi
+	kernels/build.sh target/gpu-bundle/bin/kernels || [ $$? = 3 ]
 	@du -sh target/gpu-bundle
+
+vllm-exchange: python ## Fetch vLLM's exchange (340 MB, a few files of it are kept) for the next gpu-bundle, to be measured beside ours
+	python3 benches/peers/vllm_files.py target/peers/vllm
 
 bindings: ## Generate the bindings of NCCL from its header again; needs libclang
 	EPLB_WRITE_BINDINGS=1 $(CARGO) test --locked -p nccl-rs --features generate --test generated

@@ -53,6 +53,11 @@ static World *worlds;
 static uint64_t numbers;
 static __thread char last_error[256];
 
+static const char *folder(void) {
+  const char *name = getenv("EPLB_FAKE_FOLDER");
+  return name && *name ? name : NULL;
+}
+
 static int fail(int code, const char *text) {
   snprintf(last_error, sizeof last_error, "%s", text);
   record("nccl_error code=%d %s", code, text);
@@ -69,7 +74,7 @@ EXPORT int ncclGetUniqueId(Id *id) {
   pthread_mutex_lock(&lock);
   uint64_t number = ++numbers;
   pthread_mutex_unlock(&lock);
-  if (getenv("EPLB_FAKE_FOLDER")) number += (uint64_t)getpid() << 24;
+  if (folder()) number += (uint64_t)getpid() << 24;
   memcpy(id->bytes, &number, sizeof number);
   record("ncclGetUniqueId");
   return SUCCESS;
@@ -95,7 +100,7 @@ static World *find(uint64_t number, int ranks) {
 typedef struct { char path[512]; } Name;
 static Name name(const World *world, const char *kind, int from, int to, unsigned count) {
   Name name;
-  snprintf(name.path, sizeof name.path, "%s/%lu-%s-%d-%d-%u", getenv("EPLB_FAKE_FOLDER"), (unsigned long)world->number, kind, from,
+  snprintf(name.path, sizeof name.path, "%s/%lu-%s-%d-%d-%u", folder(), (unsigned long)world->number, kind, from,
            to, count);
   return name;
 }
@@ -109,7 +114,7 @@ static int write_file(Name name, const void *from, size_t bytes) {
   return fclose(file) || written != bytes || rename(scratch.path, name.path);
 }
 static int all_joined(World *world) {
-  if (!getenv("EPLB_FAKE_FOLDER")) return world->joined == world->ranks;
+  if (!folder()) return world->joined == world->ranks;
   for (int rank = 0; rank < world->ranks; rank++)
     if (!is_there(name(world, "joined", rank, 0, 0))) return 0;
   return 1;
@@ -137,7 +142,7 @@ EXPORT int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config
   comm->device = device;
   comm->world->joined++;
   pthread_mutex_unlock(&lock);
-  if (getenv("EPLB_FAKE_FOLDER") && write_file(name(comm->world, "joined", rank, 0, 0), "", 0))
+  if (folder() && write_file(name(comm->world, "joined", rank, 0, 0), "", 0))
     return fail(SYSTEM, "EPLB_FAKE_FOLDER cannot be written to");
   *out = comm;
   return IN_PROGRESS;
@@ -266,9 +271,9 @@ static void kernel_of_files(Part *parts) {
 static void kernel(void *argument) {
   Part *parts = argument;
   Comm *comm = parts->comm;
-  if (getenv("EPLB_FAKE_FOLDER") && parts->kind != REDUCE) kernel_of_files(parts);
+  if (folder() && parts->kind != REDUCE) kernel_of_files(parts);
   pthread_mutex_lock(&lock);
-  if (getenv("EPLB_FAKE_FOLDER") && parts->kind != REDUCE) {
+  if (folder() && parts->kind != REDUCE) {
     comm->running--;
     pthread_cond_broadcast(&changed);
     pthread_mutex_unlock(&lock);

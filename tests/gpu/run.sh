@@ -3,19 +3,22 @@
 # Rust. Every stage has a deadline. Usage: run.sh [OUTPUT_FOLDER], or with $OUT set; default ./out beside this file.
 #   RANKS   ranks, one GPU each (default: all GPUs, at most 4)
 #   QUICK=1 fewer and smaller runs
-#   LIMIT   seconds in all (default 540); what does not fit is reported as failed
+#   LIMIT   seconds in all (default 900); what does not fit is reported as failed
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
 out=${1:-${OUT:-$here/out}}
 mkdir -p "$out"
 eplb=$here/bin/eplb
+# cuBLAS of the system or of PyTorch, for the products.
+blas=$(find /usr/local/cuda*/ /opt /usr/lib -name 'libcublas.so.1[23]' 2>/dev/null | head -n 1)
+[ -z "$blas" ] || export EPLB_CUBLAS_SO=${EPLB_CUBLAS_SO:-$(readlink -f "$blas")}
 # Multicast over NVLink is never used.
 export NCCL_NVLS_ENABLE=0 NCCL_DEBUG=${NCCL_DEBUG:-WARN} NCCL_DEBUG_FILE=/dev/stderr
 failed=0
 
 # stage NAME SECONDS COMMAND..: runs a command under a deadline; its stdout goes on.
 stage() {
-  local name=$1 seconds=$2 begin=$SECONDS code left=$((${LIMIT:-540} - SECONDS))
+  local name=$1 seconds=$2 begin=$SECONDS code left=$((${LIMIT:-900} - SECONDS))
   shift 2
   [ "$seconds" -le $left ] || seconds=$((left > 1 ? left : 1))
   timeout -k 10 "$seconds" "$@" 2>>"$out/errors.log"
@@ -82,6 +85,31 @@ if [ "$ranks" -ge 2 ]; then
     exchange 60 'staging 1 GiB' --backend nccl --ranks "$ranks" --placement shift --iters 5 --staging-bytes 1073741824
     exchange 60 'steps of 20 ms' --backend nccl --ranks "$ranks" --placement random --iters 3 --step-ms 20
     exchange 60 'library of the process' --backend pynccl --ranks "$ranks" --placement random --iters 5
+    exchange 60 'ranks are processes' --backend nccl --ranks "$ranks" --placement random --iters 5 --processes
+    for commit in copies kernel; do
+      exchange 60 "commit by $commit" --backend peer --ranks "$ranks" --placement shift --iters 5 --commit $commit
+    done
+    echo "== exchanges beside matrix products on the same GPUs"
+    for load in grouped dense; do
+      for carrier in peer nccl 'nccl --max-ctas 8'; do
+        # shellcheck disable=SC2086
+        stage "interference $load $carrier" 45 "$eplb" bench interference --ranks "$ranks" --layers 4 --load $load --backend $carrier |
+          grep '^{' | tee -a "$out/interference.jsonl"
+      done
+    done
+    if [ "$ranks" -ge 3 ]; then
+      echo "== a rank is killed in the middle of an exchange"
+      stage faults 60 "$eplb" bench faults --backend nccl --ranks "$ranks" --layers 2 --iters 3 --patience 20 >"$out/faults.json"
+      grep -o '"ms_to_last_error":[0-9.]*\|"error":"[^"]*"\|"verified":[a-z]*' "$out/faults.json"
+    else
+      echo "a rank that is killed: wants three GPUs; it was NOT run"
+    fi
+    if [ -d "$here/vllm" ]; then
+      echo "== beside vLLM's own exchange"
+      stage 'beside vLLM' 200 python3 "$here/peers/exchange.py" --eplb "$eplb" --files "$here/vllm" --ranks "$ranks" --turns 1 --limit 190 --out "$out/vllm"
+    else
+      echo "vLLM's exchange is not in this bundle (make vllm-exchange); it was NOT measured"
+    fi
   fi
   if [ -z "${QUICK:-}" ]; then
     echo "== beside a server's own all-reduces on the same GPUs, launched from a thread of our own and by the server's steps"

@@ -8,9 +8,11 @@ use cudarc::driver::sys;
 use eplb_comm::{CommError, Fence, Memory, Place, Stream};
 use eplb_core::{Fill, SlotCommit};
 
+use crate::batch::Batch;
 use crate::call::check;
 use crate::error::CudaError;
 use crate::event::{CudaFence, Events};
+use crate::kernels::Kernels;
 use crate::memory::DeviceMemory;
 use crate::stream::CudaStream;
 
@@ -20,6 +22,7 @@ pub struct DeviceStream {
     memory: Arc<DeviceMemory>,
     stream: Arc<CudaStream>,
     events: Arc<Events>,
+    batch: Option<Batch>,
 }
 
 /// Events made at start-up; an exchange has a few fences open at a time.
@@ -32,7 +35,16 @@ impl DeviceStream {
     /// The driver refused events.
     pub fn new(memory: Arc<DeviceMemory>, stream: Arc<CudaStream>) -> Result<Self, CudaError> {
         let events = Events::new(stream.context(), EVENTS)?;
-        Ok(Self { memory, stream, events })
+        Ok(Self { memory, stream, events, batch: None })
+    }
+
+    /// Commits by one launch of the commit kernel, and not by a copy for each tensor. For start-up: takes memory.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn with_kernels(mut self, kernels: Arc<Kernels>) -> Result<Self, CudaError> {
+        self.batch = Some(Batch::new(&self.stream, kernels)?);
+        Ok(self)
     }
 
     /// The stream.
@@ -60,14 +72,24 @@ impl Stream for DeviceStream {
     fn commit(&mut self, commits: &[SlotCommit]) -> Result<Fence, CommError> {
         let rank = self.memory.rank();
         let mut copies = Vec::new();
+        // In one launch copies run at once: none may read what another writes.
+        let mut apart = true;
         for commit in commits {
             // Checked before the first copy is enqueued: a commit is taken whole or not at all.
             let to = Place::slot(commit.layer, commit.slot);
             self.memory.extent().locate(self.memory.layout(), to)?;
             if let Some(from) = self.source(commit) {
+                apart &= !commits.iter().any(|other| Place::slot(other.layer, other.slot) == from);
                 for tensor in 0..self.memory.layout().layer(commit.layer).tensors().len() {
                     copies.push((self.memory.rows(from, tensor)?, self.memory.rows(to, tensor)?));
                 }
+            }
+        }
+        if let Some(batch) = self.batch.as_mut().filter(|_| apart && !copies.is_empty()) {
+            // SAFETY: as below; a commit names each slot once, and reads none that it writes.
+            let launched = unsafe { batch.enqueue(&self.stream, &self.events, rank, &copies) };
+            if launched.map_err(|error| error.at(rank))? {
+                return self.fence();
             }
         }
         for (from, to) in copies {

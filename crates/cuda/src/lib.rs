@@ -7,6 +7,7 @@
 //! This crate alone uses cudarc, and of it the raw driver calls only: its safe layer synchronizes and frees where a guest
 //! in a server's process must not.
 
+mod batch;
 mod call;
 pub mod compute;
 pub mod context;

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use eplb_comm_nccl::{Backend, Launch, Served};
-use eplb_engine::bench::{Carrier, ExchangeBench, ExchangeReport, Moves};
+use eplb_engine::bench::{Carrier, Commit, ExchangeBench, ExchangeReport, Moves};
 use serde_json::{Value, json};
 
 use super::processes::{self, Own};
@@ -82,6 +82,10 @@ pub(crate) struct Exchange {
     #[arg(long, requires = "beside")]
     launch_in_steps: bool,
 
+    /// How bytes go from staging to slots on devices
+    #[arg(long, value_enum, default_value_t = CommitArg::Auto)]
+    commit: CommitArg,
+
     /// Seconds that any part may take
     #[arg(long, default_value_t = 60, value_name = "S")]
     patience: u64,
@@ -108,6 +112,16 @@ enum BackendArg {
     Pynccl,
     /// Copy engines that pull from the memory of peers
     Peer,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum CommitArg {
+    /// By the kernel where EPLB_KERNELS, or a folder `kernels` beside this program, has it; else by copies
+    Auto,
+    /// A copy for each tensor
+    Copies,
+    /// One launch of the commit kernel
+    Kernel,
 }
 
 fn gaps(text: &str) -> Result<(usize, usize), String> {
@@ -153,6 +167,11 @@ impl Exchange {
             beside_bytes: self.beside,
             launch: if self.launch_in_steps { Launch::Pump } else { Launch::Thread },
             step: Duration::from_secs_f64(self.step_ms / 1e3),
+            commit: match self.commit {
+                CommitArg::Auto => Commit::Auto,
+                CommitArg::Copies => Commit::Copies,
+                CommitArg::Kernel => Commit::Kernel,
+            },
             patience: Duration::from_secs(self.patience),
         })
     }

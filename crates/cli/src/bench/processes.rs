@@ -10,6 +10,9 @@ use eplb_engine::process::{Flags, Join, Launch, Rendezvous, Session};
 
 use crate::output::Failure;
 
+/// The variable with the file that NCCL logs to.
+const NCCL_LOG: &str = "NCCL_DEBUG_FILE";
+
 /// What says that this process is one rank of a bench.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct Own {
@@ -43,6 +46,10 @@ pub(super) fn start(ranks: usize) -> Result<Started, Failure> {
         let mut command = Command::new(&program);
         command.args(std::env::args_os().skip(1));
         command.args(["--rank", &rank.0.to_string(), "--store", &store.to_string()]);
+        // NCCL prints its version to stdout otherwise, when it is asked to warn.
+        if std::env::var_os(NCCL_LOG).is_none() {
+            command.env(NCCL_LOG, "/dev/stderr");
+        }
         command
     })?;
     Ok(Started(launch))

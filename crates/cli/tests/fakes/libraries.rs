@@ -9,14 +9,16 @@ use serde_json::Value;
 
 use crate::log::Log;
 
-/// The folder with both fakes, built once.
+/// The folder with the fakes, built once.
 fn libraries() -> &'static Path {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     FOLDER.get_or_init(|| {
         let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fakes");
         let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fakes");
         std::fs::create_dir_all(&folder).unwrap();
-        for (source, soname) in [("cuda.c", "libcuda.so.1"), ("nccl.c", "libnccl.so.2")] {
+        for (source, soname) in
+            [("cuda.c", "libcuda.so.1"), ("nccl.c", "libnccl.so.2"), ("cublas.c", "libcublas.so.13")]
+        {
             let mut cc = Command::new("cc");
             cc.args([
                 "-O1",
@@ -32,7 +34,7 @@ fn libraries() -> &'static Path {
             .arg("-o")
             .arg(folder.join(soname))
             .arg(sources.join(source));
-            if source == "nccl.c" {
+            if source != "cuda.c" {
                 cc.arg("-L").arg(&folder).arg("-l:libcuda.so.1");
             }
             assert!(cc.status().unwrap().success(), "cc {source}");

@@ -92,6 +92,31 @@ fn launches(log: &Log, rank: &str) -> Vec<usize> {
 }
 
 #[test]
+fn commits_are_one_launch_each_where_there_is_a_kernel() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["dispatch", "rows", "checksum"] {
+        std::fs::write(folder.path().join(format!("{name}.fatbin")), b"any").unwrap();
+    }
+    let variables = [("EPLB_FAKE_KERNELS", "1"), ("EPLB_KERNELS", folder.path().to_str().unwrap())];
+    // Rows with gaps on the way from staging to slots, too.
+    let arguments = ["--placement", "shift", "--gaps", "24:8", "--ranks", "2", "--iters", "2"];
+    let run = exchange(&arguments, &variables);
+    assert!(run.ok, "{}", run.stderr);
+    let (report, launches) = (run.json(), run.log.count("cuLaunchKernel"));
+    assert!(report["verified"] == true && report["staged"].as_u64().unwrap() > 0, "{report}");
+    assert!(launches > 0);
+    assert_eq!(audit(&run.log), Vec::<String>::new());
+    // A launch that is forgotten is found, and without machine code, or unasked, there is none.
+    let forgotten = [&variables[..], &[("EPLB_FAKE_FAULT", "cuLaunchKernel:2")]].concat();
+    let run = exchange(&arguments, &forgotten);
+    assert!(!run.ok && run.stderr.contains("bytes are wrong"), "{}", run.stderr);
+    for (more, variables) in [(&[][..], &[][..]), (&["--commit", "copies"], &variables[..])] {
+        let run = exchange(&[&arguments[..], more].concat(), variables);
+        assert!(run.ok && run.log.count("cuLaunchKernel") == 0, "{more:?}: {}", run.stderr);
+    }
+}
+
+#[test]
 fn a_single_rank_makes_no_communicator() {
     let run = exchange(&["--ranks", "1"], &[]);
     assert!(run.ok, "{}", run.stderr);

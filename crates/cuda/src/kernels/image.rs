@@ -34,8 +34,8 @@ fn folders(given: Option<&Path>) -> Vec<PathBuf> {
     given.map(Path::to_path_buf).into_iter().chain(beside).collect()
 }
 
-/// Loads a source's image: `<folder>/<name>.fatbin` of the first folder that has one for this device, else what NVRTC makes
-/// of the text. Returns the module and where it came from.
+/// Loads a source's image: `<folder>/<name>.fatbin` of the first folder that has one for this device, else, with `compiling`, what
+/// NVRTC makes of the text. Returns the module and where it came from.
 ///
 /// # Errors
 /// There is neither, with what was tried.
@@ -43,6 +43,7 @@ pub(super) fn load(
     context: &Arc<Context>,
     source: Source,
     given: Option<&Path>,
+    compiling: bool,
 ) -> Result<(Arc<Module>, String), CudaError> {
     let mut tried = Vec::new();
     for folder in folders(given) {
@@ -54,6 +55,12 @@ pub(super) fn load(
                 Err(error) => tried.push(format!("{}: {error}", path.display())),
             },
         }
+    }
+    if !compiling {
+        let words = format!("there is no machine code for {}.cu ({})", source.name, tried.join("; "));
+        return Err(CudaError::Absent(format!(
+            "{words}; set {FOLDER} to the folder that `make kernels` wrote"
+        )));
     }
     match compile(context, source).and_then(|image| Module::load(context, &image)) {
         Ok(module) => Ok((module, "NVRTC".into())),

@@ -40,14 +40,26 @@ impl Kernels {
     /// # Errors
     /// There are neither fatbins for this device nor NVRTC.
     pub fn load(context: &Arc<Context>, folder: Option<&Path>) -> Result<Self, CudaError> {
+        Self::take(context, folder, true)
+    }
+
+    /// As [`Kernels::load`], from fatbins alone: quick, and nothing is compiled.
+    ///
+    /// # Errors
+    /// There are no fatbins for this device.
+    pub fn load_built(context: &Arc<Context>, folder: Option<&Path>) -> Result<Self, CudaError> {
+        Self::take(context, folder, false)
+    }
+
+    fn take(context: &Arc<Context>, folder: Option<&Path>, compiling: bool) -> Result<Self, CudaError> {
         // Looked for here, since no other part of this crate launches.
         // SAFETY: a context exists, so the library is loaded; the address is not used under this type.
         if unsafe { sys::culib().get::<unsafe extern "C" fn()>(b"cuLaunchKernel") }.is_err() {
             return Err(CudaError::Absent("libcuda.so.1 has no cuLaunchKernel".into()));
         }
-        let (dispatch, origin) = load(context, DISPATCH, folder)?;
-        let (rows, _) = load(context, ROWS, folder)?;
-        let (checksum, _) = load(context, CHECKSUM, folder)?;
+        let (dispatch, origin) = load(context, DISPATCH, folder, compiling)?;
+        let (rows, _) = load(context, ROWS, folder, compiling)?;
+        let (checksum, _) = load(context, CHECKSUM, folder, compiling)?;
         let mut multiprocessors = 0;
         let which = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
         // SAFETY: writes one integer; the device is one that the driver named.

@@ -23,7 +23,7 @@ use eplb_exchange::{ExchangePlan, Limits};
 
 use crate::error::EngineError;
 pub use placement::Moves;
-pub use ranks::{Carrier, DeviceGroup};
+pub use ranks::{Carrier, Commit, DeviceGroup};
 use threads::Threads;
 
 /// What to measure.
@@ -63,6 +63,8 @@ pub struct ExchangeBench {
     pub beside_bytes: Option<usize>,
     /// From where groups are launched; the server beside launches them before its steps with [`Launch::Pump`].
     pub launch: Launch,
+    /// How commits go on devices.
+    pub commit: Commit,
     /// Longest time that any part may take.
     pub patience: Duration,
 }

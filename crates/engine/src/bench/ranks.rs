@@ -12,6 +12,7 @@ use eplb_comm_nccl::{
     Backend, Collectives, Launch, NcclCommError, NcclCommunicator, Options, Pump, Rendezvous, connect,
 };
 use eplb_core::{ExpertId, LayerId, ModelLayout, RankId, SlotId, Topology};
+use eplb_cuda::kernels::Kernels;
 use eplb_cuda::{Context, CudaStream, DeviceMemory, DeviceStream, Inspector, Puller, probe};
 
 use super::{ExchangeBench, Inspect, Setup, host_bytes};
@@ -27,6 +28,18 @@ pub enum Carrier {
     Nccl(Backend),
     /// Copy engines that pull from the memory of peers, on devices.
     Peer,
+}
+
+/// How bytes go from staging to slots on a device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Commit {
+    /// By the commit kernel where its machine code is found, else by copies.
+    #[default]
+    Auto,
+    /// A copy for each tensor.
+    Copies,
+    /// One launch of the commit kernel, compiled at start-up if need be.
+    Kernel,
 }
 
 /// One rank of a bench.
@@ -98,7 +111,7 @@ fn devices(
     }
     let group = DeviceGroup::new(topology, layout, staging)?;
     // Everything but the communicators first: from their first message on nothing is taken any more.
-    let ends = group.memories.iter().map(|memory| Ends::new(memory, &group.memories));
+    let ends = group.memories.iter().map(|memory| Ends::new(bench, memory, &group.memories));
     let ends = ends.collect::<Result<Vec<_>, _>>()?;
     let before = group.free_bytes()?;
     let (communicators, pumps) = connect(&group)?;
@@ -127,15 +140,38 @@ struct Ends {
 }
 
 impl Ends {
-    fn new(memory: &Arc<DeviceMemory>, all: &[Arc<DeviceMemory>]) -> Result<Self, EngineError> {
+    fn new(
+        bench: &ExchangeBench,
+        memory: &Arc<DeviceMemory>,
+        all: &[Arc<DeviceMemory>],
+    ) -> Result<Self, EngineError> {
         let stream = CudaStream::new(memory.context(), 0)?;
         Ok(Self {
-            stream: DeviceStream::new(memory.clone(), stream.clone())?,
+            stream: committing(bench, memory, &stream)?,
             compute: stream,
             inspector: Inspector::new(memory.clone())?,
             puller: Puller::new(memory.clone(), all.to_vec())?,
         })
     }
+}
+
+/// A compute stream whose commits are copies or launches of the kernel, as the bench wants it.
+fn committing(
+    bench: &ExchangeBench,
+    memory: &Arc<DeviceMemory>,
+    stream: &Arc<CudaStream>,
+) -> Result<DeviceStream, EngineError> {
+    let made = DeviceStream::new(memory.clone(), stream.clone())?;
+    let kernels = match bench.commit {
+        Commit::Copies => return Ok(made),
+        Commit::Kernel => Kernels::load(memory.context(), None)?,
+        Commit::Auto => match Kernels::load_built(memory.context(), None) {
+            Ok(kernels) => kernels,
+            // Copies do the same; nobody asked for more.
+            Err(_) => return Ok(made),
+        },
+    };
+    Ok(made.with_kernels(Arc::new(kernels))?)
 }
 
 /// A rank that is a process, and what its communicator takes of its device's memory.
@@ -165,7 +201,7 @@ pub(super) fn as_rank(
     let slots = setup.topology.slots_of(rank);
     let memory = DeviceMemory::new(&context, rank, setup.layout.clone(), slots, setup.limits.staging_bytes)?;
     let compute = CudaStream::new(&context, 0)?;
-    let stream = DeviceStream::new(memory.clone(), compute.clone())?;
+    let stream = committing(bench, &memory, &compute)?;
     let inspector = Inspector::new(memory.clone())?;
     let (before, _) = context.memory_info()?;
     let rendezvous = Rendezvous { store: session.corner()?, size: hosts.len(), epoch: session.epoch() };
