@@ -205,7 +205,7 @@ mod tests {
     fn one_rank_can_be_killed() {
         let mut launch = Launch::start(2, |rank, _| match rank.0 {
             0 => shell("echo over"),
-            _ => shell("sleep 1000"),
+            _ => shell("exec sleep 1000"),
         })
         .unwrap();
         launch.kill(RankId(1)).unwrap();
