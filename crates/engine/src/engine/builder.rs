@@ -1,6 +1,7 @@
 //! Putting an engine together: layer sets, their tensors, and the other ranks.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
@@ -68,7 +69,6 @@ pub struct Builder {
 }
 
 /// A layer set so far.
-#[derive(Debug)]
 struct Draft {
     name: String,
     topology: Topology,
@@ -76,8 +76,11 @@ struct Draft {
     layers: usize,
     tensors: BTreeMap<usize, (Vec<TensorLayout>, Option<Bases>)>,
     placement: Option<Placement>,
-    stream: Option<Box<dyn Stream>>,
+    stream: Option<MakeStream>,
 }
+
+/// Makes a stream on the memory of a set.
+type MakeStream = Box<dyn FnOnce(Arc<HostMemory>) -> Box<dyn Stream> + Send>;
 
 /// Addresses of the tensors of a registered layer; addresses alone, so that a builder may change threads.
 type Bases = Vec<usize>;
@@ -191,7 +194,19 @@ impl Builder {
     /// # Errors
     /// There is no such set.
     pub fn stream(&mut self, set: SetId, stream: Box<dyn Stream>) -> Result<(), EngineError> {
-        self.draft(set)?.stream = Some(stream);
+        self.stream_on(set, move |_| stream)
+    }
+
+    /// As [`Builder::stream`], for a stream that works on the set's memory, which [`Builder::start`] makes.
+    ///
+    /// # Errors
+    /// There is no such set.
+    pub fn stream_on(
+        &mut self,
+        set: SetId,
+        make: impl FnOnce(Arc<HostMemory>) -> Box<dyn Stream> + Send + 'static,
+    ) -> Result<(), EngineError> {
+        self.draft(set)?.stream = Some(Box::new(make));
         Ok(())
     }
 
@@ -251,6 +266,17 @@ impl Builder {
             .spawn(move || progress.run())
             .map_err(refused)?;
         Ok(Engine { shared, thread: Mutex::new(Some(thread)) })
+    }
+}
+
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, layers, experts, .. } = self;
+        f.debug_struct("Draft")
+            .field("name", name)
+            .field("layers", layers)
+            .field("experts", experts)
+            .finish_non_exhaustive()
     }
 }
 
@@ -321,7 +347,10 @@ impl Draft {
         let options = config.options(expert_bytes.collect(), columns);
         let first = make(&start.phy2log().to_owned(), experts, columns, None)?;
         let topology = Arc::new(topology);
-        let inner = stream.unwrap_or_else(|| Box::new(InlineStream::new(memory.clone())));
+        let inner = match stream {
+            Some(make) => make(memory.clone()),
+            None => Box::new(InlineStream::new(memory.clone())),
+        };
         let driver = Driver::new(rank, topology.clone(), Hooked { inner, set: id, hook }, &start);
         let lane = Lane {
             published: driver.phy2log().clone(),

@@ -2,4 +2,13 @@
 
 mod alone;
 mod group;
+mod outputs;
 mod support;
+
+/// The server of the example.
+#[path = "../../examples/serve"]
+mod serve {
+    pub(crate) mod mail;
+    pub(crate) mod model;
+    pub(crate) mod rank;
+}

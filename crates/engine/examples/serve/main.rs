@@ -1,0 +1,212 @@
+//! A small server: ranks on threads route the tokens of a recorded trace through a mixture of experts, and an engine per rank moves
+//! the experts meanwhile. Every output of every step is compared, bit for bit, with what the model makes of the token.
+//!
+//! ```sh
+//! cargo run --release -p eplb-engine --example serve -- --ranks 8 --steps 600
+//! ```
+//!
+//! Prints the time of a step with and without balancing (each token and choice takes `--token-us` on the device of the rank
+//! that serves it, so a rank with more tokens is slower), what the rounds did, and how long steps stood in the engine.
+
+mod mail;
+mod model;
+mod rank;
+
+use std::error::Error;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use eplb_comm::store::InProcessStore;
+use eplb_core::{ExpertId, LayerId, RankId, SlotId, Topology};
+use eplb_engine::engine::{Engine, EngineConfig, Report, RoundOutcome, SetId, TriggerConfig, World};
+use eplb_engine::process::LocalTransport;
+use eplb_plan::Policy;
+use eplb_trace::Trace;
+
+use mail::Mail;
+use model::Model;
+use rank::{Seen, Server};
+
+/// What may be chosen on the command line.
+struct Options {
+    trace: String,
+    ranks: usize,
+    slots: usize,
+    layers: usize,
+    tokens: usize,
+    steps: u64,
+    token_us: u64,
+    interval_ms: u64,
+}
+
+fn options() -> Result<Options, String> {
+    let mut options = Options {
+        trace: concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/day_26x64.npz").into(),
+        ranks: 8,
+        slots: 80,
+        layers: 3,
+        tokens: 64,
+        steps: 600,
+        token_us: 10,
+        interval_ms: 100,
+    };
+    let mut args = std::env::args().skip(1);
+    while let Some(name) = args.next() {
+        let value = args.next().ok_or_else(|| format!("{name} needs a value"))?;
+        let number = || value.parse::<u64>().map_err(|_| format!("{name} is {value:?}, which is no number"));
+        match name.as_str() {
+            "--trace" => options.trace = value,
+            "--ranks" => options.ranks = number()? as usize,
+            "--slots" => options.slots = number()? as usize,
+            "--layers" => options.layers = number()? as usize,
+            "--tokens" => options.tokens = number()? as usize,
+            "--steps" => options.steps = number()?,
+            "--token-us" => options.token_us = number()?,
+            "--interval-ms" => options.interval_ms = number()?,
+            _ => return Err(format!("{name} is not known")),
+        }
+    }
+    Ok(options)
+}
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let options = options()?;
+    let trace = Trace::open(&options.trace)?;
+    let mut wrong = 0;
+    for balancing in [false, true] {
+        let (seen, reports, metrics) = run(&options, &trace, balancing)?;
+        let mut times: Vec<Duration> = seen.iter().flat_map(|seen| seen.times.iter().copied()).collect();
+        times.sort_unstable();
+        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
+        println!(
+            "{}: {} steps on {} ranks; ms per step p50 {:.2}, p90 {:.2}, p99 {:.2}, max {:.2}",
+            if balancing { "balancing" } else { "not balancing" },
+            seen[0].steps,
+            seen.len(),
+            at(0.5),
+            at(0.9),
+            at(0.99),
+            at(1.0)
+        );
+        let bad: u64 = seen.iter().map(|seen| seen.wrong).sum();
+        let tokens = seen[0].steps * (options.tokens * options.ranks) as u64;
+        println!("  outputs: {tokens} compared bit for bit, {bad} wrong");
+        if let Some(first) = seen.iter().find_map(|seen| seen.first_wrong.as_ref()) {
+            println!("  first wrong: {first}");
+        }
+        wrong += bad;
+        if balancing {
+            let moved: Vec<&Report> = reports.iter().filter(|r| r.outcome == RoundOutcome::Moved).collect();
+            let mean = |of: fn(&Report) -> f64| {
+                moved.iter().map(|report| of(report)).sum::<f64>() / moved.len().max(1) as f64
+            };
+            println!(
+                "  rounds: {} of {} moved experts: {} moves, {} waves; balancedness {:.3} before, {:.3} planned, {:.3} reached, \
+                 bound {:.3}; ms planning {:.2}, in all {:.1}",
+                moved.len(),
+                reports.len(),
+                moved.iter().map(|report| report.moves).sum::<usize>(),
+                moved.iter().map(|report| report.waves).sum::<usize>(),
+                mean(|report| report.before),
+                mean(|report| report.predicted),
+                mean(|report| report.reached),
+                mean(|report| report.bound),
+                mean(|report| report.plan_time.as_secs_f64() * 1e3),
+                mean(|report| report.time.as_secs_f64() * 1e3)
+            );
+            let switches: u64 = seen.iter().map(|seen| seen.switches).sum();
+            println!(
+                "  maps changed before {switches} of the ranks' steps; in the engine these took, on rank 0:"
+            );
+            for line in metrics.lines().filter(|line| line.starts_with("eplb_stall") || line.contains("hold"))
+            {
+                println!("    {line}");
+            }
+        }
+    }
+    if wrong > 0 { Err(format!("{wrong} outputs are wrong").into()) } else { Ok(()) }
+}
+
+type Run = (Vec<Seen>, Vec<Report>, String);
+
+/// Serves with all ranks; what each saw, the rounds, and the metrics of rank 0.
+fn run(options: &Options, trace: &Trace, balancing: bool) -> Result<Run, Box<dyn Error>> {
+    let server = Server {
+        model: Model::new(trace, options.layers, 2)?,
+        topology: Topology::uniform(options.ranks, options.slots)?,
+        mail: Mail::new(options.ranks),
+        tokens: options.tokens,
+        steps_per_moment: (options.steps / trace.steps() as u64).max(1),
+        token_time: Duration::from_micros(options.token_us),
+        over: AtomicBool::new(false),
+    };
+    let interval = balancing.then_some(options.interval_ms as f64 / 1e3);
+    let config = EngineConfig {
+        policy: Policy::Incremental,
+        trigger: TriggerConfig { interval_s: interval, rest_s: 0.0, ..TriggerConfig::default() },
+        window: 8,
+        sample_ms: (options.interval_ms / 4).max(1),
+        poll_ms: 5,
+        ..EngineConfig::default()
+    };
+    let world = |rank: usize, store: &Arc<InProcessStore>, transport: &Arc<LocalTransport>| World::Group {
+        rank: RankId::at(rank),
+        world_size: options.ranks,
+        store: store.clone(),
+        transport: transport.clone(),
+    };
+    let (store, transport) = (Arc::new(InProcessStore::new()), LocalTransport::new(1));
+    let serve = |rank: usize| -> Result<(Seen, Vec<Report>, String), String> {
+        let text = |error: &dyn std::fmt::Display| format!("rank {rank}: {error}");
+        let made = start(&server, config.clone(), world(rank, &store, &transport));
+        let (engine, set) = made.map_err(|error| {
+            server.mail.leave();
+            text(&error)
+        })?;
+        let (mut reports, mut rounds) = (Vec::new(), 0);
+        let seen = server.serve(&engine, set, |step| {
+            if engine.rounds() > rounds {
+                rounds = engine.rounds();
+                reports.extend(engine.last_report(set));
+            }
+            if rank == 0 && step + 1 >= options.steps {
+                server.over.store(true, Ordering::SeqCst);
+            }
+        });
+        let seen = seen.map_err(|error| text(&error))?;
+        let metrics = engine.metrics(false);
+        engine.shutdown(Duration::from_secs(20)).map_err(|error| text(&error))?;
+        Ok((seen, reports, metrics))
+    };
+    let ranks = std::thread::scope(|scope| {
+        let serve = &serve;
+        let threads: Vec<_> = (0..options.ranks).map(|rank| scope.spawn(move || serve(rank))).collect();
+        threads
+            .into_iter()
+            .map(|thread| thread.join().unwrap_or_else(|_| Err("a rank panicked".into())))
+            .collect::<Result<Vec<_>, String>>()
+    })?;
+    let (_, reports, metrics) = &ranks[0];
+    let (reports, metrics) = (reports.clone(), metrics.clone());
+    Ok((ranks.into_iter().map(|(seen, ..)| seen).collect(), reports, metrics))
+}
+
+/// An engine that lends the memory, with the model's weights in it.
+fn start(server: &Server, config: EngineConfig, world: World) -> Result<(Engine, SetId), Box<dyn Error>> {
+    let mut builder = Engine::builder(config, world);
+    let (model, topology) = (&server.model, &server.topology);
+    let set = builder.layer_set("main", topology.clone(), model.experts(), model.layers())?;
+    for layer in 0..model.layers() {
+        builder.lend_layer(set, layer, &model.tensors)?;
+    }
+    let engine = builder.start()?;
+    let maps = engine.maps(set);
+    for ((layer, slot), &expert) in maps.phy2log.indexed_iter() {
+        if topology.rank_of(SlotId::at(slot)) == engine.rank() && expert >= 0 {
+            let (layer, slot) = (LayerId::at(layer), SlotId::at(slot));
+            engine.memory(set).fill(layer, slot, ExpertId(expert as u32))?;
+        }
+    }
+    Ok((engine, set))
+}
