@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex};
 
 use eplb_comm::host::{Content, HostMemory};
 use eplb_comm::store::Store;
-use eplb_comm::store::deadlines::after;
 use eplb_comm::{Place, Stream};
 use eplb_core::{LayerId, ModelLayout, Placement, RankId, SlotId, TensorLayout, Topology};
 use eplb_exchange::Limits;
@@ -19,6 +18,7 @@ use super::lead::Lead;
 use super::maps::{History, make};
 use super::progress::Progress;
 use super::record::Counters;
+use super::reform::agree;
 use super::register::{Claims, RegisterError, TensorView};
 use super::shared::{Lane, Set, Shared, lock};
 use super::stream::{AfterCommit, Hook, Hooked, InlineStream};
@@ -27,7 +27,7 @@ use super::{Engine, SetId};
 use crate::driver::Driver;
 use crate::error::EngineError;
 use crate::process::session::Fact;
-use crate::process::{Session, Source, Stage, Transport};
+use crate::process::{Session, Source, Transport};
 
 /// The other ranks.
 #[derive(Debug, Clone)]
@@ -251,14 +251,10 @@ impl Builder {
             return Ok(Engine { shared, thread: Mutex::new(None) });
         }
         let mut session = Session::join(store, rank, world_size, &deadlines)?;
-        session.compare(&facts(&shared, transport.name()))?;
+        agree(&shared, &mut session, transport.name(), source.as_deref(), true)?;
         let lead = Lead::new(&shared.sets, &shared.config, session.members().len());
         let mut progress = Progress::new(shared.clone(), transport, source, session, lead);
-        progress.connect()?;
-        if let Some(session) = &mut progress.session {
-            let started = session.group.barrier("started", after(deadlines.store.collective));
-            crate::process::session::at(rank, Stage::Rendezvous, started)?;
-        }
+        progress.open()?;
         let refused =
             |error: std::io::Error| EngineError::RankLost { rank, detail: format!("no thread: {error}") };
         let thread = std::thread::Builder::new()
@@ -357,6 +353,7 @@ impl Draft {
             driver,
             communicator: None,
             wanted: None,
+            ready: Vec::new(),
             reshared: false,
             version: 0,
         };

@@ -99,7 +99,8 @@ impl Engine {
         self.reach("reform", timeout, |state| *state != State::Reforming && !state.is_exchanging())
     }
 
-    /// Ends the engine, from any state: what is under way is cancelled, or left at the deadline. The placement in force stays.
+    /// Ends the engine, from any state: what is under way is cancelled, or left at the deadline. The placement in force stays. To be
+    /// called with no pass under way: a commit that is decided is applied.
     ///
     /// # Errors
     /// [`EngineError::Late`]: the progress thread is still in a call that does not return; memory that was registered must stay

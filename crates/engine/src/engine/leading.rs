@@ -70,7 +70,9 @@ impl Progress {
     fn close_round(&mut self, statuses: &[(RankId, Status)]) {
         let Some(set) = self.lead.under_way.take() else { return };
         let any = |done| statuses.iter().any(|(_, status)| status.done == done);
-        let (late, broken) = (any(Done::TooLate), any(Done::Aborted));
+        // Who only followed says nothing of the reason, unless nobody gives one.
+        let late = any(Done::TooLate);
+        let broken = any(Done::Aborted) || (any(Done::Followed) && !late);
         let again = late && !broken && self.lead.margin < LARGEST_MARGIN;
         if again {
             self.lead.margin = (self.lead.margin * 4).min(LARGEST_MARGIN);

@@ -113,8 +113,11 @@ pub(super) struct History {
 impl History {
     pub(super) fn new(first: Maps, remembered: usize) -> Self {
         let first = Arc::new(first);
-        let past = Mutex::new(VecDeque::from([first.clone()]));
-        Self { current: ArcSwap::new(first), past, remembered: remembered.max(1) }
+        let remembered = remembered.max(1);
+        // Room for all, so that no step makes it grow.
+        let mut past = VecDeque::with_capacity(remembered + 1);
+        past.push_back(first.clone());
+        Self { current: ArcSwap::new(first), past: Mutex::new(past), remembered }
     }
 
     fn lock(&self) -> MutexGuard<'_, VecDeque<Arc<Maps>>> {

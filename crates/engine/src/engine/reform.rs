@@ -9,7 +9,7 @@ use ndarray::Array2;
 
 use super::builder::facts;
 use super::progress::Progress;
-use super::shared::{BARRED, PUBLISH, Set, lock};
+use super::shared::{BARRED, PUBLISH, Set, Shared, lock};
 use crate::driver::Driver;
 use crate::error::EngineError;
 use crate::process::session::at;
@@ -21,68 +21,88 @@ impl Progress {
     pub(super) fn reform(&mut self) -> Result<(), EngineError> {
         self.close();
         let shared = self.shared.clone();
-        let (rank, deadlines) = (shared.rank, &shared.deadlines);
         let mut session = match self.session.take() {
             Some(session) => session.rejoin(None)?,
-            None => Session::join(self.store.clone(), rank, shared.world_size, deadlines)?,
+            None => Session::join(self.store.clone(), shared.rank, shared.world_size, &shared.deadlines)?,
         };
-        session.compare(&facts(&shared, self.transport.name()))?;
-        for (which, set) in shared.sets.iter().enumerate() {
-            let mine = {
-                let core = lock(&shared.core);
-                let lane = &core.lanes[which];
-                let map = lane.driver.phy2log().as_ref().clone();
-                Standing { version: lane.version, last_step: shared.last_step(), map: Some(map) }
-            };
-            let label = format!("standing-{which}");
-            let said = session.group.all_gather(&label, &mine.encode(), after(deadlines.store.collective));
-            let said = at(rank, Stage::Standing, said)?;
-            let mut standings = Vec::new();
-            for (&other, bytes) in session.members().iter().zip(&said) {
-                let unreadable = EngineError::Unreadable { rank: other, what: "its standing" };
-                let standing = Standing::decode(bytes, set.start.phy2log().dim()).ok_or(unreadable)?;
-                standings.push((other, standing));
-            }
-            let (version, map, holds) = reconcile(&standings, &set.topology, &set.start.phy2log().to_owned());
-            let held = standings.iter().zip(&holds).any(|((other, _), &holds)| *other == rank && holds);
-            let placement = Placement::with_missing(set.experts, map)?;
-            if !held {
-                let filled = refill(set, &placement, mine.map.as_ref(), self.source.as_deref());
-                at(rank, Stage::Standing, filled)?;
-            }
-            let mut core = lock(&shared.core);
-            let mut lane = core.lanes.remove(which);
-            lane.driver = Driver::new(rank, set.topology.clone(), lane.driver.into_stream(), &placement);
-            lane.version = version;
-            let changed = *lane.driver.phy2log() != lane.published;
-            if !changed {
-                lane.published = Arc::clone(lane.driver.phy2log());
-            }
-            core.lanes.insert(which, lane);
-            shared.clear(BARRED);
-            if changed {
-                shared.raise(PUBLISH);
-            }
-        }
+        agree(&shared, &mut session, self.transport.name(), self.source.as_deref(), false)?;
         self.enter(session);
+        self.open()
+    }
+
+    /// Makes the communicators, and waits until all ranks have theirs.
+    pub(super) fn open(&mut self) -> Result<(), EngineError> {
         self.connect()?;
         let Some(session) = &mut self.session else { return Ok(()) };
-        let started = session.group.barrier("started", after(shared.deadlines.store.collective));
-        at(rank, Stage::Rendezvous, started)
+        let deadline = after(self.shared.deadlines.store.collective);
+        at(self.shared.rank, Stage::Rendezvous, session.group.barrier("started", deadline))
     }
+}
+
+/// Compares with the other members what must be the same, and who holds what; takes over the placement that all go on from. A rank
+/// that is `fresh` holds the placement to start with, and nobody relies on that if others have gone on since.
+pub(super) fn agree(
+    shared: &Shared,
+    session: &mut Session,
+    backend: &str,
+    source: Option<&dyn Source>,
+    fresh: bool,
+) -> Result<(), EngineError> {
+    let (rank, deadlines) = (shared.rank, &shared.deadlines);
+    session.compare(&facts(shared, backend))?;
+    for (which, set) in shared.sets.iter().enumerate() {
+        let (version, map) = {
+            let core = lock(&shared.core);
+            let lane = &core.lanes[which];
+            (lane.version, lane.driver.phy2log().as_ref().clone())
+        };
+        let (last_step, said_map) = (shared.last_step(), (!fresh).then(|| map.clone()));
+        let standing = Standing { version, last_step, map: said_map };
+        let label = format!("standing-{which}");
+        let said = session.group.all_gather(&label, &standing.encode(), after(deadlines.store.collective));
+        let said = at(rank, Stage::Standing, said)?;
+        let mut standings = Vec::new();
+        for (&other, bytes) in session.members().iter().zip(&said) {
+            let unreadable = EngineError::Unreadable { rank: other, what: "its standing" };
+            let standing = Standing::decode(bytes, set.start.phy2log().dim()).ok_or(unreadable)?;
+            standings.push((other, standing));
+        }
+        let (version, agreed, holds) = reconcile(&standings, &set.topology, &set.start.phy2log().to_owned());
+        let held = standings.iter().zip(&holds).any(|((other, _), &holds)| *other == rank && holds);
+        let placement = Placement::with_missing(set.experts, agreed)?;
+        if !held {
+            at(rank, Stage::Standing, refill(set, &placement, &map, source))?;
+        }
+        let mut core = lock(&shared.core);
+        let mut lane = core.lanes.remove(which);
+        lane.driver = Driver::new(rank, set.topology.clone(), lane.driver.into_stream(), &placement);
+        lane.version = version;
+        let changed = *lane.driver.phy2log() != lane.published;
+        if !changed {
+            lane.published = Arc::clone(lane.driver.phy2log());
+        } else if fresh {
+            // No step has run yet, and the host reads the maps before the first.
+            shared.publish(which, &mut lane, 0)?;
+        } else {
+            shared.raise(PUBLISH);
+        }
+        core.lanes.insert(which, lane);
+        shared.clear(BARRED);
+    }
+    Ok(())
 }
 
 /// Fills the slots of this rank that do not hold what a placement says.
 fn refill(
     set: &Set,
     placement: &Placement,
-    mine: Option<&Array2<i32>>,
+    mine: &Array2<i32>,
     source: Option<&dyn Source>,
 ) -> Result<(), EngineError> {
     for layer in 0..placement.layers() {
         for slot in set.memory.slots() {
             let wanted = placement.phy2log()[(layer, slot)];
-            if wanted < 0 || mine.is_some_and(|mine| mine[(layer, slot)] == wanted) {
+            if wanted < 0 || mine[(layer, slot)] == wanted {
                 continue;
             }
             let (layer, slot) = (LayerId::at(layer), SlotId::at(slot));

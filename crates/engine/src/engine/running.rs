@@ -11,10 +11,10 @@ use eplb_exchange::{Cause, Exchange, ExchangePlan, Outcome, Phase};
 use eplb_plan::Dispatch;
 
 use super::SetId;
-use super::maps::{Wanted, make};
+use super::maps::{Maps, Wanted, make};
 use super::progress::Progress;
 use super::report::{Report, RoundOutcome};
-use super::shared::{BARRED, EXCHANGE, PUBLISH, lock};
+use super::shared::{BARRED, EXCHANGE, PUBLISH, Shared, lock};
 use super::state::{Event, State};
 use super::wire::{Done, Plan};
 use crate::driver::Ended;
@@ -31,6 +31,23 @@ pub(super) struct Running {
     waves: Arc<ExchangePlan>,
     since: Instant,
     seen: Option<(Phase, usize)>,
+    wanted: Option<Wanted>,
+}
+
+impl Running {
+    /// The maps that steps will need in a wave, so that none has to make them.
+    fn make_ready(&self, shared: &Shared, wave: usize) -> Result<Vec<Maps>, EngineError> {
+        let set = &shared.sets[self.plan.set];
+        if wave >= self.waves.waves().len() {
+            return Ok(Vec::new());
+        }
+        let wanted = self.wanted.as_ref().map(|wanted| (wanted, set.topology.as_ref()));
+        let mut ready = Vec::new();
+        for map in [self.waves.phy2log_drained(wave), self.waves.phy2log_after(wave + 1)] {
+            ready.push(make(&map, set.experts, set.columns, wanted)?);
+        }
+        Ok(ready)
+    }
 }
 
 impl Progress {
@@ -47,7 +64,7 @@ impl Progress {
         let waves =
             ExchangePlan::new(&old, &new, &set.topology, &set.layout, Some(plan.loads.view()), &set.limits)?;
         let waves = Arc::new(waves);
-        let mut running = Running { number, plan, waves: waves.clone(), since, seen: None };
+        let mut running = Running { number, plan, waves: waves.clone(), since, seen: None, wanted: None };
         if running.plan.dry {
             return self.end(running, RoundOutcome::DryRun, 0);
         }
@@ -81,9 +98,9 @@ impl Progress {
         let communicator = lane.communicator.take().unwrap_or_else(|| Closed::boxed(shared.rank));
         lane.driver.begin_within_step(exchange, communicator, session.board.clone(), last)?;
         lane.reshared = wanted.is_some();
-        lane.wanted = wanted;
+        lane.wanted = wanted.clone();
         drop(core);
-        running.since = since;
+        running.wanted = wanted;
         self.running = Some(running);
         let wanted_otherwise = quiesced || !shared.state().is_exchanging();
         if wanted_otherwise { self.cancel("this rank is quiesced") } else { Ok(()) }
@@ -112,15 +129,39 @@ impl Progress {
         let mut changed = false;
         if let (Some((phase, (wave, agreed))), Some(running)) = (at, &mut self.running) {
             changed = running.seen != Some((phase, wave));
+            let ready = match running.seen.is_none_or(|(_, seen)| seen != wave) {
+                true => Some(running.make_ready(&shared, wave)?),
+                false => None,
+            };
             running.seen = Some((phase, wave));
+            if let (Some(ready), Some(lane)) = (ready, lock(&shared.core).lanes.get_mut(running.plan.set)) {
+                lane.ready = ready;
+            }
             if changed {
                 // While this rank is quiesced the exchange is not its state.
                 drop(shared.on(Event::Phase { phase, wave, agreed }));
             }
             changed |= phase == Phase::Moving;
+            if let (Phase::Committing, Some(step)) = (phase, agreed)
+                && shared.host_is_quiet()
+            {
+                self.commit_at_rest(step)?;
+            }
         }
         self.rest(changed);
         Ok(())
+    }
+
+    /// Applies a commit that is decided for a step which does not come, because the host has stopped: no pass is under way on this
+    /// rank, so this is a boundary as good as that of the step.
+    fn commit_at_rest(&mut self, step: u64) -> Result<(), EngineError> {
+        let shared = self.shared.clone();
+        let mut core = lock(&shared.core);
+        let Some(at) = core.moving else { return Ok(()) };
+        let first_step = shared.next_step.load(Ordering::SeqCst);
+        let lane = &mut core.lanes[at];
+        lane.driver.step(step)?;
+        shared.publish(at, lane, first_step)
     }
 
     /// The exchange under way is over.
@@ -139,6 +180,7 @@ impl Progress {
             core.moving = None;
             let lane = &mut core.lanes[running.plan.set];
             lane.version += committed as u64;
+            lane.ready.clear();
             let pending = lane.reshared || *lane.driver.phy2log() != lane.published;
             // A communicator that was stopped is of no more use.
             lane.communicator = (outcome == Outcome::Completed && communicator.backend() != Closed::NAME)
@@ -156,7 +198,10 @@ impl Progress {
         let result = match outcome {
             Outcome::Completed if waves == 0 => self.end(running, RoundOutcome::NothingToMove, 0),
             Outcome::Completed => self.end(running, RoundOutcome::Moved, waves),
+            // Given up when all was committed: what it was for is done.
+            Outcome::Aborted { wave, .. } if wave == waves => self.end(running, RoundOutcome::Moved, waves),
             Outcome::Aborted { cause, silent, .. } => {
+                self.followed = matches!(cause, Cause::PeerFailed { .. });
                 let late = silent.is_empty() && is_too_late(&cause);
                 let fatal = (!silent.is_empty() || is_fatal(&cause)).then(|| cause.to_string());
                 let how = match late {
@@ -193,6 +238,7 @@ impl Progress {
         self.round = number;
         self.done = match outcome {
             RoundOutcome::TooLate => Done::TooLate,
+            RoundOutcome::Aborted { .. } if std::mem::take(&mut self.followed) => Done::Followed,
             RoundOutcome::Aborted { .. } => Done::Aborted,
             _ => Done::Well,
         };

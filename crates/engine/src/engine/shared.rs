@@ -16,7 +16,7 @@ use eplb_plan::Options;
 use ndarray::Array2;
 
 use super::config::EngineConfig;
-use super::maps::{History, Wanted, make};
+use super::maps::{History, Maps, Wanted, make};
 use super::meters::Meters;
 use super::record::Counters;
 use super::report::Report;
@@ -75,6 +75,8 @@ pub(super) struct Lane {
     /// The entries of `phy2log` that were published last.
     pub(super) published: Arc<Array2<i32>>,
     pub(super) wanted: Option<Wanted>,
+    /// Maps that steps will need soon, made off the forward path.
+    pub(super) ready: Vec<Maps>,
     /// Shares have changed, and wait to be published.
     pub(super) reshared: bool,
     /// Waves committed since the start of the run.
@@ -203,6 +205,11 @@ impl Shared {
         lock(&self.control).machine.state().clone()
     }
 
+    /// Whether the host waits, with no pass under way, for what is under way to be over.
+    pub(super) fn host_is_quiet(&self) -> bool {
+        lock(&self.control).machine.host_is_quiet()
+    }
+
     /// What the progress thread has to do.
     pub(super) fn take_orders(&self) -> Vec<Order> {
         let mut control = lock(&self.control);
@@ -279,8 +286,14 @@ impl Shared {
         }
         let set = &self.sets[at];
         if *map != lane.published || lane.reshared {
-            let wanted = lane.wanted.as_ref().map(|wanted| (wanted, set.topology.as_ref()));
-            set.history.publish(make(map, set.experts, set.columns, wanted)?, first_step);
+            let maps = match lane.ready.iter().position(|ready| ready.phy2log == **map) {
+                Some(at) => lane.ready.swap_remove(at),
+                None => {
+                    let wanted = lane.wanted.as_ref().map(|wanted| (wanted, set.topology.as_ref()));
+                    make(map, set.experts, set.columns, wanted)?
+                }
+            };
+            set.history.publish(maps, first_step);
         }
         lane.published = map.clone();
         lane.reshared = false;

@@ -1,6 +1,7 @@
 //! What a server embeds: alone, and ranks on threads that meet as processes do.
 
 mod alone;
+mod control;
 mod group;
 mod outputs;
 mod support;

@@ -217,7 +217,7 @@ impl Machine {
         matches!(self.state, State::Idle | State::Collecting)
     }
 
-    /// Whether something is still to follow when what is under way is over.
+    /// Whether the host waits, with no pass under way, for what is under way to be over.
     pub(super) fn has_wish(&self) -> bool {
         self.wish.is_some()
     }

@@ -1,0 +1,301 @@
+//! What the host may ask at any time, and ranks that stand still, stop or die.
+
+use std::sync::Barrier;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use eplb_core::RankId;
+use eplb_engine::engine::{Engine, RoundOutcome, SetId, State};
+use eplb_engine::process::MadeUp;
+
+use super::support::{LONG, Threads, config, count, wrong};
+
+/// Ends a wait that would otherwise never end.
+fn until(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + LONG;
+    while !done() {
+        assert!(Instant::now() < deadline, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// Counts, and lets rank 0 ask for a round.
+fn ask(engine: &Engine, set: SetId, barrier: &Barrier, turn: usize) -> u64 {
+    count(engine, set, 0, turn);
+    let rounds = engine.rounds();
+    barrier.wait();
+    if engine.rank().0 == 0 {
+        engine.rebalance_now().unwrap();
+    }
+    rounds
+}
+
+#[test]
+fn without_any_step_or_tick_a_round_waits_and_nothing_fails() {
+    let threads = Threads::new(2);
+    let barrier = Barrier::new(2);
+    threads.run(|rank| {
+        let mut config = config();
+        config.deadlines.insert("exchange.answer".into(), 100);
+        config.deadlines.insert("exchange.settle".into(), 60_000);
+        let (engine, set) = threads.engine(rank, config);
+        let rounds = ask(&engine, set, &barrier, 1);
+        until("the round", || engine.state().is_exchanging());
+        std::thread::sleep(Duration::from_millis(400));
+        let state = engine.state();
+        assert!(state.is_exchanging() || matches!(state, State::Idle | State::Collecting), "{state}");
+        assert_eq!(wrong(&engine, set), 0);
+        // Traffic comes, with ids that leave gaps and that are not the same on both ranks.
+        let mut step = u64::from(rank.0);
+        until("the end of the round", || {
+            step += 3;
+            engine.step(step).unwrap();
+            engine.rounds() > rounds
+        });
+        let report = engine.wait_round(rounds, LONG).unwrap();
+        assert!(!matches!(engine.state(), State::Failed { .. }), "{report:?}");
+        engine.step(step + 1).unwrap();
+        assert_eq!(wrong(&engine, set), 0);
+        // A rank that is done with this goes on stepping until the other is, too.
+        barrier.wait();
+    });
+}
+
+#[test]
+fn a_rank_that_only_ticks_and_one_that_is_slow_delay_a_round_and_no_more() {
+    let threads = Threads::new(3);
+    let (barrier, over) = (Barrier::new(3), AtomicU64::new(0));
+    threads.run(|rank| {
+        let (engine, set) = threads.engine(rank, config());
+        let rounds = ask(&engine, set, &barrier, 2);
+        let (mut step, start) = (0, Instant::now());
+        while over.load(Ordering::SeqCst) < 3 {
+            assert!(start.elapsed() < LONG);
+            match rank.0 {
+                // Idle at first: an agreed step is reached only when it serves again.
+                2 if start.elapsed() < Duration::from_millis(200) => engine.tick().unwrap(),
+                1 => {
+                    std::thread::sleep(Duration::from_millis(5));
+                    step += 1;
+                    engine.step(step * 40).unwrap();
+                }
+                _ => {
+                    step += 1;
+                    engine.step(step).unwrap();
+                }
+            }
+            std::thread::sleep(Duration::from_micros(100));
+            assert_eq!(wrong(&engine, set), 0);
+            if step < u64::MAX / 2 && engine.rounds() > rounds {
+                over.fetch_add(1, Ordering::SeqCst);
+                // Counted once.
+                break;
+            }
+        }
+        until("the others", || over.load(Ordering::SeqCst) == 3 || engine.step(1 << 40 | next()).is_err());
+        assert!(!matches!(engine.state(), State::Failed { .. }), "{}", engine.state());
+        let report = engine.last_report(set).unwrap();
+        if let RoundOutcome::Aborted { cause } = &report.outcome {
+            assert!(cause.contains("past the proposed step"), "{report:?}");
+        }
+    });
+}
+
+/// Numbers that rise.
+fn next() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::SeqCst)
+}
+
+#[test]
+fn a_commit_that_is_decided_is_applied_by_a_quiesce() {
+    // As many slots as experts: everything is staged, and needs an agreed step.
+    let threads = Threads::new(2);
+    let barrier = Barrier::new(2);
+    let maps = threads.run(|rank| {
+        let (mut builder, set) = threads.builder(rank, config());
+        drop(builder.placement(set, eplb_core::Placement::round_robin(3, 12, 16).unwrap()));
+        let engine = builder.start().unwrap();
+        super::support::fill(&engine, set);
+        let mut step = 0;
+        for turn in 0..6 {
+            ask(&engine, set, &barrier, turn);
+            let start = Instant::now();
+            while !matches!(engine.state(), State::Armed { .. })
+                && start.elapsed() < Duration::from_millis(300)
+            {
+                engine.step(step).unwrap();
+                step += 1;
+                std::thread::sleep(Duration::from_micros(300));
+            }
+            // Nobody steps any more, and what is decided meanwhile has no step to be applied at.
+            barrier.wait();
+            std::thread::sleep(Duration::from_millis(50));
+            engine.quiesce(LONG).unwrap();
+            assert_eq!(engine.state(), State::Quiesced);
+            assert_eq!(wrong(&engine, set), 0);
+            barrier.wait();
+            engine.reopen(LONG).unwrap();
+            engine.step(step).unwrap();
+            step += 1;
+        }
+        barrier.wait();
+        engine.step(step).unwrap();
+        assert_eq!(wrong(&engine, set), 0);
+        barrier.wait();
+        assert!(!matches!(engine.state(), State::Failed { .. }), "{}", engine.state());
+        (engine.maps(set).phy2log.clone(), engine.maps(set).version)
+    });
+    assert_eq!(maps[0].0, maps[1].0);
+    assert!(maps[0].1 > 0, "something was committed");
+}
+
+#[test]
+fn a_pause_keeps_rounds_from_beginning_and_a_dry_run_moves_nothing() {
+    let threads = Threads::new(2);
+    let barrier = Barrier::new(2);
+    threads.run(|rank| {
+        let (engine, set) = threads.engine(rank, config());
+        if rank.0 == 1 {
+            engine.pause().unwrap();
+            assert_eq!(engine.state(), State::Paused);
+        }
+        // The leading rank has to see it.
+        std::thread::sleep(Duration::from_millis(50));
+        let rounds = ask(&engine, set, &barrier, 1);
+        std::thread::sleep(Duration::from_millis(100));
+        assert_eq!(engine.rounds(), rounds, "a round began while a rank was paused");
+        barrier.wait();
+        if rank.0 == 1 {
+            engine.resume().unwrap();
+        }
+        let mut step = 0;
+        until("the round", || {
+            step += 1;
+            engine.step(step).unwrap();
+            engine.rounds() > rounds
+        });
+        barrier.wait();
+    });
+    let threads = Threads::new(2);
+    threads.run(|rank| {
+        let (engine, set) = threads.engine(rank, eplb_engine::EngineConfig { dry_run: true, ..config() });
+        let rounds = ask(&engine, set, &barrier, 1);
+        let report = engine.wait_round(rounds, LONG).unwrap();
+        assert_eq!(report.outcome, RoundOutcome::DryRun);
+        assert!(
+            report.moves > 0 && report.predicted > report.before && report.reached == report.before,
+            "{report:?}"
+        );
+        engine.step(0).unwrap();
+        assert_eq!(engine.maps(set).version, 0);
+        // Both have seen it before one goes.
+        barrier.wait();
+        assert!(matches!(engine.state(), State::Idle | State::Collecting), "{}", engine.state());
+    });
+}
+
+#[test]
+fn a_rank_that_dies_is_named_and_may_come_back() {
+    let threads = Threads::new(2);
+    let (barrier, gone) = (Barrier::new(2), AtomicBool::new(false));
+    threads.run(|rank| {
+        let mut config = config();
+        config.deadlines.insert("store.peer_timeout".into(), 400);
+        let start = || {
+            let (mut builder, set) = threads.builder(rank, config.clone());
+            builder.source(std::sync::Arc::new(MadeUp));
+            (builder.start().unwrap(), set)
+        };
+        let (engine, set) = start();
+        super::support::fill(&engine, set);
+        let rounds = ask(&engine, set, &barrier, 3);
+        let mut step = 0;
+        until("the round", || {
+            step += 1;
+            engine.step(step).unwrap();
+            engine.rounds() > rounds
+        });
+        engine.step(step + 1).unwrap();
+        barrier.wait();
+        let before = engine.maps(set).phy2log.clone();
+        if rank.0 == 1 {
+            drop(engine);
+            until("the failure on the other rank", || gone.load(Ordering::SeqCst));
+            // A process that was started anew, whose slots hold what a checkpoint says for the start.
+            let (engine, set) = start();
+            assert_eq!(engine.maps(set).phy2log, before);
+            barrier.wait();
+            return;
+        }
+        until("the failure", || matches!(engine.state(), State::Failed { .. }));
+        let cause = engine.state().to_string();
+        assert!(cause.contains(&RankId(1).to_string()) && cause.contains("no sign of life"), "{cause}");
+        // It serves on, and counts.
+        engine.step(step + 2).unwrap();
+        count(&engine, set, step + 2, 1);
+        assert!(engine.rebalance_now().unwrap_err().to_string().contains("no sign of life"));
+        gone.store(true, Ordering::SeqCst);
+        engine.reform(LONG).unwrap();
+        engine.step(step + 3).unwrap();
+        assert_eq!(engine.maps(set).phy2log, before);
+        assert_eq!(wrong(&engine, set), 0);
+        barrier.wait();
+    });
+}
+
+/// Starts and stops, each at another moment of a round. In a process of its own, where no other test starts threads.
+#[test]
+fn many_starts_and_stops_leave_nothing_behind() {
+    if std::env::var_os("EPLB_TEST_ALONE").is_none() {
+        let name = "control::many_starts_and_stops_leave_nothing_behind";
+        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+        let output =
+            child.args([name, "--exact", "--test-threads=1"]).env("EPLB_TEST_ALONE", "1").output().unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(
+            output.status.success() && text.contains("1 passed"),
+            "{text}{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        return;
+    }
+    let held = || {
+        let count = |path: &str| std::fs::read_dir(path).unwrap().count();
+        (count("/proc/self/task"), count("/proc/self/fd"))
+    };
+    let turns = if std::env::var("EPLB_FAULTS").is_ok_and(|which| which == "all") { 1000 } else { 20 };
+    let before = held();
+    let mut exchanging = 0;
+    for turn in 0..turns {
+        let threads = Threads::new(2);
+        let barrier = Barrier::new(2);
+        let states = threads.run(|rank| {
+            let mut config = config();
+            config.deadlines.insert("exchange.answer".into(), 2_000);
+            let (engine, set) = threads.engine(rank, config);
+            ask(&engine, set, &barrier, turn);
+            let start = Instant::now();
+            let mut step = 0;
+            // Another moment in each turn, from before the first wave to after the last.
+            while start.elapsed() < Duration::from_micros(400 * (turn as u64 % 25)) {
+                engine.step(step).unwrap();
+                step += 1;
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            let state = engine.state();
+            let ended = engine.shutdown(Duration::from_secs(20));
+            assert!(ended.is_ok(), "{ended:?} from {state}");
+            assert_eq!(engine.state(), State::Stopped);
+            // What is in the slots is still what the maps say.
+            drop(engine.tick());
+            state
+        });
+        exchanging += states.iter().filter(|state| state.is_exchanging()).count();
+        drop(threads);
+        // Threads of copies end by themselves, soon after.
+        until("the end of all threads", || held().0 <= before.0);
+    }
+    assert!(exchanging > 0, "no shutdown struck an exchange");
+    assert_eq!(held(), before, "threads and files after {turns} starts and stops");
+}
