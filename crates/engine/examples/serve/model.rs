@@ -110,13 +110,13 @@ impl Model {
     }
 
     /// What an expert makes of a state, from the bytes of a slot.
-    pub(crate) fn from_slot(slot: &ReadGuard, state: &State) -> State {
+    pub(crate) fn by_slot(slot: &ReadGuard, state: &State) -> State {
         let tensors = slot.layout().tensors().len();
         apply((0..tensors).flat_map(|tensor| slot.rows(tensor)).flatten().copied(), state)
     }
 
     /// What an expert makes of a state, from the bytes that its name says.
-    pub(crate) fn from_name(&self, layer: usize, expert: usize, state: &State) -> State {
+    pub(crate) fn by_name(&self, layer: usize, expert: usize, state: &State) -> State {
         apply(self.bytes[layer][expert].iter().copied(), state)
     }
 
@@ -126,7 +126,7 @@ impl Model {
         for layer in 0..self.layers() {
             let chosen = self.route(moment, token, layer);
             let parts =
-                chosen.iter().map(|&(expert, weight)| (weight, self.from_name(layer, expert, &state)));
+                chosen.iter().map(|&(expert, weight)| (weight, self.by_name(layer, expert, &state)));
             let parts: Vec<_> = parts.collect();
             combine(&mut state, &parts);
         }

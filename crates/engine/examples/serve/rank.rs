@@ -169,7 +169,7 @@ impl Server {
         for mut letter in letters {
             served[(layer, letter.slot)] += 1;
             match engine.memory(set).read(Place::slot(LayerId::at(layer), SlotId::at(letter.slot))) {
-                Ok(slot) => letter.state = Model::from_slot(&slot, &letter.state),
+                Ok(slot) => letter.state = Model::by_slot(&slot, &letter.state),
                 Err(error) => {
                     seen.wrong += 1;
                     seen.first_wrong.get_or_insert_with(|| error.to_string());

@@ -207,7 +207,7 @@ impl Shared {
 
     /// Whether the host waits, with no pass under way, for what is under way to be over.
     pub(super) fn host_is_quiet(&self) -> bool {
-        lock(&self.control).machine.host_is_quiet()
+        lock(&self.control).machine.has_wish()
     }
 
     /// What the progress thread has to do.
