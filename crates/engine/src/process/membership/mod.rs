@@ -36,7 +36,7 @@ pub use agreement::{Act, Agreement, Seat, Seen, Timing};
 pub use change::Reform;
 pub use error::MembershipError;
 pub use presence::Presence;
-pub use reform::{Reformed, Replan, Stayed};
+pub use reform::{Reformed, Replan, Stayed, suspects};
 pub use restore::{Fetch, Restore, restore};
 pub use settle::{Report, Settled, settle};
 pub use talk::{Call, agree, join};

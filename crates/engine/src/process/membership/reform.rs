@@ -8,6 +8,7 @@ use eplb_comm::host::HostMemory;
 use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{GroupError, Store};
 use eplb_core::{LayerId, Placement, RankId, Topology};
+use eplb_exchange::Cause;
 use ndarray::Array2;
 
 use super::change::{Reform, restrict};
@@ -124,7 +125,7 @@ impl Member {
                 Err(error)
                     if is_absence(&error) && begun.elapsed() < self.session.deadlines().reform.whole =>
                 {
-                    next = Reform::survivors(&self.job.topology, &[]);
+                    next = Reform::survivors(&self.job.topology, &suspects(&error));
                 }
                 Err(error) => return Err(error),
             }
@@ -165,7 +166,7 @@ impl Member {
                 Ok((member, stayed))
             }
             Err(error) if is_absence(&error) => {
-                let again = Reform::survivors(&member.job.topology, &[]);
+                let again = Reform::survivors(&member.job.topology, &suspects(&error));
                 match member.reform(&again, replan)? {
                     Reformed::Stayed(stayed) => Ok((member, *stayed)),
                     Reformed::Left { .. } => Err(error),
@@ -419,6 +420,16 @@ fn facts_of(job: &Job, topology: &Topology) -> (u64, u64) {
     }
     hasher.update(&super::change::topology_hash(topology).to_le_bytes());
     (hasher.digest(), job.layout.hash64())
+}
+
+/// Ranks that an error holds for dead: those that gave no sign of life, or did not come. For [`Reform::suspects`].
+pub fn suspects(error: &EngineError) -> Vec<RankId> {
+    match error {
+        EngineError::AtStage { error, .. } => suspects(error),
+        EngineError::Aborted { cause: Cause::PeerSilent { rank, .. }, .. } => vec![*rank],
+        EngineError::Group(GroupError::Missing { ranks, .. }) => ranks.clone(),
+        _ => Vec::new(),
+    }
 }
 
 /// Whether an error says that somebody did not come: the others may go on without it.
