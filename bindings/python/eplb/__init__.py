@@ -11,19 +11,24 @@ Neither torch nor numpy is needed.
 
 from eplb._native import EplbError, library_path, version
 from eplb.deepseek import rebalance_experts
+from eplb.engine import Engine, Maps, Report, Transport
 from eplb.pairs import Pairs
 from eplb.planning import Placement, Plan, plan
 from eplb.store import Store, StoreServer
 from eplb.trace import Trace
 
 __all__ = [
+    "Engine",
     "EplbError",
+    "Maps",
     "Pairs",
     "Placement",
     "Plan",
+    "Report",
     "Store",
     "StoreServer",
     "Trace",
+    "Transport",
     "library_path",
     "plan",
     "rebalance_experts",

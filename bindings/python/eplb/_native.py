@@ -21,12 +21,15 @@ _STATUS = {
     5: "store",
     6: "timeout",
     7: "transfer",
+    8: "engine",
+    9: "state",
+    10: "must not run",
 }
 
 
 class EplbError(RuntimeError):
     """What the library refused, in its own words; `kind` is one of "invalid argument", "plan", "trace", "internal error", "store", "timeout",
-    "transfer"."""
+    "transfer", "engine", "state" or "must not run": the forward pass must not run, and none until a new epoch is formed."""
 
     def __init__(self, message: str, kind: str) -> None:
         super().__init__(message)
@@ -109,6 +112,86 @@ class PairMessage(ctypes.Structure):
     _fields_ = [("peer", c_uint32), ("base", c_void_p), ("bytes", c_size_t)]
 
 
+class Tensor(ctypes.Structure):
+    """`struct eplb_tensor`."""
+
+    _fields_ = [
+        ("name", c_char_p),
+        ("data", c_void_p),
+        ("rows", c_size_t),
+        ("row_bytes", c_size_t),
+        ("pitch", c_size_t),
+        ("slot_stride", c_size_t),
+    ]
+
+
+class Pass(ctypes.Structure):
+    """`struct eplb_pass`."""
+
+    _fields_ = [("step", c_uint64), ("tag", c_uint32), ("dummy", c_uint8)]
+
+
+class CountFaults(ctypes.Structure):
+    """`struct eplb_count_faults`."""
+
+    _fields_ = [("missing", c_uint64), ("out_of_range", c_uint64)]
+
+
+class Choices(ctypes.Structure):
+    """`struct eplb_choices`."""
+
+    _fields_ = [
+        ("layer", c_size_t),
+        ("ids", c_void_p),
+        ("id_bytes", c_uint32),
+        ("of_slots", c_uint8),
+        ("tokens", c_size_t),
+        ("k", c_size_t),
+        ("row_stride", c_size_t),
+        ("mask", c_void_p),
+    ]
+
+
+class MapArrays(ctypes.Structure):
+    """`struct eplb_map_arrays`."""
+
+    _fields_ = [
+        ("version", c_uint64),
+        ("first_step", c_uint64),
+        ("layers", c_size_t),
+        ("slots", c_size_t),
+        ("experts", c_size_t),
+        ("columns", c_size_t),
+        ("phy2log", c_void_p),
+        ("log2phy", c_void_p),
+        ("logcnt", c_void_p),
+        ("share", c_void_p),
+    ]
+
+
+class RoundReport(ctypes.Structure):
+    """`struct eplb_round_report`."""
+
+    _fields_ = [
+        ("round", c_uint64),
+        ("before", c_double),
+        ("predicted", c_double),
+        ("bound", c_double),
+        ("reached", c_double),
+        ("moves", c_uint64),
+        ("local_copies", c_uint64),
+        ("link_bytes", c_uint64),
+        ("waves", c_uint64),
+        ("committed", c_uint64),
+        ("plan_seconds", c_double),
+        ("seconds", c_double),
+    ]
+
+
+#: `eplb_after_commit_fn`.
+AFTER_COMMIT = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_uint32, POINTER(c_uint32), c_size_t)
+
+
 # Of `struct eplb_store_callbacks`: name -> arguments between the state and the value.
 _CALLBACKS = {
     "set": [c_char_p, c_void_p, c_size_t, c_uint64],
@@ -170,6 +253,44 @@ _FUNCTIONS = {
     "eplb_pairs_connect": [c_char_p, c_uint32, c_size_t, c_void_p, c_char_p, c_uint64, POINTER(c_void_p)],
     "eplb_pairs_exchange": [c_void_p, POINTER(PairMessage), c_size_t, POINTER(PairMessage), c_size_t, c_uint64],
     "eplb_pairs_received_bytes": [c_void_p, POINTER(c_uint64)],
+    "eplb_transport_local": [c_size_t, POINTER(c_void_p)],
+    "eplb_transport_gloo": [c_char_p, c_char_p, POINTER(c_void_p)],
+    "eplb_builder_new": [c_char_p, c_uint32, c_size_t, c_void_p, c_void_p, POINTER(c_void_p)],
+    "eplb_builder_layer_set": [
+        c_void_p,
+        c_char_p,
+        c_size_t,
+        c_size_t,
+        c_size_t,
+        POINTER(c_uint32),
+        c_size_t,
+        POINTER(c_uint32),
+    ],
+    "eplb_builder_register_layer": [c_void_p, c_uint32, c_size_t, POINTER(Tensor), c_size_t],
+    "eplb_builder_placement": [c_void_p, c_uint32, POINTER(c_int32), c_size_t],
+    "eplb_builder_after_commit": [c_void_p, AFTER_COMMIT, c_void_p],
+    "eplb_builder_start": [c_void_p, POINTER(c_void_p)],
+    "eplb_engine_step": [c_void_p, c_uint64],
+    "eplb_engine_tick": [c_void_p],
+    "eplb_engine_maps": [c_void_p, c_uint32, POINTER(c_void_p)],
+    "eplb_engine_maps_version": [c_void_p, c_uint32, POINTER(c_uint64)],
+    "eplb_maps_view": [c_void_p, POINTER(MapArrays)],
+    "eplb_engine_record_slots": [c_void_p, c_uint32, Pass, POINTER(c_uint64), c_size_t, POINTER(CountFaults)],
+    "eplb_engine_record_experts": [c_void_p, c_uint32, Pass, POINTER(c_uint64), c_size_t, POINTER(CountFaults)],
+    "eplb_engine_record_choices": [c_void_p, c_uint32, Pass, POINTER(Choices), POINTER(CountFaults)],
+    "eplb_engine_rebalance_now": [c_void_p, POINTER(c_uint64)],
+    "eplb_engine_wait_round": [c_void_p, c_uint64, c_uint64],
+    "eplb_engine_pause": [c_void_p],
+    "eplb_engine_resume": [c_void_p],
+    "eplb_engine_quiesce": [c_void_p, c_uint64],
+    "eplb_engine_reopen": [c_void_p, c_uint64],
+    "eplb_engine_reform": [c_void_p, c_uint64],
+    "eplb_engine_shutdown": [c_void_p, c_uint64],
+    "eplb_engine_last_report": [c_void_p, c_uint32, POINTER(RoundReport)],
+    "eplb_engine_state": [c_void_p, c_char_p, c_size_t, POINTER(c_size_t)],
+    "eplb_engine_round_outcome": [c_void_p, c_uint32, c_char_p, c_size_t, POINTER(c_size_t)],
+    "eplb_engine_metrics": [c_void_p, c_uint8, c_char_p, c_size_t, POINTER(c_size_t)],
+    "eplb_engine_save": [c_void_p, c_uint32, c_char_p],
 }
 
 # Functions that free a handle.
@@ -180,6 +301,10 @@ _FREE = [
     "eplb_store_free",
     "eplb_store_server_free",
     "eplb_pairs_free",
+    "eplb_transport_free",
+    "eplb_builder_free",
+    "eplb_engine_free",
+    "eplb_maps_free",
 ]
 
 _lock = threading.Lock()

@@ -14,6 +14,9 @@ _CODES = {
     ctypes.c_int32: ("i", "int32"),
     ctypes.c_uint32: ("I", "uint32"),
     ctypes.c_uint8: ("B", "uint8"),
+    ctypes.c_int64: ("q", "int64"),
+    # Torch's unsigned 64-bit numbers do little: counts are below 2^63.
+    ctypes.c_uint64: ("Q", "int64"),
 }
 
 
@@ -34,7 +37,7 @@ class Values:
 
     def tolist(self) -> Any:
         """Nested lists."""
-        return _nest(self._numbers.tolist(), self.shape)
+        return nest(self._numbers.tolist(), self.shape)
 
 
 def kind_of(given: Any) -> Kind:
@@ -116,7 +119,8 @@ def _flatten(given: Any, name: str) -> Tuple[Tuple[int, ...], List[Any]]:
     return tuple(shape), level
 
 
-def _nest(flat: List[Any], shape: Tuple[int, ...]) -> Any:
+def nest(flat: List[Any], shape: Tuple[int, ...]) -> Any:
+    """Numbers in C order as nested lists."""
     for length in reversed(shape[1:]):
         flat = [flat[at : at + length] for at in range(0, len(flat), length)] if length else []
     return flat

@@ -53,7 +53,22 @@ typedef enum eplb_status {
   EPLB_STATUS_TIMEOUT = 6,
   // Bytes between ranks could not be carried; the message names rank and cause.
   EPLB_STATUS_TRANSFER = 7,
+  // The engine cannot do this; the message says why.
+  EPLB_STATUS_ENGINE = 8,
+  // The call does not fit the engine's state.
+  EPLB_STATUS_STATE = 9,
+  // The forward pass must not run, and none until the ranks have formed a new epoch.
+  EPLB_STATUS_MUST_NOT_RUN = 10,
 } eplb_status;
+
+// An engine that is being put together. A second thread that uses one waits for the first.
+typedef struct eplb_builder eplb_builder;
+
+// The engine of one rank.
+typedef struct eplb_engine eplb_engine;
+
+// The maps that were in force at some step. They never change; newer ones are another snapshot.
+typedef struct eplb_maps eplb_maps;
 
 // Connections between all ranks, for messages in batches. A second thread that uses one waits for the first.
 typedef struct eplb_pairs eplb_pairs;
@@ -73,8 +88,135 @@ typedef struct eplb_store_server eplb_store_server;
 // A trace of loads on disk.
 typedef struct eplb_trace eplb_trace;
 
+// A way between ranks.
+typedef struct eplb_transport eplb_transport;
+
 // A value that the library takes from a host's callback, or hands to a host. See `eplb_value_set`.
 typedef struct eplb_value eplb_value;
+
+// One tensor of a layer, from this rank's first slot on.
+typedef struct eplb_tensor {
+  // Name, for messages and for the comparison over ranks.
+  const char *name;
+  // Address of the first local slot; not read where the engine lends the memory.
+  void *data;
+  // Rows of a slot.
+  size_t rows;
+  // Bytes of a row that belong to the expert.
+  size_t row_bytes;
+  // Bytes from one row to the next; 0: `row_bytes`.
+  size_t pitch;
+  // Bytes from one slot to the next; 0: `rows * pitch`.
+  size_t slot_stride;
+} eplb_tensor;
+
+// Called inside `eplb_engine_step` and `eplb_engine_tick` after a commit, for each layer, with the slots that it filled (numbers over all
+// ranks). It must not call the engine.
+typedef void (*eplb_after_commit_fn)(void *state,
+                                     uint32_t set,
+                                     uint32_t layer,
+                                     const uint32_t *slots,
+                                     size_t count);
+
+// Puts the bytes of an expert that no rank holds any more into a slot: for each tensor of the layer one call, with the rows to fill.
+// Returns 0, or something else if it cannot.
+typedef int32_t (*eplb_source_fn)(void *state,
+                                  uint32_t layer,
+                                  uint32_t expert,
+                                  uint32_t tensor,
+                                  size_t row,
+                                  uint8_t *bytes,
+                                  size_t len);
+
+// Which forward pass counts are of.
+typedef struct eplb_pass {
+  // Its step: counts of slots are folded with the maps of that step.
+  uint64_t step;
+  // Kind of pass: a position in the configuration's `tags` (0 = prefill, 1 = decode by default).
+  uint32_t tag;
+  // Not 0: a dummy or warm-up pass; nothing is counted.
+  uint8_t dummy;
+} eplb_pass;
+
+// Choices that could not be counted.
+typedef struct eplb_count_faults {
+  // Tokens counted at slots that the maps leave empty.
+  uint64_t missing;
+  // Ids that name no expert or slot.
+  uint64_t out_of_range;
+} eplb_count_faults;
+
+// The router's choices of one layer.
+typedef struct eplb_choices {
+  // The layer.
+  size_t layer;
+  // Ids `[tokens, k]`, in host memory; a negative id is no choice.
+  const void *ids;
+  // Bytes of an id: 4 or 8, signed.
+  uint32_t id_bytes;
+  // Not 0: ids are slots, else experts.
+  uint8_t of_slots;
+  // Tokens.
+  size_t tokens;
+  // Choices of each token.
+  size_t k;
+  // Ids from one token to the next; 0: `k`.
+  size_t row_stride;
+  // 0 where a token is padding, `[tokens]`, or null: all count.
+  const uint8_t *mask;
+} eplb_choices;
+
+// Where the arrays of maps are; valid until the maps are freed. Shapes stay the same while the engine lives.
+typedef struct eplb_map_arrays {
+  // Number of these maps on this rank, rising by one with every change.
+  uint64_t version;
+  // First step that runs with them on this rank.
+  uint64_t first_step;
+  // MoE layers.
+  size_t layers;
+  // Slots per layer, over all ranks.
+  size_t slots;
+  // Logical experts per layer.
+  size_t experts;
+  // Columns of `log2phy`.
+  size_t columns;
+  // Expert in each slot, -1 = empty or drained; `[layers, slots]`.
+  const int32_t *phy2log;
+  // Slots of each expert, ascending, -1 = no more; `[layers, experts, columns]`.
+  const int32_t *log2phy;
+  // Number of slots of each expert; `[layers, experts]`.
+  const int32_t *logcnt;
+  // Part of its expert's tokens that a slot gets; `[layers, slots]`.
+  const float *share;
+} eplb_map_arrays;
+
+// What the last round of a layer set did on this rank. Balancedness is 0 to 1, on the loads planned for.
+typedef struct eplb_round_report {
+  // Number of the round in its epoch, from 1; 0: there was none.
+  uint64_t round;
+  // Balancedness of the placement before.
+  double before;
+  // What the plan promised.
+  double predicted;
+  // The best that any placement could reach.
+  double bound;
+  // Of what is in force now.
+  double reached;
+  // Experts that crossed links, over all ranks.
+  uint64_t moves;
+  // Copies inside ranks.
+  uint64_t local_copies;
+  // Bytes over links, over all ranks.
+  uint64_t link_bytes;
+  // Waves planned.
+  uint64_t waves;
+  // Waves committed.
+  uint64_t committed;
+  // Seconds of planning on the leading rank.
+  double plan_seconds;
+  // Seconds from the round's beginning on this rank to its end.
+  double seconds;
+} eplb_round_report;
 
 // The operations of a host's store, such as a server's own. Keys are texts, values bytes. Every function returns one of the
 // `EPLB_STORE_..` numbers within `timeout_ms`, may be called from several threads at once, and must not call back into this
@@ -255,6 +397,284 @@ const char *eplb_version(void);
 
 // Why the last call of this thread failed; empty if none did. Valid until the thread's next call that fails.
 const char *eplb_last_error(void);
+
+// Begins an engine. `config` is a TOML text, or null: the defaults; variables of the environment (`EPLB_..`) then say what they say
+// instead. Keys: the documentation of `EngineConfig` in the crate `eplb-engine`.
+//
+// A rank that is alone passes `world_size` 1, and null for `store` and `transport`: it gets no thread, store or communicator. Else all
+// ranks pass the same `world_size`, a store that all reach, and a transport of the same kind.
+//
+// # Safety
+// `config` is null or a text; `store` and `transport` are live handles or null; `builder` is null or points to room for a pointer.
+enum eplb_status eplb_builder_new(const char *config,
+                                  uint32_t rank,
+                                  size_t world_size,
+                                  const struct eplb_store *store,
+                                  const struct eplb_transport *transport,
+                                  struct eplb_builder **builder);
+
+// Frees a builder. Null does nothing. An engine that was started from it goes on.
+//
+// # Safety
+// `builder` is null or a live handle that is not in use, and is not used afterwards.
+void eplb_builder_free(struct eplb_builder *builder);
+
+// Names a layer set: `layers` layers of `experts` experts, and `slots` slots per layer over all ranks, or `slots_of_rank` of each rank
+// (`[world_size]`, may be null). Ranks are divided over `nodes` in order. `set` gets its number: 0, 1, ..
+//
+// # Safety
+// `builder` is a live handle or null; `name` is null or a text; `slots_of_rank` is null or points to as many values as there are
+// ranks; `set` is null or points to room for a number.
+enum eplb_status eplb_builder_layer_set(const struct eplb_builder *builder,
+                                        const char *name,
+                                        size_t layers,
+                                        size_t experts,
+                                        size_t slots,
+                                        const uint32_t *slots_of_rank,
+                                        size_t nodes,
+                                        uint32_t *set);
+
+// Registers the tensors of a layer in the caller's memory. Their slots hold what `eplb_builder_placement` says.
+//
+// # Safety
+// `builder` is a live handle or null; `tensors` is null or points to `count` tensors. Until `eplb_engine_shutdown` has returned
+// `EPLB_STATUS_OK`, or the engine is freed, every tensor's memory is valid for the bytes of all local slots, nobody writes it, and
+// a slot is read only while the maps of the step that runs name it.
+enum eplb_status eplb_builder_register_layer(const struct eplb_builder *builder,
+                                             uint32_t set,
+                                             size_t layer,
+                                             const struct eplb_tensor *tensors,
+                                             size_t count);
+
+// Has the engine allocate the tensors of a layer, zeroed; `eplb_engine_lent` tells where they are.
+//
+// # Safety
+// `builder` is a live handle or null; `tensors` is null or points to `count` tensors.
+enum eplb_status eplb_builder_lend_layer(const struct eplb_builder *builder,
+                                         uint32_t set,
+                                         size_t layer,
+                                         const struct eplb_tensor *tensors,
+                                         size_t count);
+
+// What the slots of a set hold at the start: `phy2log [layers, slots]`, -1 = empty, `len` values. Without it slot `p` holds expert
+// `p % experts`, or what the configuration's `start_plan` says.
+//
+// # Safety
+// `builder` is a live handle or null; `phy2log` is null or points to `len` values.
+enum eplb_status eplb_builder_placement(const struct eplb_builder *builder,
+                                        uint32_t set,
+                                        const int32_t *phy2log,
+                                        size_t len);
+
+// Sets the function that is called after commits.
+//
+// # Safety
+// `builder` is a live handle or null; `hook` and its state are valid until the engine is freed.
+enum eplb_status eplb_builder_after_commit(const struct eplb_builder *builder,
+                                           eplb_after_commit_fn hook,
+                                           void *state);
+
+// Sets where experts come from that no rank holds any more.
+//
+// # Safety
+// `builder` is a live handle or null; `source` and its state are valid until the engine is freed.
+enum eplb_status eplb_builder_source(const struct eplb_builder *builder, eplb_source_fn source, void *state);
+
+// Starts the engine; the builder is spent, and to be freed. In a group it returns when all ranks have come, hold the same layouts and
+// options, and are connected.
+//
+// # Safety
+// `builder` is a live handle or null; `engine` is null or points to room for a pointer.
+enum eplb_status eplb_builder_start(const struct eplb_builder *builder,
+                                    struct eplb_engine **engine);
+
+// Asks for a round whatever the triggers say. `rounds` gets how many have ended so far, for `eplb_engine_wait_round`.
+//
+// # Safety
+// `engine` is a live handle or null; `rounds` is null or points to room for a number.
+enum eplb_status eplb_engine_rebalance_now(const struct eplb_engine *engine,
+                                           uint64_t *rounds);
+
+// Waits until more than `after` rounds have ended on this rank.
+//
+// # Safety
+// `engine` is a live handle or null.
+enum eplb_status eplb_engine_wait_round(const struct eplb_engine *engine,
+                                        uint64_t after,
+                                        uint64_t timeout_ms);
+
+// No new round begins until `eplb_engine_resume`; one that is under way goes on.
+//
+// # Safety
+// `engine` is a live handle or null.
+enum eplb_status eplb_engine_pause(const struct eplb_engine *engine);
+
+// Rounds may begin again.
+//
+// # Safety
+// `engine` is a live handle or null.
+enum eplb_status eplb_engine_resume(const struct eplb_engine *engine);
+
+// Finishes or cancels what is under way and closes all handles on other ranks, for sleep, reload and refit. All ranks call it, each
+// with no pass under way.
+//
+// # Safety
+// `engine` is a live handle or null.
+enum eplb_status eplb_engine_quiesce(const struct eplb_engine *engine,
+                                     uint64_t timeout_ms);
+
+// Goes on after `eplb_engine_quiesce`.
+//
+// # Safety
+// `engine` is a live handle or null.
+enum eplb_status eplb_engine_reopen(const struct eplb_engine *engine, uint64_t timeout_ms);
+
+// Forms the next epoch with the same ranks, after a failure. All ranks call it.
+//
+// # Safety
+// `engine` is a live handle or null.
+enum eplb_status eplb_engine_reform(const struct eplb_engine *engine, uint64_t timeout_ms);
+
+// Ends the engine from any state. After `EPLB_STATUS_OK` nothing of it touches registered memory any more.
+//
+// # Safety
+// `engine` is a live handle or null.
+enum eplb_status eplb_engine_shutdown(const struct eplb_engine *engine, uint64_t timeout_ms);
+
+// Shuts an engine down, if that was not done, and frees it. Null does nothing.
+//
+// # Safety
+// `engine` is null or a live handle that is not in use, and is not used afterwards.
+void eplb_engine_free(struct eplb_engine *engine);
+
+// Counts the tokens that each slot got in a pass on this rank: `counts [layers, slots]`. `faults` may be null.
+//
+// # Safety
+// `engine` is a live handle or null; `counts` is null or points to `len` values; `faults` is null or points to room for one.
+enum eplb_status eplb_engine_record_slots(const struct eplb_engine *engine,
+                                          uint32_t set,
+                                          struct eplb_pass pass,
+                                          const uint64_t *counts,
+                                          size_t len,
+                                          struct eplb_count_faults *faults);
+
+// Counts the tokens that chose each expert in a pass on this rank: `counts [layers, experts]`. `faults` may be null.
+//
+// # Safety
+// As `eplb_engine_record_slots`.
+enum eplb_status eplb_engine_record_experts(const struct eplb_engine *engine,
+                                            uint32_t set,
+                                            struct eplb_pass pass,
+                                            const uint64_t *counts,
+                                            size_t len,
+                                            struct eplb_count_faults *faults);
+
+// Counts the choices of one layer in a pass on this rank. `faults` may be null.
+//
+// # Safety
+// `engine` is a live handle or null; `choices` is null or points to choices whose pointers are null or as long as they say; `faults`
+// is null or points to room for one.
+enum eplb_status eplb_engine_record_choices(const struct eplb_engine *engine,
+                                            uint32_t set,
+                                            struct eplb_pass pass,
+                                            const struct eplb_choices *choices,
+                                            struct eplb_count_faults *faults);
+
+// Takes the maps by which the pass of the last `eplb_engine_step` routes its tokens.
+//
+// # Safety
+// `engine` is a live handle or null; `maps` is null or points to room for a pointer.
+enum eplb_status eplb_engine_maps(const struct eplb_engine *engine, uint32_t set, struct eplb_maps **maps);
+
+// The number of the maps in force: whether they changed, without taking them.
+//
+// # Safety
+// `engine` is a live handle or null; `version` is null or points to room for a number.
+enum eplb_status eplb_engine_maps_version(const struct eplb_engine *engine, uint32_t set, uint64_t *version);
+
+// Tells where the arrays are.
+//
+// # Safety
+// `maps` is a live handle or null; `view` is null or points to room for one.
+enum eplb_status eplb_maps_view(const struct eplb_maps *maps, struct eplb_map_arrays *view);
+
+// Frees maps. Null does nothing.
+//
+// # Safety
+// `maps` is null or a live handle that is not in use, and neither it nor its arrays are used afterwards.
+void eplb_maps_free(struct eplb_maps *maps);
+
+// Before each forward pass, by one thread at a time, with ids that rise strictly and are the same on all ranks. Any status but
+// `EPLB_STATUS_OK` means that the pass must not run.
+//
+// # Safety
+// `engine` is a live handle or null.
+enum eplb_status eplb_engine_step(const struct eplb_engine *engine,
+                                  uint64_t id);
+
+// Now and then while no pass is under way and none is due, by the thread that calls `eplb_engine_step`.
+//
+// # Safety
+// `engine` is a live handle or null.
+enum eplb_status eplb_engine_tick(const struct eplb_engine *engine);
+
+// Address of the first local slot of a tensor that the engine lends. Valid until the engine is freed.
+//
+// # Safety
+// `engine` is a live handle or null; `data` is null or points to room for a pointer.
+enum eplb_status eplb_engine_lent(const struct eplb_engine *engine,
+                                  uint32_t set,
+                                  size_t layer,
+                                  size_t tensor,
+                                  void **data);
+
+// Tells what the last round of a layer set did; how it ended, and why it began, is a text: `eplb_engine_round_outcome`.
+//
+// # Safety
+// `engine` is a live handle or null; `report` is null or points to room for one.
+enum eplb_status eplb_engine_last_report(const struct eplb_engine *engine,
+                                         uint32_t set,
+                                         struct eplb_round_report *report);
+
+// The engine's state in words, such as `idle`, `moving wave 3`, `failed: ..`; `text` and `len` as of `eplb_engine_metrics`.
+//
+// # Safety
+// As `eplb_engine_metrics`.
+enum eplb_status eplb_engine_state(const struct eplb_engine *engine,
+                                   char *text,
+                                   size_t room,
+                                   size_t *len);
+
+// How the last round of a layer set ended: `moved`, `nothing`, `dry_run`, `too_late` or `aborted: ` and why; empty if there was
+// none. `text` and `len` as of `eplb_engine_metrics`.
+//
+// # Safety
+// As `eplb_engine_metrics`.
+enum eplb_status eplb_engine_round_outcome(const struct eplb_engine *engine,
+                                           uint32_t set,
+                                           char *text,
+                                           size_t room,
+                                           size_t *len);
+
+// Metrics in Prometheus' text format. The text and a zero behind it are copied to `text` if it has room for them; `len` gets the
+// length, without the zero, in any case. `per_layer` not 0: balancedness of each layer too.
+//
+// # Safety
+// `engine` is a live handle or null; `text` is null with `room` 0, or points to `room` bytes; `len` is null or points to room for a
+// number.
+enum eplb_status eplb_engine_metrics(const struct eplb_engine *engine,
+                                     uint8_t per_layer,
+                                     char *text,
+                                     size_t room,
+                                     size_t *len);
+
+// Writes plan and window of a layer set as an `.npz` file, which the configuration's `start_plan` and `load_window` name.
+//
+// # Safety
+// `engine` is a live handle or null; `path` is null or a text.
+enum eplb_status eplb_engine_save(const struct eplb_engine *engine,
+                                  uint32_t set,
+                                  const char *path);
 
 // A store on the host's functions. They and their state must stay valid until the store and everything made with it is freed.
 //
@@ -496,6 +916,29 @@ enum eplb_status eplb_trace_loads(const struct eplb_trace *trace,
                                   size_t steps,
                                   double *loads,
                                   size_t len);
+
+// For ranks that are threads of this process: all of them are given this one handle. `copy_threads` threads copy bytes, at least 1.
+//
+// # Safety
+// `transport` is null or points to room for a pointer.
+enum eplb_status eplb_transport_local(size_t copy_threads,
+                                      struct eplb_transport **transport);
+
+// For ranks that are processes, on host memory: TCP through `libeplb_gloo.so`. `interface_name` is the name of a network interface or an
+// address of this host that the others can reach; null: the one by which this host reaches `store_address`, where the ranks' store
+// is (`tcp://host:port`), and without that the loopback address.
+//
+// # Safety
+// Texts are null or texts; `transport` is null or points to room for a pointer.
+enum eplb_status eplb_transport_gloo(const char *interface_name,
+                                     const char *store_address,
+                                     struct eplb_transport **transport);
+
+// Frees a transport. Null does nothing. Engines that were started with it keep what they need of it.
+//
+// # Safety
+// `transport` is null or a live handle that is not in use, and is not used afterwards.
+void eplb_transport_free(struct eplb_transport *transport);
 
 // Why the last call of this thread failed; empty if none did. Valid until the thread's next call that fails.
 const char *eplb_last_error(void);

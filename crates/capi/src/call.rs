@@ -139,3 +139,15 @@ pub(crate) unsafe fn text<'a>(text: *const c_char, name: &str) -> Result<&'a str
     let text = unsafe { CStr::from_ptr(text) };
     text.to_str().map_err(|error| Failure::argument(format!("{name} is not UTF-8: {error}")))
 }
+
+/// A text that may be left out.
+///
+/// # Safety
+/// As [`text`].
+pub(crate) unsafe fn optional_text<'a>(text: *const c_char, name: &str) -> Result<Option<&'a str>, Failure> {
+    match text.is_null() {
+        true => Ok(None),
+        // SAFETY: as the caller promises.
+        false => unsafe { self::text(text, name) }.map(Some),
+    }
+}

@@ -13,6 +13,7 @@
 //! - Null where something is needed, and lengths that do not fit, are errors that name the argument.
 
 mod call;
+mod engine;
 mod host_store;
 mod options;
 mod pairs;
@@ -23,8 +24,10 @@ mod status;
 mod store;
 mod structs;
 mod trace;
+mod transport;
 
 pub use call::eplb_last_error;
+pub use engine::*;
 pub use host_store::*;
 pub use pairs::*;
 pub use plan::*;
@@ -33,6 +36,7 @@ pub use request::*;
 pub use status::Status;
 pub use store::*;
 pub use trace::*;
+pub use transport::*;
 
 /// Version of this interface: it changes when a program built against an older header may no longer run.
 pub const EPLB_ABI_VERSION: u32 = 0;

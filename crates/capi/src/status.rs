@@ -20,4 +20,10 @@ pub enum Status {
     Timeout = 6,
     /// Bytes between ranks could not be carried; the message names rank and cause.
     Transfer = 7,
+    /// The engine cannot do this; the message says why.
+    Engine = 8,
+    /// The call does not fit the engine's state.
+    State = 9,
+    /// The forward pass must not run, and none until the ranks have formed a new epoch.
+    MustNotRun = 10,
 }

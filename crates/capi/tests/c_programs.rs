@@ -83,6 +83,27 @@ fn a_c_program_plans_under_sanitizers() {
     assert!(told.contains("as expected: 16 slots for 32 experts"), "{told}");
 }
 
+/// Counts, rounds, commits and maps of two ranks, with every byte checked by the program.
+#[test]
+fn a_c_program_runs_two_engines_under_sanitizers() {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("engine");
+    let flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
+    succeed(&mut compile(&[&root().join("bindings/c/engine.c")], &program, &flags));
+    let told = succeed(&mut run(&program));
+    assert_eq!(told.matches(": moved, ").count(), 3, "{told}");
+    assert!(told.contains("slots checked"), "{told}");
+}
+
+/// The program looks at the bytes: one that is wrong is noticed.
+#[test]
+fn a_wrong_byte_is_noticed_by_the_program() {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("engine-planted");
+    succeed(&mut compile(&[&root().join("bindings/c/engine.c")], &program, &["-DPLANTED"]));
+    let done = output(&mut run(&program));
+    assert_eq!(done.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&done.stderr).contains("layer 2, slot 0: not expert"));
+}
+
 /// The sanitizers are on: a program that reads a freed plan does not pass.
 #[test]
 fn a_use_after_free_is_noticed() {

@@ -1,0 +1,503 @@
+"""The engine that a server embeds: it counts tokens, plans with the other ranks, and moves experts while the server serves."""
+
+import ctypes
+import os
+from ctypes import byref, c_char, c_double, c_float, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
+
+from eplb import arrays
+from eplb._native import (
+    AFTER_COMMIT,
+    Choices,
+    CountFaults,
+    Handle,
+    MapArrays,
+    Pass,
+    RoundReport,
+    Tensor,
+    call,
+    library,
+)
+from eplb.store import Store, milliseconds
+
+
+class Transport:
+    """How bytes travel between the ranks of an engine: `Transport.local()` or `Transport.gloo()`."""
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    @property
+    def pointer(self) -> c_void_p:
+        """The handle, for calls of the library."""
+        return self._handle.pointer
+
+    @classmethod
+    def local(cls, copy_threads: int = 1) -> "Transport":
+        """For ranks that are threads of this process: all of them are given this one object."""
+        return cls(Handle("eplb_transport_free", "eplb_transport_local", c_size_t(copy_threads)))
+
+    @classmethod
+    def gloo(cls, interface: Optional[str] = None, store_address: Optional[str] = None) -> "Transport":
+        """For ranks that are processes, on host memory: TCP through `libeplb_gloo.so`.
+
+        interface: name of a network interface or an address of this host that the others can reach; default: the one by
+        which this host reaches `store_address`, and without that the loopback address.
+        """
+        texts = [None if text is None else text.encode() for text in (interface, store_address)]
+        return cls(Handle("eplb_transport_free", "eplb_transport_gloo", *texts))
+
+
+class Maps:
+    """The maps in force at some step. They never change; `Engine.maps` gives newer ones.
+
+    version: their number on this rank; first_step: the first step that runs with them. phy2log `[layers, slots]`, -1 = empty or drained;
+    log2phy `[layers, experts, columns]`, -1 = no more; logcnt `[layers, experts]`; share `[layers, slots]`: nested lists, or
+    `numpy(name)` and `torch(name)` for arrays on the same memory.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+        view = MapArrays()
+        call("eplb_maps_view", handle.pointer, byref(view))
+        self.version, self.first_step = view.version, view.first_step
+        layers, slots, experts, columns = view.layers, view.slots, view.experts, view.columns
+        self._arrays: Dict[str, Tuple[int, Any, Tuple[int, ...]]] = {
+            "phy2log": (view.phy2log, c_int32, (layers, slots)),
+            "log2phy": (view.log2phy, c_int32, (layers, experts, columns)),
+            "logcnt": (view.logcnt, c_int32, (layers, experts)),
+            "share": (view.share, c_float, (layers, slots)),
+        }
+
+    def _block(self, name: str) -> Tuple[Any, Tuple[int, ...]]:
+        address, c_type, shape = self._arrays[name]
+        size = 1
+        for length in shape:
+            size *= length
+        block = (c_type * size).from_address(address)
+        # The memory lives as long as whatever looks at it.
+        block._maps = self
+        return block, shape
+
+    def _list(self, name: str) -> Any:
+        block, shape = self._block(name)
+        return arrays.nest(list(block), shape)
+
+    @property
+    def phy2log(self) -> Any:
+        """Which expert is in which slot."""
+        return self._list("phy2log")
+
+    @property
+    def log2phy(self) -> Any:
+        """The slots of each expert, ascending."""
+        return self._list("log2phy")
+
+    @property
+    def logcnt(self) -> Any:
+        """The number of slots of each expert."""
+        return self._list("logcnt")
+
+    @property
+    def share(self) -> Any:
+        """The part of its expert's tokens that each slot gets."""
+        return self._list("share")
+
+    def numpy(self, name: str) -> Any:
+        """One of the arrays as a numpy array on the same memory; not to be written."""
+        import numpy
+
+        block, shape = self._block(name)
+        made = numpy.ctypeslib.as_array(block).reshape(shape)
+        made.flags.writeable = False
+        return made
+
+    def torch(self, name: str) -> Any:
+        """One of the arrays as a torch tensor of its own."""
+        import torch
+
+        block, shape = self._block(name)
+        dtype = torch.float32 if name == "share" else torch.int32
+        return torch.frombuffer(block, dtype=dtype).clone().reshape(shape)
+
+
+class Report(NamedTuple):
+    """What the last round of a layer set did on this rank. Balancedness is 0 to 1, on the loads planned for."""
+
+    round: int
+    outcome: str
+    before: float
+    predicted: float
+    bound: float
+    reached: float
+    moves: int
+    local_copies: int
+    link_bytes: int
+    waves: int
+    committed: int
+    plan_seconds: float
+    seconds: float
+
+
+#: What `Engine.layer` takes: a torch tensor or numpy array `[local slots, ..]`, or something with `__array_interface__` or DLPack
+#: on the CPU.
+Weights = Any
+
+
+class Engine:
+    """The engine of one rank.
+
+    First layers are added, then it is started:
+
+        engine = eplb.Engine(config, rank=0, world_size=2, store=store, transport=transport)
+        main = engine.layer_set("main", layers=2, experts=8, slots=12)
+        for layer in range(2):
+            engine.layer(main, layer, {"w13": w13[layer], "w2": w2[layer]})   # tensors [local slots, ..]
+        engine.start()
+
+    config: a TOML text, or a dictionary of keys and values; variables `EPLB_..` of the environment override it. A rank that is alone
+    leaves out `store` and `transport`: it has no thread, store or connection.
+
+    `step` and `tick` are called by one thread at a time; everything else may be called from any thread. Calls that may take
+    long let other threads of Python run. Tensors are kept alive until the engine is closed.
+
+    Raises `EplbError` that names key and value, layer and tensor, or rank and cause.
+    """
+
+    def __init__(
+        self,
+        config: Union[str, Dict[str, Any]] = "",
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+        store: Optional[Store] = None,
+        transport: Optional[Transport] = None,
+    ) -> None:
+        text = config if isinstance(config, str) else toml(config)
+        self.rank, self.world_size = rank, world_size
+        self._keep: List[Any] = [store, transport]
+        self._builder: Optional[Handle] = Handle(
+            "eplb_builder_free",
+            "eplb_builder_new",
+            text.encode(),
+            rank,
+            world_size,
+            None if store is None else store.pointer,
+            None if transport is None else transport.pointer,
+        )
+        self._engine: Optional[Handle] = None
+        self._shapes: List[Tuple[int, int]] = []
+
+    # Putting it together.
+
+    def layer_set(
+        self, name: str, *, layers: int, experts: int, slots: int, slots_of_rank: Optional[Sequence[int]] = None, nodes: int = 1
+    ) -> int:
+        """Names a set of layers: `slots` per layer over all ranks, or `slots_of_rank` of each. Returns its number."""
+        number = c_uint32()
+        of_rank = None if slots_of_rank is None else (c_uint32 * self.world_size)(*slots_of_rank)
+        call(
+            "eplb_builder_layer_set",
+            self._building(),
+            name.encode(),
+            layers,
+            experts,
+            slots,
+            of_rank,
+            nodes,
+            byref(number),
+        )
+        self._shapes.append((layers, experts))
+        return number.value
+
+    def layer(self, layer_set: int, layer: int, tensors: Dict[str, Weights]) -> None:
+        """Registers the tensors of a layer, each `[local slots, ..]` in the server's memory, whose slots the engine will write.
+
+        Slots may be apart, and rows of a slot too (a tensor that is a part of a larger one); within a row the elements must be
+        next to each other.
+
+        Raises `ValueError` for memory of a device, and for tensors that are laid out otherwise.
+        """
+        described = [_describe(name, given) for name, given in tensors.items()]
+        self._keep += tensors.values()
+        block = (Tensor * max(len(described), 1))(*described)
+        call("eplb_builder_register_layer", self._building(), layer_set, layer, block, len(described))
+
+    def placement(self, layer_set: int, phy2log: Any) -> None:
+        """What the slots hold at the start, `[layers, slots]`; default: slot `p` holds expert `p % experts`."""
+        values = arrays.take(getattr(phy2log, "phy2log", phy2log), c_int32, "phy2log", (2,))
+        call("eplb_builder_placement", self._building(), layer_set, values.pointer, len(values))
+
+    def after_commit(self, hook: Callable[[int, int, List[int]], None]) -> None:
+        """Has `hook(layer_set, layer, slots)` called inside `step` and `tick` after commits. It must not call the engine.
+
+        What it raises cannot reach the caller of `step`: it is printed, and the engine goes on.
+        """
+
+        def called(_state: Any, layer_set: int, layer: int, slots: Any, count: int) -> None:
+            hook(layer_set, layer, slots[:count])
+
+        kept = AFTER_COMMIT(called)
+        self._keep.append(kept)
+        call("eplb_builder_after_commit", self._building(), kept, None)
+
+    def start(self) -> "Engine":
+        """Starts it; in a group, when all ranks have come and fit together. Returns itself."""
+        builder = self._building()
+        self._engine = Handle("eplb_engine_free", "eplb_builder_start", builder)
+        self._builder = None
+        return self
+
+    def _building(self) -> c_void_p:
+        if self._builder is None:
+            raise RuntimeError("the engine is started, or closed; layers are added before that")
+        return self._builder.pointer
+
+    def _running(self) -> c_void_p:
+        if self._engine is None:
+            raise RuntimeError("the engine is not started, or closed")
+        return self._engine.pointer
+
+    # The forward path.
+
+    def step(self, number: int) -> None:
+        """Before each forward pass, with numbers that rise and are the same on all ranks. If it raises, the pass must not run."""
+        call("eplb_engine_step", self._running(), number)
+
+    def tick(self) -> None:
+        """Now and then while no pass is under way and none is due."""
+        call("eplb_engine_tick", self._running())
+
+    def maps(self, layer_set: int = 0) -> Maps:
+        """The maps by which the pass of the last `step` routes its tokens."""
+        return Maps(Handle("eplb_maps_free", "eplb_engine_maps", self._running(), c_uint32(layer_set)))
+
+    def maps_version(self, layer_set: int = 0) -> int:
+        """The number of the maps in force: whether they changed."""
+        version = c_uint64()
+        call("eplb_engine_maps_version", self._running(), layer_set, byref(version))
+        return version.value
+
+    # Counting.
+
+    def record(
+        self,
+        step: int,
+        *,
+        slots: Any = None,
+        experts: Any = None,
+        layer_set: int = 0,
+        tag: int = 0,
+        dummy: bool = False,
+    ) -> Tuple[int, int]:
+        """Counts tokens of a pass on this rank: `slots [layers, slots]` that each slot got, or `experts [layers, experts]` that chose each expert.
+
+        tag: kind of pass (0 = prefill, 1 = decode by default). dummy: nothing is counted. Returns the tokens that could not
+        be counted: at empty slots, and out of range.
+        """
+        if (slots is None) == (experts is None):
+            raise ValueError("give either slots or experts")
+        name, given = ("slots", slots) if experts is None else ("experts", experts)
+        values = arrays.take(given, c_uint64, name, (2,))
+        faults = CountFaults()
+        call(
+            f"eplb_engine_record_{name}",
+            self._running(),
+            layer_set,
+            Pass(step, tag, dummy),
+            values.pointer,
+            len(values),
+            byref(faults),
+        )
+        return faults.missing, faults.out_of_range
+
+    def record_choices(
+        self,
+        step: int,
+        layer: int,
+        ids: Any,
+        *,
+        mask: Any = None,
+        of_slots: bool = False,
+        layer_set: int = 0,
+        tag: int = 0,
+        dummy: bool = False,
+    ) -> Tuple[int, int]:
+        """Counts the router's choices of one layer: `ids [tokens, k]` of experts, or of slots.
+
+        mask: `[tokens]`, 0 where a token is padding. Returns as `record`.
+        """
+        values = arrays.take(ids, ctypes.c_int64, "ids", (2,))
+        padding = None if mask is None else arrays.take(mask, ctypes.c_uint8, "mask", (1,))
+        if padding is not None and len(padding) != values.shape[0]:
+            raise ValueError(f"mask has {len(padding)} values for {values.shape[0]} tokens")
+        choices = Choices(
+            layer,
+            ctypes.cast(values.pointer, c_void_p),
+            8,
+            of_slots,
+            values.shape[0],
+            values.shape[1],
+            0,
+            None if padding is None else ctypes.cast(padding.pointer, c_void_p),
+        )
+        faults = CountFaults()
+        call(
+            "eplb_engine_record_choices",
+            self._running(),
+            layer_set,
+            Pass(step, tag, dummy),
+            byref(choices),
+            byref(faults),
+        )
+        return faults.missing, faults.out_of_range
+
+    # Control.
+
+    def rebalance_now(self) -> int:
+        """Asks for a round whatever the triggers say. Returns how many have ended so far, for `wait_round`."""
+        rounds = c_uint64()
+        call("eplb_engine_rebalance_now", self._running(), byref(rounds))
+        return rounds.value
+
+    def wait_round(self, after: int, timeout: float = 60.0) -> None:
+        """Waits until more than `after` rounds have ended on this rank. Steps go on in another thread meanwhile."""
+        call("eplb_engine_wait_round", self._running(), after, milliseconds(timeout))
+
+    def pause(self) -> None:
+        """No new round begins until `resume`; one that is under way goes on."""
+        call("eplb_engine_pause", self._running())
+
+    def resume(self) -> None:
+        """Rounds may begin again."""
+        call("eplb_engine_resume", self._running())
+
+    def quiesce(self, timeout: float = 60.0) -> None:
+        """Finishes or cancels what is under way and closes all handles on other ranks. All ranks call it."""
+        call("eplb_engine_quiesce", self._running(), milliseconds(timeout))
+
+    def reopen(self, timeout: float = 60.0) -> None:
+        """Goes on after `quiesce`."""
+        call("eplb_engine_reopen", self._running(), milliseconds(timeout))
+
+    def reform(self, timeout: float = 60.0) -> None:
+        """Forms the next epoch with the same ranks, after a failure. All ranks call it."""
+        call("eplb_engine_reform", self._running(), milliseconds(timeout))
+
+    def close(self, timeout: float = 10.0) -> None:
+        """Ends the engine from any state; tensors are let go of. Nothing happens the second time."""
+        self._builder = None
+        if self._engine is None:
+            return
+        call("eplb_engine_shutdown", self._engine.pointer, milliseconds(timeout))
+        self._engine = None
+        self._keep.clear()
+
+    def __enter__(self) -> "Engine":
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        self.close()
+
+    # Looking at it.
+
+    @property
+    def state(self) -> str:
+        """Where it is, in words: "idle", "collecting", "moving wave 3", "failed: .."."""
+        return self._text("eplb_engine_state")
+
+    def metrics(self, per_layer: bool = False) -> str:
+        """Metrics in Prometheus' text format."""
+        return self._text("eplb_engine_metrics", int(per_layer))
+
+    def last_report(self, layer_set: int = 0) -> Optional[Report]:
+        """What the last round of a layer set did; `None` if there was none."""
+        found = RoundReport()
+        call("eplb_engine_last_report", self._running(), layer_set, byref(found))
+        if found.round == 0:
+            return None
+        values = {name: getattr(found, name) for name, _ in RoundReport._fields_}
+        return Report(outcome=self._text("eplb_engine_round_outcome", layer_set), **values)
+
+    def save(self, path: Union[str, "os.PathLike[str]"], layer_set: int = 0) -> None:
+        """Writes plan and window as an `.npz` file, which the keys `start_plan` and `load_window` of a configuration name."""
+        call("eplb_engine_save", self._running(), layer_set, os.fsencode(path))
+
+    def _text(self, name: str, *arguments: Any) -> str:
+        room = 1 << 12
+        while True:
+            text, length = (c_char * room)(), c_size_t()
+            call(name, self._running(), *arguments, text, room, byref(length))
+            if length.value < room:
+                return text.value.decode()
+            room = length.value + 1
+
+
+def toml(keys: Dict[str, Any]) -> str:
+    """A dictionary as TOML: tables in dictionaries, texts, numbers, booleans, and lists of them.
+
+    Raises `ValueError` for what TOML does not have, `None` among it: leave such keys out.
+    """
+
+    def value(key: str, given: Any) -> str:
+        if isinstance(given, bool):
+            return "true" if given else "false"
+        if isinstance(given, (int, float)):
+            return repr(given)
+        if isinstance(given, (str, os.PathLike)):
+            text = os.fspath(given)
+            escaped = "".join(f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 32 or ord(c) == 127 else c for c in text)
+            return f'"{escaped}"'
+        if isinstance(given, (list, tuple)):
+            return "[" + ", ".join(value(key, part) for part in given) + "]"
+        if isinstance(given, dict):
+            return "{ " + ", ".join(f'"{name}" = {value(f"{key}.{name}", part)}' for name, part in given.items()) + " }"
+        raise ValueError(f"{key} is {given!r}, which a configuration cannot hold")
+
+    return "".join(f'"{key}" = {value(key, given)}\n' for key, given in keys.items())
+
+
+def _describe(name: str, given: Weights) -> Tensor:
+    """Where a tensor's slots and rows are."""
+    if arrays.kind_of(given) == "torch":
+        if given.device.type != "cpu":
+            raise ValueError(f"{name} is on {given.device}; this engine moves host memory")
+        size, shape = given.element_size(), tuple(given.shape)
+        strides, address = [stride * size for stride in given.stride()], given.data_ptr()
+    else:
+        if not hasattr(given, "__array_interface__"):
+            import numpy
+
+            given = numpy.from_dlpack(given)
+        interface = given.__array_interface__
+        address, readonly = interface["data"]
+        if readonly:
+            raise ValueError(f"{name} cannot be written; the engine writes slots")
+        shape, size = tuple(interface["shape"]), int(interface["typestr"][2:])
+        strides = list(interface.get("strides") or _contiguous(shape, size))
+    if len(shape) < 2 or 0 in shape:
+        raise ValueError(f"{name} has shape {list(shape)}; expected [local slots, ..] with none of them 0")
+    # The longest run of axes without gaps from the last one on is a row; one axis of rows may be before it.
+    row, axis = size, len(shape)
+    while axis > 1 and (strides[axis - 1] == row or shape[axis - 1] == 1):
+        row *= shape[axis - 1]
+        axis -= 1
+    if row == size and shape[-1] > 1:
+        raise ValueError(f"{name}: elements of a row lie apart (strides {strides}); give a tensor whose last axis is contiguous")
+    rows, pitch = 1, row
+    if axis > 1:
+        rows, pitch = shape[axis - 1], strides[axis - 1]
+        for at in range(axis - 2, 0, -1):
+            if strides[at] != pitch * rows:
+                raise ValueError(f"{name}: rows of a slot lie at more than one distance (strides {strides})")
+            rows *= shape[at]
+    if pitch < row or strides[0] < (rows - 1) * pitch + row:
+        raise ValueError(f"{name}: strides {strides} make rows or slots overlap")
+    return Tensor(name.encode(), address, rows, row, pitch, strides[0])
+
+
+def _contiguous(shape: Tuple[int, ...], size: int) -> List[int]:
+    strides = [size]
+    for length in reversed(shape[1:]):
+        strides.insert(0, strides[0] * length)
+    return strides

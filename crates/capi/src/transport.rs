@@ -1,0 +1,72 @@
+//! How bytes travel between the ranks of an engine, as C chooses it.
+
+use std::ffi::c_char;
+use std::sync::Arc;
+
+use eplb_comm::store::StoreAddress;
+use eplb_engine::process::{GlooTransport, LocalTransport, Transport as Carrier};
+
+use crate::call::{self, Failure};
+use crate::engine::failed;
+use crate::status::Status;
+
+/// A way between ranks.
+#[derive(Debug)]
+pub struct Transport(pub(crate) Arc<dyn Carrier>);
+
+/// For ranks that are threads of this process: all of them are given this one handle. `copy_threads` threads copy bytes, at least 1.
+///
+/// # Safety
+/// `transport` is null or points to room for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_transport_local(copy_threads: usize, transport: *mut *mut Transport) -> Status {
+    call::run(|| {
+        if transport.is_null() || copy_threads == 0 {
+            return Err(Failure::argument("transport is null, or copy_threads 0"));
+        }
+        let made = Box::new(Transport(LocalTransport::new(copy_threads)));
+        // SAFETY: as the caller promises.
+        unsafe { call::put(Box::into_raw(made), transport, "transport") }
+    })
+}
+
+/// For ranks that are processes, on host memory: TCP through `libeplb_gloo.so`. `interface_name` is the name of a network interface or an
+/// address of this host that the others can reach; null: the one by which this host reaches `store_address`, where the ranks' store
+/// is (`tcp://host:port`), and without that the loopback address.
+///
+/// # Safety
+/// Texts are null or texts; `transport` is null or points to room for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_transport_gloo(
+    interface_name: *const c_char,
+    store_address: *const c_char,
+    transport: *mut *mut Transport,
+) -> Status {
+    call::run(|| {
+        // SAFETY: as the caller promises.
+        let interface = unsafe { call::optional_text(interface_name, "interface_name") }?;
+        // SAFETY: as the caller promises.
+        let address = unsafe { call::optional_text(store_address, "store_address") }?;
+        if transport.is_null() {
+            return Err(Failure::argument("transport is null"));
+        }
+        let place: StoreAddress = match address {
+            Some(address) => address.parse().map_err(Failure::argument)?,
+            // A store in a folder says nothing of the network either.
+            None => StoreAddress::File(std::path::PathBuf::from("/")),
+        };
+        let made = GlooTransport::new(interface, &place).map_err(failed)?;
+        // SAFETY: as the caller promises.
+        unsafe { call::put(Box::into_raw(Box::new(Transport(Arc::new(made)))), transport, "transport") }
+    })
+}
+
+/// Frees a transport. Null does nothing. Engines that were started with it keep what they need of it.
+///
+/// # Safety
+/// `transport` is null or a live handle that is not in use, and is not used afterwards.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_transport_free(transport: *mut Transport) {
+    // SAFETY: as the caller promises.
+    unsafe { call::free(transport) }
+}
