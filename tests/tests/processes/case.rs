@@ -25,6 +25,12 @@ pub(crate) enum Fault {
     StoreDead,
     /// Somebody sends garbage to the store and to every port that a rank listens at.
     Junk,
+    /// Before a rank's peers do, somebody sends a well-formed frame of Gloo's to every port that a rank announces.
+    Frame,
+    /// The disk under the store is full.
+    DiskFull,
+    /// Ranks are on two hosts, and the link between them is cut.
+    CutLink,
     /// A byte in one of its slots changes unseen: planted, to see that the driver notices.
     WrongByte,
 }
@@ -48,7 +54,7 @@ pub(crate) enum Phase {
     BetweenWaves,
 }
 
-const FAULTS: [(Fault, &str); 9] = [
+const FAULTS: [(Fault, &str); 12] = [
     (Fault::None, "nothing"),
     (Fault::Kill, "SIGKILL"),
     (Fault::Stop, "SIGSTOP"),
@@ -57,6 +63,9 @@ const FAULTS: [(Fault, &str); 9] = [
     (Fault::OtherExperts, "other-experts"),
     (Fault::StoreDead, "store-dead"),
     (Fault::Junk, "junk"),
+    (Fault::Frame, "gloo-frame"),
+    (Fault::DiskFull, "disk-full"),
+    (Fault::CutLink, "cut-link"),
     (Fault::WrongByte, "wrong-byte"),
 ];
 
@@ -142,8 +151,8 @@ impl Case {
             // Some ranks may not have reached the store yet.
             (Fault::StoreDead, Phase::Rendezvous) => deadlines.store.connect,
             (Fault::StoreDead, _) => deadlines.store.silence,
-            (Fault::Junk, Phase::Rendezvous | Phase::Connect) => deadlines.communicator,
-            (Fault::Junk, _) => deadlines.exchange.transfer,
+            (Fault::Junk | Fault::Frame, Phase::Rendezvous | Phase::Connect) => deadlines.communicator,
+            (Fault::Junk | Fault::Frame, _) => deadlines.exchange.transfer,
             (_, Phase::Rendezvous) => deadlines.store.join,
             (_, Phase::Connect | Phase::Agreement) => deadlines.store.collective,
             _ => deadlines.exchange.peer,
@@ -151,9 +160,16 @@ impl Case {
         deadline + Duration::from_secs(2)
     }
 
+    /// Whether the fault waits for its target to come to the phase.
+    pub(crate) fn is_gated(&self) -> bool {
+        let at_once =
+            [Fault::OtherPlan, Fault::OtherVersion, Fault::OtherExperts, Fault::Frame, Fault::WrongByte];
+        self.fault != Fault::None && !at_once.contains(&self.fault)
+    }
+
     /// Whether survivors may finish as if nothing had happened.
     pub(crate) fn may_finish(&self) -> bool {
-        self.fault == Fault::Junk
+        matches!(self.fault, Fault::Junk | Fault::Frame)
     }
 
     /// Words that at least one survivor's error must have.
@@ -163,6 +179,7 @@ impl Case {
             Fault::OtherVersion => &["version", "comparing"],
             Fault::OtherExperts => &["bytes of an expert", "comparing"],
             Fault::StoreDead => &["store"],
+            Fault::DiskFull => &["no room"],
             _ => &[],
         }
     }

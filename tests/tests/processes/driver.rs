@@ -1,16 +1,14 @@
 //! Runs one case and judges it.
 
-use std::collections::BTreeSet;
 use std::fmt;
 use std::io::{BufRead, BufReader, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
-use eplb_comm::store::{ServerOptions, StoreServer};
-
-use crate::case::{Case, Fault, Phase, deadlines};
+use crate::case::{Case, Fault, Phase};
+use crate::junk;
+use crate::place::{Place, Trouble};
 
 /// Ranks of every case.
 pub(crate) const RANKS: usize = 4;
@@ -62,10 +60,9 @@ impl Ranks {
         Self { children: Vec::new(), starts: vec![0; RANKS], lines, sender }
     }
 
-    fn start(&mut self, rank: usize, store: SocketAddr, case: &Case, seed: u64) -> Result<(), String> {
-        let this = std::env::current_exe().map_err(|error| error.to_string())?;
-        let mut command = Command::new(this);
-        command.args(["rank", &rank.to_string(), &RANKS.to_string(), &format!("tcp://{store}")]);
+    fn start(&mut self, rank: usize, place: &Place, case: &Case, seed: u64) -> Result<(), String> {
+        let mut command = place.command(rank)?;
+        command.args(["rank", &rank.to_string(), &RANKS.to_string(), &place.store()]);
         command.args([
             case.fault.to_string(),
             case.phase.to_string(),
@@ -131,20 +128,15 @@ impl Drop for Ranks {
     }
 }
 
-fn serve() -> Result<StoreServer, String> {
-    let options = ServerOptions { deadlines: deadlines().store, ..ServerOptions::default() };
-    StoreServer::bind(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), options).map_err(|error| error.to_string())
-}
-
 /// Runs a case.
-pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, String> {
-    let mut server = Some(serve()?);
-    let mut store = server.as_ref().map(StoreServer::local_address).ok_or("no server")?;
+pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, Trouble> {
+    // Outlives the ranks.
+    let mut place = Place::new(case)?;
     let mut ranks = Ranks::new();
     for rank in 0..RANKS {
-        ranks.start(rank, store, case, seed)?;
+        ranks.start(rank, &place, case, seed)?;
     }
-    let gated = matches!(case.fault, Fault::Kill | Fault::Stop | Fault::StoreDead | Fault::Junk);
+    let gated = case.is_gated();
     let dies = matches!(case.fault, Fault::Kill | Fault::Stop);
     let survivors: Vec<usize> = (0..RANKS).filter(|&rank| !dies || rank != case.target).collect();
 
@@ -153,6 +145,7 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, String> {
     let mut truths = [false; RANKS];
     let mut resumed = false;
     let mut junk = None;
+    let mut visited = 0;
     let hard = Instant::now() + Duration::from_secs(60);
     let done = |verdicts: &[Option<(Duration, String)>], truths: &[bool], who: &[usize]| {
         who.iter().all(|&rank| verdicts[rank].is_some() && truths[rank])
@@ -172,30 +165,30 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, String> {
         let Some(line) = ranks.line(hard) else {
             let silent: Vec<usize> =
                 survivors.iter().copied().filter(|&rank| verdicts[rank].is_none()).collect();
-            return Err(format!(
+            return Err(Trouble::Wrong(format!(
                 "hang: nothing heard of {silent:?} after a minute (struck: {})",
                 struck.is_some()
-            ));
+            )));
         };
         let Line { rank, at, text, .. } = line;
         if text == "gate" {
             struck = Some(at);
             match case.fault {
-                Fault::StoreDead => {
-                    server = None;
+                Fault::StoreDead | Fault::DiskFull | Fault::CutLink => {
+                    place.strike()?;
                     ranks.tell(rank, "on")?;
                 }
                 Fault::Junk => {
                     let ids = ranks.children.iter().map(Child::id).collect();
-                    let port = store.port();
-                    junk = Some(std::thread::spawn(move || send_junk_for(JUNK_TIME, ids, port, seed)));
+                    let port = place.port().ok_or("no port")?;
+                    junk = Some(std::thread::spawn(move || junk::send_for_a_while(ids, port, seed)));
                     ranks.tell(rank, "on")?;
                 }
                 _ => {}
             }
         } else if text == "finished" || text.starts_with("failed ") {
             if text == "finished" && gated && struck.is_none() {
-                return Err(format!("rank {rank} finished before the fault struck"));
+                return Err(format!("rank {rank} finished before the fault struck").into());
             }
             verdicts[rank] = Some((at.saturating_duration_since(struck.unwrap_or(at)), text));
         } else if text == "true" {
@@ -205,47 +198,44 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, String> {
             if !gated && case.phase == Phase::Agreement {
                 struck = Some(at);
             }
+        } else if let Some(ports) = text.strip_prefix("visited ") {
+            visited += ports.parse::<usize>().unwrap_or(0);
         } else {
-            return Err(format!("rank {rank}: {text}"));
+            return Err(format!("rank {rank}: {text}").into());
         }
     }
 
     let said: Vec<(usize, Duration, String)> =
         survivors.iter().filter_map(|&r| verdicts[r].clone().map(|(time, text)| (r, time, text))).collect();
     judge(case, &said)?;
-    let junk =
-        junk.map(|thread| thread.join().map_err(|_| "the sender of junk panicked".to_owned())).transpose()?;
+    let sent: Option<usize> =
+        junk.map(|thread| thread.join().map_err(|_| "the sender of junk panicked")).transpose()?;
 
     // Whoever is gone, or was started with something wrong, is started anew; all join again.
     let mends =
         matches!(case.fault, Fault::Kill | Fault::OtherPlan | Fault::OtherVersion | Fault::OtherExperts);
-    let go = if server.is_none() {
-        let new = serve()?;
-        store = new.local_address();
-        server = Some(new);
-        format!("go tcp://{store}")
-    } else {
-        "go".to_owned()
-    };
+    let go = place.mend()?;
     for rank in 0..RANKS {
         if mends && rank == case.target {
             let none = Case { fault: Fault::None, ..*case };
             // This start has nothing to do before the others' second rebalance: the seed of its first is that.
-            ranks.start(rank, store, &none, seed + 1)?;
+            ranks.start(rank, &place, &none, seed + 1)?;
         } else {
             ranks.tell(rank, &go)?;
         }
     }
     again(case, &mut ranks, mends)?;
-    drop(server);
     let slowest = said.iter().map(|(_, time, _)| *time).max().unwrap_or_default();
     let mut words: Vec<String> = said.into_iter().map(|(_, _, text)| text).collect();
     words.dedup();
-    if let Some(ports) = junk {
-        if ports == 0 || (case.phase == Phase::Rendezvous && ports < 2) {
-            return Err(format!("junk went to {ports} ports only: it missed those of the ranks"));
+    if matches!(case.fault, Fault::Junk | Fault::Frame) {
+        // Each pair of ranks has a connection, and a port at each of its ends.
+        if visited < RANKS * (RANKS - 1) {
+            return Err(format!("junk went to {visited} ports of ranks only").into());
         }
-        words.push(format!("(junk went to {ports} ports)"));
+        let others =
+            sent.map_or(String::new(), |ports| format!(", and to the store and what else was open: {ports}"));
+        words.push(format!("(junk went to {visited} ports of ranks before their peers did{others})"));
     }
     Ok(Row { case: *case, slowest, said: words })
 }
@@ -296,65 +286,4 @@ fn again(case: &Case, ranks: &mut Ranks, mends: bool) -> Result<(), String> {
     let mut told: Vec<&String> = hashes.iter().flatten().filter(|hash| !hash.is_empty()).collect();
     told.dedup();
     if told.len() == 1 { Ok(()) } else { Err(format!("different placements after joining again: {told:?}")) }
-}
-
-/// How long junk is sent: ranks listen for each other only while they connect.
-const JUNK_TIME: Duration = Duration::from_secs(3);
-
-/// Sends junk to every port of the processes as it opens, and to the store's now and then; to how many.
-fn send_junk_for(time: Duration, ids: Vec<u32>, store: u16, seed: u64) -> usize {
-    let (start, mut hit) = (Instant::now(), BTreeSet::new());
-    while start.elapsed() < time {
-        for port in ports(&ids, store) {
-            if hit.insert(port) || port != store || hit.len() % 8 == 0 {
-                send_junk(port, seed + hit.len() as u64);
-            }
-        }
-        std::thread::sleep(Duration::from_millis(1));
-    }
-    hit.len()
-}
-
-/// Ports at which the store and the ranks listen, on this machine.
-fn ports(ids: &[u32], store: u16) -> Vec<u16> {
-    let sockets: Vec<String> = ids
-        .iter()
-        .filter_map(|id| std::fs::read_dir(format!("/proc/{id}/fd")).ok())
-        .flat_map(|folder| folder.flatten())
-        .filter_map(|entry| std::fs::read_link(entry.path()).ok())
-        .filter_map(|target| Some(target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.to_owned()))
-        .collect();
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap_or_default();
-    let mut ports = vec![store];
-    for line in table.lines().skip(1) {
-        let fields: Vec<&str> = line.split_whitespace().collect();
-        // Local address, state (0A: listening), inode.
-        if let (Some(local), Some(&"0A"), Some(inode)) = (fields.get(1), fields.get(3), fields.get(9))
-            && sockets.iter().any(|socket| socket == inode)
-            && let Some((_, port)) = local.split_once(':')
-            && let Ok(port) = u16::from_str_radix(port, 16)
-        {
-            ports.push(port);
-        }
-    }
-    ports.sort_unstable();
-    ports.dedup();
-    ports
-}
-
-/// Sends garbage, in one connection that goes on and one that breaks off.
-fn send_junk(port: u16, seed: u64) {
-    let mut state = seed | 1;
-    let mut junk = vec![0u8; 4096];
-    for byte in &mut junk {
-        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
-        *byte = (state >> 56) as u8;
-    }
-    let place = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    for length in [junk.len(), 3] {
-        if let Ok(mut stream) = TcpStream::connect_timeout(&place, Duration::from_secs(1)) {
-            // Refusing it is the right answer.
-            let _ = stream.write_all(&junk[..length]);
-        }
-    }
 }

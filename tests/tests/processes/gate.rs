@@ -60,12 +60,16 @@ impl Gate {
         match self.case.fault {
             Fault::Kill => signal("KILL"),
             Fault::Stop => signal("STOP"),
-            Fault::StoreDead | Fault::Junk => {
+            Fault::StoreDead | Fault::Junk | Fault::DiskFull | Fault::CutLink => {
                 say("gate");
                 hear();
             }
-            Fault::None | Fault::OtherPlan | Fault::OtherVersion | Fault::OtherExperts | Fault::WrongByte => {
-            }
+            Fault::None
+            | Fault::OtherPlan
+            | Fault::OtherVersion
+            | Fault::OtherExperts
+            | Fault::Frame
+            | Fault::WrongByte => {}
         }
     }
 }

@@ -2,9 +2,10 @@
 
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use eplb_comm::store::deadlines::after;
-use eplb_comm::store::{Store, StoreAddress};
+use eplb_comm::store::{Store, StoreAddress, Token};
 use eplb_comm::{Memory, Place};
 use eplb_core::{LayerId, LoadMatrix, Placement, RankId, SlotId, Topology};
 use eplb_engine::EngineError;
@@ -16,6 +17,7 @@ use ndarray::Array2;
 
 use crate::case::{Case, Fault, Phase, deadlines};
 use crate::gate::{Gate, Gated, hear, say};
+use crate::junk::Visited;
 
 const LAYERS: usize = 3;
 const EXPERTS: usize = 14;
@@ -36,7 +38,8 @@ fn random(seed: u64, topology: &Topology) -> Placement {
 
 fn open(rank: usize, address: &StoreAddress) -> Result<Arc<dyn Store>, EngineError> {
     let deadlines = deadlines();
-    let opened = address.open(None, &deadlines.store, after(deadlines.store.connect));
+    let token = Token::from_env().map_err(|error| EngineError::Options(error.to_string()))?;
+    let opened = address.open(token.as_ref(), &deadlines.store, after(deadlines.store.connect));
     let (rank, stage) = (RankId::at(rank), Stage::Store);
     opened.map_err(|error| EngineError::AtStage { rank, stage, error: Box::new(error.into()) })
 }
@@ -60,7 +63,13 @@ fn loads() -> Array2<f64> {
     Array2::from_shape_fn((LAYERS, EXPERTS), |(l, e)| (1 + (l * 7 + e * 5) % 11) as f64)
 }
 
-fn job(rank: usize, ranks: usize, case: Case, seed: u64, address: &StoreAddress) -> (Job, Option<Arc<Gate>>) {
+fn job(
+    rank: usize,
+    ranks: usize,
+    case: Case,
+    seed: u64,
+    address: &StoreAddress,
+) -> (Job, Option<Arc<Gate>>, Arc<AtomicUsize>) {
     let topology = topology(ranks);
     let target = rank == case.target;
     let more = usize::from(target && case.fault == Fault::OtherExperts);
@@ -75,16 +84,18 @@ fn job(rank: usize, ranks: usize, case: Case, seed: u64, address: &StoreAddress)
         settings.hooks = Arc::new(Gated(gate.clone()));
     }
     let version = if target && case.fault == Fault::OtherVersion { "2" } else { "1" };
+    let transport = Arc::new(GlooTransport::new(None, address).unwrap());
+    let (transport, visits) = Visited::around(transport, case.fault, seed);
     let job = Job {
         start: random(900, &topology),
         topology,
         layout: Arc::new(layout),
         settings,
         versions: version.to_owned(),
-        transport: Arc::new(GlooTransport::new(None, address).unwrap()),
+        transport,
         source: Arc::new(MadeUp),
     };
-    (job, gate)
+    (job, gate, visits)
 }
 
 fn rebalance(member: &mut Member, seed: u64) -> Result<(), EngineError> {
@@ -126,7 +137,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     let (rank, ranks, seed) = (number(0), number(1), number(6) as u64);
     let mut address: StoreAddress = args[2].parse().unwrap();
     let case = Case { fault: args[3].parse().unwrap(), phase: args[4].parse().unwrap(), target: number(5) };
-    let (job, gate) = job(rank, ranks, case, seed, &address);
+    let (job, gate, visits) = job(rank, ranks, case, seed, &address);
     let deadlines = deadlines();
     let store = open(rank, &address);
     if let Some(gate) = &gate {
@@ -141,6 +152,10 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     });
     if let Some(member) = member.as_ref().filter(|_| rank == case.target && case.fault == Fault::WrongByte) {
         change_a_byte(member);
+    }
+    match visits.load(Ordering::Relaxed) {
+        0 => {}
+        ports => say(&format!("visited {ports}")),
     }
     match &outcome {
         Ok(()) => say("finished"),
