@@ -164,6 +164,9 @@ impl Session {
         drop(board.close());
         drop(board);
         let last = if store.is_some() { None } else { Some(group.epoch()) };
+        // By another handle it may be the same store after all, with the epoch that this rank leaves: no record in it may list this
+        // rank's new name.
+        let nonce = if store.is_some() { at(rank, Stage::Rendezvous, Nonce::draw())? } else { nonce };
         let store = store.unwrap_or(old);
         let (roster, group, board) = Self::form(&store, rank, nonce, &expected, last, &deadlines)?;
         Ok(Self { store, rank, nonce, expected, roster, deadlines, group, board, communicators: 0 })
