@@ -61,6 +61,14 @@ pub enum GlooError {
         /// What was in the way of the last attempt.
         cause: String,
     },
+    /// Plain sends and receives, which nothing is built on, failed.
+    #[error("{rank}: plain sends and receives beside the backend: {detail}")]
+    Plain {
+        /// This rank.
+        rank: RankId,
+        /// What Gloo said.
+        detail: String,
+    },
     /// Memory or threads are missing.
     #[error(transparent)]
     Comm(#[from] CommError),

@@ -23,8 +23,8 @@
 //! so; [`GlooCommunicator::rebuild`] makes a new one, under the next *generation*, with keys and slots of its own.
 //!
 //! What goes over the network is neither encrypted nor, beyond a nonce that only readers of the Store know, authenticated:
-//! choose an interface that only the ranks can reach. Gloo's listening ports are open while ranks connect, and Gloo ends the process
-//! when a stranger speaks its protocol there and breaks its rules; junk of other kinds costs one attempt.
+//! choose an interface that only the ranks can reach. Gloo's listening ports are open while ranks connect: whoever cannot say a secret
+//! drawn from the nonces is turned away, at no cost, and what breaks Gloo's protocol later is an error and ends no process.
 
 mod alarm;
 mod cells;
@@ -39,6 +39,7 @@ mod lane;
 mod mesh;
 mod options;
 mod pairs;
+mod plain;
 mod progress;
 mod run;
 mod sentry;
@@ -51,3 +52,4 @@ pub use error::GlooError;
 pub use gloo_sys::{Device, Gloo, LoadError};
 pub use options::{Options, Planted};
 pub use pairs::GlooPairs;
+pub use plain::{Plain, PlainLoop};

@@ -14,7 +14,7 @@ use crate::output::{Failure, number, optional, print, print_json};
 /// Arguments of `eplb bench exchange`.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Exchange {
-    /// What carries the bytes; all but `local` want a device per rank
+    /// What carries the bytes; all but `local` and `gloo` want a device per rank
     #[arg(long, value_enum, default_value_t = BackendArg::Local)]
     backend: BackendArg,
 
@@ -106,6 +106,8 @@ pub(crate) struct Exchange {
 enum BackendArg {
     /// Copies between threads, on host memory
     Local,
+    /// Gloo over the loopback interface, on host memory
+    Gloo,
     /// NCCL, as `eplb doctor` finds it
     Nccl,
     /// The copy of NCCL that the process has loaded
@@ -142,6 +144,7 @@ impl Exchange {
     pub(super) fn bench(&self) -> Result<ExchangeBench, Failure> {
         let (carrier, tensors) = match self.backend {
             BackendArg::Local => (Carrier::Local, HOST_TENSORS.to_vec()),
+            BackendArg::Gloo => (Carrier::Gloo, HOST_TENSORS.to_vec()),
             BackendArg::Nccl => (Carrier::Nccl(Backend::Nccl), DEVICE_TENSORS.to_vec()),
             BackendArg::Pynccl => (Carrier::Nccl(Backend::PyNccl), DEVICE_TENSORS.to_vec()),
             BackendArg::Peer => (Carrier::Peer, DEVICE_TENSORS.to_vec()),
@@ -236,6 +239,7 @@ fn worst(report: &ExchangeReport, of: impl Fn(&Served) -> Duration) -> Option<f6
 pub(super) fn backend(args: &Exchange) -> &'static str {
     match args.backend {
         BackendArg::Local => "local",
+        BackendArg::Gloo => "gloo",
         BackendArg::Nccl => "nccl",
         BackendArg::Pynccl => "pynccl",
         BackendArg::Peer => "peer",

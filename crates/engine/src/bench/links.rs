@@ -1,5 +1,6 @@
 //! What the links give: plain copies between the pairs of a plan, all at once and both ways, with no protocol around them.
 
+use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,14 @@ const ROUNDS: usize = 3;
 #[derive(Debug, Clone)]
 pub(super) struct Task {
     plan: Arc<ExchangePlan>,
-    deadline: Instant,
+    pub(super) deadline: Instant,
+}
+
+impl Task {
+    /// What goes over links, in the order of the plan.
+    pub(super) fn transfers(&self) -> impl Iterator<Item = &Transfer> {
+        self.plan.waves().iter().flat_map(|wave| &wave.transfers).filter(|transfer| !transfer.is_local())
+    }
 }
 
 /// Bytes per second into the worst rank, in 10^9; `None` where ranks cannot copy plainly.
@@ -44,15 +52,26 @@ pub(super) fn measure(threads: &mut Threads, plan: &Arc<ExchangePlan>) -> Result
     Ok(best.filter(|_| bytes > 0).map(|seconds| bytes as f64 / seconds / 1e9))
 }
 
-/// Pulls what this rank gets in a plan, each expert over its own link; how long it took.
-pub(super) fn copy(plain: Option<&mut Puller>, task: &Task) -> Result<Option<Duration>, EngineError> {
-    let Some(plain) = plain else { return Ok(None) };
-    let rank = plain.memory().rank();
-    let mine = |transfer: &&Transfer| transfer.dest == rank && transfer.source != rank;
-    let start = Instant::now();
-    for transfer in task.plan.waves().iter().flat_map(|wave| &wave.transfers).filter(mine) {
-        plain.pull(transfer.source.index(), Place::source(transfer), Place::landing(transfer))?;
+/// Copies with no protocol around them.
+pub(super) trait Plain: Debug + Send {
+    /// Carries this rank's part of a plan; how long it took.
+    fn copy(&mut self, task: &Task) -> Result<Duration, EngineError>;
+}
+
+impl Plain for Puller {
+    /// Each expert over its own link.
+    fn copy(&mut self, task: &Task) -> Result<Duration, EngineError> {
+        let rank = self.memory().rank();
+        let start = Instant::now();
+        for transfer in task.transfers().filter(|transfer| transfer.dest == rank) {
+            self.pull(transfer.source.index(), Place::source(transfer), Place::landing(transfer))?;
+        }
+        self.finish(task.deadline)?;
+        Ok(start.elapsed())
     }
-    plain.finish(task.deadline)?;
-    Ok(Some(start.elapsed()))
+}
+
+/// Carries this rank's part of a plan plainly, if it can; how long it took.
+pub(super) fn copy(plain: &mut Option<Box<dyn Plain>>, task: &Task) -> Result<Option<Duration>, EngineError> {
+    plain.as_mut().map(|plain| plain.copy(task)).transpose()
 }

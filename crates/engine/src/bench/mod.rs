@@ -1,10 +1,11 @@
 //! Measures exchanges of experts over a communicator: from the first submission to the last commit, bytes checked.
 //!
-//! Ranks are threads of this process ([`ExchangeBench::run`]), each with memory of its own: on host memory for `local`, on one device
-//! each for the others. For `nccl` and `pynccl` they may also be processes ([`ExchangeBench::run_as_rank`]). They run the same driver,
+//! Ranks are threads of this process ([`ExchangeBench::run`]), each with memory of its own: on host memory for `local` and `gloo`,
+//! on one device each for the others. For `nccl` and `pynccl` they may also be processes ([`ExchangeBench::run_as_rank`]). They run the same driver,
 //! exchange and protocol as in a server.
 
 pub mod faults;
+mod gloo;
 pub mod interference;
 mod links;
 mod placement;

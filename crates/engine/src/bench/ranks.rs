@@ -15,7 +15,8 @@ use eplb_core::{ExpertId, LayerId, ModelLayout, RankId, SlotId, Topology};
 use eplb_cuda::kernels::Kernels;
 use eplb_cuda::{Context, CudaStream, DeviceMemory, DeviceStream, Inspector, Puller, probe};
 
-use super::{ExchangeBench, Inspect, Setup, host_bytes};
+use super::links::Plain;
+use super::{ExchangeBench, Inspect, Setup, gloo, host_bytes};
 use crate::error::EngineError;
 use crate::process::Session;
 
@@ -24,6 +25,8 @@ use crate::process::Session;
 pub enum Carrier {
     /// Copies between threads, on host memory.
     Local,
+    /// Gloo over the loopback interface, on host memory.
+    Gloo,
     /// NCCL, on devices.
     Nccl(Backend),
     /// Copy engines that pull from the memory of peers, on devices.
@@ -48,7 +51,7 @@ pub(super) struct Parts {
     pub(super) stream: Box<dyn Stream>,
     pub(super) communicator: Box<dyn Communicator>,
     pub(super) inspect: Box<dyn Inspect>,
-    pub(super) plain: Option<Puller>,
+    pub(super) plain: Option<Box<dyn Plain>>,
     /// The compute stream, of ranks on devices.
     pub(super) compute: Option<Arc<CudaStream>>,
 }
@@ -70,6 +73,7 @@ pub(super) fn make(
 ) -> Result<Ranks, EngineError> {
     match bench.carrier {
         Carrier::Local => local(topology, layout, staging),
+        Carrier::Gloo => gloo::ranks(bench, topology, layout, staging),
         Carrier::Nccl(backend) => {
             let options = nccl_options(bench);
             let deadline = Instant::now() + bench.patience;
@@ -121,7 +125,7 @@ fn devices(
         stream: Box::new(ends.stream),
         communicator,
         inspect: Box::new(ends.inspector),
-        plain: Some(ends.puller),
+        plain: Some(Box::new(ends.puller)),
         compute: Some(ends.compute),
     });
     let parts = parts.collect();

@@ -62,7 +62,7 @@ pub(super) struct Worker {
     driver: Driver<Box<dyn Stream>>,
     communicator: Option<Box<dyn Communicator>>,
     inspect: Box<dyn Inspect>,
-    plain: Option<eplb_cuda::Puller>,
+    plain: Option<Box<dyn links::Plain>>,
     step: Duration,
     margin: u64,
     patience: Duration,
@@ -93,7 +93,7 @@ impl Worker {
                 Command::Fill => self.fill().map(|()| Reply::Filled),
                 Command::Check => self.check().map(Reply::Checked),
                 Command::Exchange(task) => self.exchange(task).map(Reply::Moved),
-                Command::Links(task) => links::copy(self.plain.as_mut(), &task).map(Reply::Copied),
+                Command::Links(task) => links::copy(&mut self.plain, &task).map(Reply::Copied),
             };
             if replies.send((self.rank, reply)).is_err() {
                 return;
