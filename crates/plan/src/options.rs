@@ -152,7 +152,7 @@ pub struct Window {
 
 impl Default for Window {
     fn default() -> Self {
-        Self { half_life: 10.0, shrinkage: 0.0, scenarios: 32 }
+        Self { half_life: 10.0, shrinkage: 3.0, scenarios: 32 }
     }
 }
 

@@ -6,13 +6,13 @@ use super::state::{NONE, Put, State};
 use super::trial::Swap;
 
 /// How many of the most loaded ranks are tried before a search gives up.
-const WORST_TRIED: usize = 3;
+const WORST_TRIED: usize = 2;
 
 /// Partners are tried in such numbers at a time, the least loaded first; the best change with any of them is made.
 const PARTNERS: usize = 2;
 
 /// Only so many of them, the least loaded, get replicas of what a worst rank holds.
-const COPY_PARTNERS: usize = 12;
+const COPY_PARTNERS: usize = 8;
 
 /// A place of which something may change.
 #[derive(Debug, Clone, Copy)]
