@@ -5,8 +5,10 @@
 //! crossing.
 //! 1. `start`: whole groups go to nodes (`strict`), then, at a price, single experts leave overloaded nodes; each
 //!    node's experts are planned by the engine of `balanced`. Or `repair`: what is in place, made to fit the rules.
-//! 2. `descend`: swaps, replicas in place of others' and replicas given up, between the worst ranks and the lightest,
-//!    weighed by a power mean of the ranks' times (`trial`), while they gain.
+//! 2. `descend`: changes while they gain, weighed by a `power` mean of the ranks' times (`trial`; `resplit` where the server
+//!    splits by share). `find` looks for swaps, replicas in place of others' and replicas given up between the worst
+//!    ranks and the lightest; `home` brings replicas back to the node of their group. Only what a change concerns is
+//!    computed, a first look (`glance`) spares most of that, and pairs of ranks that have not changed are not tried again.
 //! 3. `budget`: for `incremental`, the changes that gain most per move, over all layers; `keep`: none that the final split
 //!    makes worse.
 //!
