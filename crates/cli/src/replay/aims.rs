@@ -33,7 +33,7 @@ pub(super) fn apart(schedules: Vec<Schedule>) -> Result<(Vec<Schedule>, Vec<With
         let names: Vec<_> = schedules.iter().map(|schedule| schedule.options.policy.name()).collect();
         let able = Policy::ALL.iter().filter(|policy| policy.plans_for(aim)).map(|policy| policy.name());
         return Err(Failure::input(format!(
-            "{} changes nothing here: {} do not plan for it; add {} to --policy, or leave it out",
+            "{} changes nothing here: none of the policies ({}) plans for it; add {} to --policy, or leave it out",
             flag(aim),
             names.join(", "),
             able.collect::<Vec<_>>().join(" or "),
