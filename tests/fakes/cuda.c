@@ -2,12 +2,17 @@
  *
  * EPLB_FAKE_DEVICES  number of devices (default 4)
  * EPLB_FAKE_DELAY_US each operation of a stream first sleeps up to this long
+ * EPLB_FAKE_UNSHARED 1: memory has no handles, as that of a stream-ordered pool
+ * EPLB_FAKE_IPC      1: handles of others are refused, as between containers
  */
+#define _GNU_SOURCE
 #include "record.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <stdint.h>
 #include <sys/mman.h>
+#include <sys/stat.h>
 #include <time.h>
 
 typedef int CUresult;
@@ -33,7 +38,15 @@ static int devices(void) {
 static Context *current(void) { return depth ? stack[depth - 1] : NULL; }
 
 /* Blocks of "device" memory: whoever touches others' is found out. */
-typedef struct Block { uint8_t *base; size_t bytes, mapped; int device; struct Block *next; } Block;
+/* Each lies in a file of its own, so that other processes can open it. */
+typedef struct Block {
+  uint8_t *base;
+  size_t bytes, mapped;
+  int device, file;
+  enum { PLAIN, VIRTUAL, OPENED } kind;
+  uint64_t handles; /* kinds of handles that virtual memory was made with */
+  struct Block *next;
+} Block;
 static Block *blocks;
 static pthread_mutex_t blocks_lock = PTHREAD_MUTEX_INITIALIZER;
 
@@ -45,6 +58,39 @@ static int inside(const void *at, size_t bytes) {
   pthread_mutex_unlock(&blocks_lock);
   if (!found) record("outside at=%p bytes=%zu", at, bytes);
   return found;
+}
+
+static void keep(Block block) {
+  Block *kept = malloc(sizeof *kept);
+  *kept = block;
+  pthread_mutex_lock(&blocks_lock);
+  kept->next = blocks;
+  blocks = kept;
+  pthread_mutex_unlock(&blocks_lock);
+}
+
+/* Forgets the block of a kind that begins at an address, and says what it was. */
+static int take(const void *base, int kind, Block *out) {
+  pthread_mutex_lock(&blocks_lock);
+  Block **at = &blocks;
+  while (*at && ((*at)->base != base || (int)(*at)->kind != kind)) at = &(*at)->next;
+  Block *block = *at;
+  if (block) *at = block->next;
+  pthread_mutex_unlock(&blocks_lock);
+  if (!block) return 0;
+  *out = *block;
+  free(block);
+  return 1;
+}
+
+/* The block that an address lies in. */
+static int find(const void *address, Block *out) {
+  pthread_mutex_lock(&blocks_lock);
+  Block *b = blocks;
+  while (b && ((uint8_t *)address < b->base || (uint8_t *)address >= b->base + b->mapped)) b = b->next;
+  if (b) *out = *b;
+  pthread_mutex_unlock(&blocks_lock);
+  return b != NULL;
 }
 
 /* For the fake of NCCL, whose buffers must be device memory too. */
@@ -221,30 +267,22 @@ EXPORT CUresult cuMemAlloc_v2(CUdeviceptr *address, size_t bytes) {
   if (!current()) return INVALID_CONTEXT;
   record("cuMemAlloc device=%d bytes=%zu", current()->device, bytes);
   if (planted("cuMemAlloc")) return OUT_OF_MEMORY;
+  int file = memfd_create("fake device memory", MFD_CLOEXEC);
   size_t mapped = (bytes + 4095) / 4096 * 4096;
-  void *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (file < 0 || ftruncate(file, mapped)) return OUT_OF_MEMORY;
+  void *base = mmap(NULL, mapped, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
   if (base == MAP_FAILED) return OUT_OF_MEMORY;
-  Block *block = malloc(sizeof *block);
-  *block = (Block){base, bytes, mapped, current()->device, NULL};
-  pthread_mutex_lock(&blocks_lock);
-  block->next = blocks;
-  blocks = block;
-  pthread_mutex_unlock(&blocks_lock);
+  keep((Block){base, bytes, mapped, current()->device, file, PLAIN, 0, NULL});
   *address = (CUdeviceptr)(uintptr_t)base;
   return SUCCESS;
 }
 /* The pages go at once: an operation that still uses them crashes. */
 EXPORT CUresult cuMemFree_v2(CUdeviceptr address) {
   record("cuMemFree");
-  pthread_mutex_lock(&blocks_lock);
-  Block **at = &blocks;
-  while (*at && (CUdeviceptr)(uintptr_t)(*at)->base != address) at = &(*at)->next;
-  Block *block = *at;
-  if (block) *at = block->next;
-  pthread_mutex_unlock(&blocks_lock);
-  if (!block) return INVALID_VALUE;
-  munmap(block->base, block->mapped);
-  free(block);
+  Block block;
+  if (!take((void *)(uintptr_t)address, PLAIN, &block)) return INVALID_VALUE;
+  munmap(block.base, block.mapped);
+  close(block.file);
   return SUCCESS;
 }
 EXPORT CUresult cuMemHostAlloc(void **address, size_t bytes, unsigned flags) {
@@ -436,4 +474,157 @@ EXPORT CUresult cuLaunchKernel(const char *kernel, unsigned x, unsigned y, unsig
   *list = (List){*(const RowCopy **)arguments[0], *(unsigned *)arguments[1]};
   if (!inside(list->entries, list->count * sizeof *list->entries)) return INVALID_VALUE;
   return push(stream, (Op){.kind = CALL, .function = copy_list, .argument = list});
+}
+
+/* Handles between processes: a legacy one names the process and its file, virtual memory travels as descriptors. */
+typedef struct { char reserved[64]; } IpcHandle;
+typedef struct { int process, file; size_t bytes; } Named;
+typedef struct Virtual { int file; size_t bytes; uint64_t handles; } Virtual;
+enum { OS_CALL_FAILED = 304, NOT_SUPPORTED = 801, DESCRIPTOR = 1, FABRIC = 8 };
+
+static int set(const char *name) { const char *value = getenv(name); return value && *value == '1'; }
+
+EXPORT CUresult cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *bytes, CUdeviceptr address) {
+  Block block;
+  if (!find((void *)(uintptr_t)address, &block)) return INVALID_VALUE;
+  *base = (CUdeviceptr)(uintptr_t)block.base;
+  *bytes = block.mapped;
+  return SUCCESS;
+}
+EXPORT CUresult cuPointerGetAttribute(void *data, int attribute, CUdeviceptr address) {
+  Block block;
+  if (!find((void *)(uintptr_t)address, &block)) return INVALID_VALUE;
+  if (attribute == 10) *(uint8_t *)data = block.kind == PLAIN && !set("EPLB_FAKE_UNSHARED");
+  else if (attribute == 14) *(uint64_t *)data = block.handles;
+  else return INVALID_VALUE;
+  return SUCCESS;
+}
+EXPORT CUresult cuIpcGetMemHandle(IpcHandle *handle, CUdeviceptr address) {
+  Block block;
+  record("cuIpcGetMemHandle");
+  if (!find((void *)(uintptr_t)address, &block) || block.kind != PLAIN) return INVALID_VALUE;
+  memset(handle, 0, sizeof *handle);
+  Named named = {getpid(), block.file, block.mapped};
+  memcpy(handle->reserved, &named, sizeof named);
+  return SUCCESS;
+}
+/* As the driver, it opens nothing of its own process. Planted: the handle is out of date. */
+EXPORT CUresult cuIpcOpenMemHandle_v2(CUdeviceptr *address, IpcHandle handle, unsigned flags) {
+  if (!current()) return INVALID_CONTEXT;
+  Named named;
+  memcpy(&named, handle.reserved, sizeof named);
+  record("cuIpcOpenMemHandle device=%d of=%d flags=%u", current()->device, named.process, flags);
+  if (set("EPLB_FAKE_IPC")) return OS_CALL_FAILED;
+  if (named.process == getpid()) return INVALID_CONTEXT;
+  if (planted("cuIpcOpenMemHandle")) return INVALID_VALUE;
+  char path[64];
+  snprintf(path, sizeof path, "/proc/%d/fd/%d", named.process, named.file);
+  int file = open(path, O_RDWR | O_CLOEXEC);
+  if (file < 0) return INVALID_VALUE;
+  void *base = mmap(NULL, named.bytes, PROT_READ | PROT_WRITE, MAP_SHARED, file, 0);
+  close(file);
+  if (base == MAP_FAILED) return OUT_OF_MEMORY;
+  keep((Block){base, named.bytes, named.bytes, current()->device, -1, OPENED, 0, NULL});
+  *address = (CUdeviceptr)(uintptr_t)base;
+  return SUCCESS;
+}
+EXPORT CUresult cuIpcCloseMemHandle(CUdeviceptr address) {
+  Block block;
+  record("cuIpcCloseMemHandle");
+  if (!take((void *)(uintptr_t)address, OPENED, &block)) return INVALID_VALUE;
+  munmap(block.base, block.mapped);
+  return SUCCESS;
+}
+/* Recorded, so that a test sees who calls them. */
+EXPORT CUresult cuIpcGetEventHandle(void *handle, Event *event) { (void)handle; (void)event; record("cuIpcGetEventHandle"); return NOT_SUPPORTED; }
+EXPORT CUresult cuStreamWaitValue32_v2(Stream *stream, CUdeviceptr at, unsigned value, unsigned flags) {
+  (void)stream; (void)at; (void)value; (void)flags;
+  record("cuStreamWaitValue");
+  return NOT_SUPPORTED;
+}
+
+typedef struct { int type, handles, location, device; } Property;
+EXPORT CUresult cuMemGetAllocationGranularity(size_t *bytes, const Property *property, int option) {
+  (void)property; (void)option;
+  *bytes = 65536;
+  return SUCCESS;
+}
+EXPORT CUresult cuMemCreate(Virtual **handle, size_t bytes, const Property *property, unsigned long long flags) {
+  (void)flags;
+  record("cuMemCreate device=%d bytes=%zu handles=%d", property->device, bytes, property->handles);
+  if (property->handles & FABRIC) return NOT_SUPPORTED;
+  if (bytes % 65536) return INVALID_VALUE;
+  *handle = malloc(sizeof **handle);
+  **handle = (Virtual){memfd_create("fake device memory", MFD_CLOEXEC), bytes, (uint64_t)property->handles};
+  return (*handle)->file >= 0 && !ftruncate((*handle)->file, bytes) ? SUCCESS : OUT_OF_MEMORY;
+}
+EXPORT CUresult cuMemRelease(Virtual *handle) {
+  record("cuMemRelease");
+  close(handle->file);
+  free(handle);
+  return SUCCESS;
+}
+EXPORT CUresult cuMemRetainAllocationHandle(Virtual **handle, void *address) {
+  Block block;
+  record("cuMemRetainAllocationHandle");
+  if (!find(address, &block) || block.kind != VIRTUAL) return INVALID_VALUE;
+  *handle = malloc(sizeof **handle);
+  **handle = (Virtual){fcntl(block.file, F_DUPFD_CLOEXEC, 0), block.mapped, block.handles};
+  return SUCCESS;
+}
+EXPORT CUresult cuMemExportToShareableHandle(int *out, Virtual *handle, int kind, unsigned long long flags) {
+  (void)flags;
+  record("cuMemExportToShareableHandle kind=%d", kind);
+  if (kind != DESCRIPTOR || !(handle->handles & DESCRIPTOR)) return NOT_SUPPORTED;
+  *out = fcntl(handle->file, F_DUPFD_CLOEXEC, 0);
+  return *out >= 0 ? SUCCESS : OS_CALL_FAILED;
+}
+EXPORT CUresult cuMemImportFromShareableHandle(Virtual **handle, void *from, int kind) {
+  record("cuMemImportFromShareableHandle kind=%d", kind);
+  if (kind != DESCRIPTOR) return NOT_SUPPORTED;
+  if (set("EPLB_FAKE_IPC")) return OS_CALL_FAILED;
+  int file = fcntl((int)(intptr_t)from, F_DUPFD_CLOEXEC, 0);
+  struct stat facts;
+  if (file < 0 || fstat(file, &facts)) return INVALID_VALUE;
+  *handle = malloc(sizeof **handle);
+  **handle = (Virtual){file, facts.st_size, 0};
+  return SUCCESS;
+}
+EXPORT CUresult cuMemAddressReserve(CUdeviceptr *address, size_t bytes, size_t align, CUdeviceptr near, unsigned long long flags) {
+  (void)align; (void)near; (void)flags;
+  void *base = mmap(NULL, bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  record("cuMemAddressReserve bytes=%zu", bytes);
+  *address = (CUdeviceptr)(uintptr_t)base;
+  return base == MAP_FAILED ? OUT_OF_MEMORY : SUCCESS;
+}
+EXPORT CUresult cuMemAddressFree(CUdeviceptr address, size_t bytes) {
+  record("cuMemAddressFree bytes=%zu", bytes);
+  return munmap((void *)(uintptr_t)address, bytes) ? INVALID_VALUE : SUCCESS;
+}
+EXPORT CUresult cuMemMap(CUdeviceptr address, size_t bytes, size_t offset, Virtual *handle, unsigned long long flags) {
+  (void)flags;
+  record("cuMemMap bytes=%zu", bytes);
+  if (offset || bytes != handle->bytes) return INVALID_VALUE;
+  void *at = (void *)(uintptr_t)address;
+  if (mmap(at, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, handle->file, 0) == MAP_FAILED) return INVALID_VALUE;
+  keep((Block){at, bytes, bytes, -1, fcntl(handle->file, F_DUPFD_CLOEXEC, 0), VIRTUAL, handle->handles, NULL});
+  return SUCCESS;
+}
+EXPORT CUresult cuMemUnmap(CUdeviceptr address, size_t bytes) {
+  record("cuMemUnmap bytes=%zu", bytes);
+  size_t done = 0;
+  while (done < bytes) {
+    Block block;
+    uint8_t *at = (uint8_t *)(uintptr_t)address + done;
+    if (!take(at, VIRTUAL, &block)) return INVALID_VALUE;
+    mmap(at, block.mapped, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    close(block.file);
+    done += block.mapped;
+  }
+  return SUCCESS;
+}
+EXPORT CUresult cuMemSetAccess(CUdeviceptr address, size_t bytes, const void *access, size_t count) {
+  (void)address; (void)access; (void)count;
+  record("cuMemSetAccess bytes=%zu", bytes);
+  return SUCCESS;
 }

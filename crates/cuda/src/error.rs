@@ -28,6 +28,9 @@ pub enum CudaError {
         /// Name of the code.
         name: String,
     },
+    /// Memory that other processes cannot open.
+    #[error("{0}")]
+    NotShareable(String),
     /// Memory or a layout that cannot be used.
     #[error(transparent)]
     Comm(#[from] CommError),
@@ -39,9 +42,16 @@ fn advice(code: u32) -> &'static str {
         2 => "; the device has too little free memory: lower the staging budget or the number of slots",
         46 => "; another process owns the device exclusively: see its compute mode in nvidia-smi",
         100 => "; no device is visible: look at CUDA_VISIBLE_DEVICES",
+        101 => {
+            "; the device that the memory is on is not visible to this process: give all processes the same CUDA_VISIBLE_DEVICES"
+        }
         209 => "; the kernels were built for another architecture",
+        304 => {
+            "; the system refused: containers need a common IPC namespace (--ipc=host), and processes the same user"
+        }
         217 => "; the two devices cannot reach each other's memory",
         700 | 719 => "; an earlier kernel or copy broke this context: the process must be started again",
+        801 => "; this device or driver has no such handles (devices that are split by MIG reach no other)",
         803 | 804 => "; the driver is older than what this program needs",
         _ => "",
     }
@@ -58,6 +68,9 @@ impl CudaError {
                 code: i64::from(code),
                 detail: self.to_string(),
             },
+            CudaError::NotShareable(detail) => {
+                CommError::Foreign { rank, call: "opening memory between processes".into(), code: -1, detail }
+            }
             CudaError::Absent(_) | CudaError::NoDevice { .. } => {
                 CommError::Foreign { rank, call: "cuInit".into(), code: -1, detail: self.to_string() }
             }

@@ -16,6 +16,8 @@ pub mod error;
 pub mod event;
 pub mod forward;
 pub mod inspect;
+#[cfg(unix)]
+pub mod ipc;
 pub mod kernels;
 pub mod memory;
 pub mod module;

@@ -22,9 +22,27 @@ pub struct DeviceMemory {
     extent: Extent,
     /// `[layer][tensor]`: address of the first local slot.
     bases: Vec<Vec<u64>>,
-    /// Memory behind `bases` where it is our own.
-    _owned: Vec<DeviceBlock>,
+    /// Memory behind `bases` where it is our own, or opened here.
+    _owned: Owned,
     staging: DeviceBlock,
+}
+
+/// What keeps slots where they are.
+#[derive(Debug)]
+enum Owned {
+    /// The server does.
+    Nothing,
+    Blocks {
+        _blocks: Vec<DeviceBlock>,
+    },
+    #[cfg(unix)]
+    Vmm {
+        _blocks: Vec<crate::ipc::VmmBlock>,
+    },
+    #[cfg(unix)]
+    Opened {
+        _opened: crate::ipc::Opened,
+    },
 }
 
 /// Bytes that all local slots of a tensor span.
@@ -63,7 +81,14 @@ impl DeviceMemory {
         }
         let staging = DeviceBlock::new(context, staging_bytes)?;
         let extent = Extent { rank, slots, staging_bytes };
-        Ok(Arc::new(Self { context: context.clone(), layout, extent, bases, _owned: owned, staging }))
+        Ok(Arc::new(Self {
+            context: context.clone(),
+            layout,
+            extent,
+            bases,
+            _owned: Owned::Blocks { _blocks: owned },
+            staging,
+        }))
     }
 
     /// Memory whose slots lie in the server's own tensors: `bases[layer][tensor]` is the device address of the first local
@@ -96,7 +121,102 @@ impl DeviceMemory {
         }
         let staging = DeviceBlock::new(context, staging_bytes)?;
         let extent = Extent { rank, slots, staging_bytes };
-        Ok(Arc::new(Self { context: context.clone(), layout, extent, bases, _owned: Vec::new(), staging }))
+        Ok(Arc::new(Self {
+            context: context.clone(),
+            layout,
+            extent,
+            bases,
+            _owned: Owned::Nothing,
+            staging,
+        }))
+    }
+
+    /// As [`DeviceMemory::new`], with slots that other processes open by descriptors or fabric handles.
+    ///
+    /// # Errors
+    /// The device has no room, or no such handles.
+    #[cfg(unix)]
+    pub fn exportable(
+        context: &Arc<Context>,
+        rank: RankId,
+        layout: Arc<ModelLayout>,
+        slots: Range<usize>,
+        staging_bytes: usize,
+        kind: crate::ipc::HandleKind,
+    ) -> Result<Arc<Self>, CudaError> {
+        if kind == crate::ipc::HandleKind::Legacy {
+            return Self::new(context, rank, layout, slots, staging_bytes);
+        }
+        let (mut bases, mut owned) = (Vec::new(), Vec::new());
+        for layer in 0..layout.layers() {
+            let mut tensors = Vec::new();
+            for tensor in layout.layer(LayerId::at(layer)).tensors() {
+                let bytes = block_bytes(layer, tensor, slots.len())?;
+                let block = crate::ipc::VmmBlock::new(context, bytes, kind)?;
+                tensors.push(block.base());
+                owned.push(block);
+            }
+            bases.push(tensors);
+        }
+        let staging = DeviceBlock::new(context, staging_bytes)?;
+        let extent = Extent { rank, slots, staging_bytes };
+        let _owned = Owned::Vmm { _blocks: owned };
+        Ok(Arc::new(Self { context: context.clone(), layout, extent, bases, _owned, staging }))
+    }
+
+    /// The slots of a rank that is another process, open here to be read by `context`'s device. `layout` and `slots` are the owner's,
+    /// `spots` (`[layer][tensor]`) says where the first local slot of each tensor lies. It has no staging.
+    ///
+    /// # Errors
+    /// What was said of the memory does not fit into what was opened.
+    #[cfg(unix)]
+    pub fn opened(
+        context: &Arc<Context>,
+        rank: RankId,
+        layout: Arc<ModelLayout>,
+        slots: Range<usize>,
+        spots: &[Vec<crate::ipc::Spot>],
+        opened: crate::ipc::Opened,
+    ) -> Result<Arc<Self>, CudaError> {
+        let outside =
+            |what: String| CudaError::NotShareable(format!("it has no room for {what} where it says"));
+        if spots.len() != layout.layers() {
+            return Err(outside(format!("{} layers", layout.layers())));
+        }
+        let mut bases = Vec::new();
+        for (layer, spots) in spots.iter().enumerate() {
+            let tensors = layout.layer(LayerId::at(layer)).tensors();
+            if tensors.len() != spots.len() {
+                return Err(outside(format!("{} tensors of layer {layer}", tensors.len())));
+            }
+            let mut addresses = Vec::new();
+            for (tensor, &spot) in tensors.iter().zip(spots) {
+                let bytes = block_bytes(layer, tensor, slots.len())?;
+                let address = opened.address(spot, bytes);
+                addresses.push(
+                    address.ok_or_else(|| outside(format!("tensor {:?} of layer {layer}", tensor.name)))?,
+                );
+            }
+            bases.push(addresses);
+        }
+        let staging = DeviceBlock::new(context, 0)?;
+        let extent = Extent { rank, slots, staging_bytes: 0 };
+        let _owned = Owned::Opened { _opened: opened };
+        Ok(Arc::new(Self { context: context.clone(), layout, extent, bases, _owned, staging }))
+    }
+
+    /// Where slots lie: address and bytes of all local slots of each tensor of each layer, in that order.
+    ///
+    /// # Errors
+    /// None for memory that was made.
+    pub fn pieces(&self) -> Result<Vec<(u64, usize)>, CommError> {
+        let mut pieces = Vec::new();
+        for (layer, bases) in self.bases.iter().enumerate() {
+            for (&base, tensor) in bases.iter().zip(self.layout.layer(LayerId::at(layer)).tensors()) {
+                pieces.push((base, block_bytes(layer, tensor, self.extent.slots.len())?));
+            }
+        }
+        Ok(pieces)
     }
 
     /// The device's context.

@@ -4,6 +4,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use eplb_core::{LayerId, ModelLayout, RankId};
+use eplb_cuda::ipc::{Chunk, Handle, Spot};
 
 /// Changes with the form of cards and pages.
 const VERSION: u64 = 1;
@@ -42,6 +43,8 @@ pub(super) enum Memory {
     None { reason: String },
     /// Host memory behind the second descriptor.
     Host { bytes: usize, nonce: [u64; 2], tags: usize, blocks: Vec<Vec<usize>>, staging: usize },
+    /// Device memory: its allocations, where slots lie in them (`[layer][tensor]`), and where a mark of `seed` lies.
+    Device { ranges: Vec<Vec<Chunk>>, spots: Vec<Vec<Spot>>, mark: Spot, seed: u64 },
 }
 
 impl Memory {
@@ -50,6 +53,7 @@ impl Memory {
         match self {
             Self::None { .. } => "no memory for others",
             Self::Host { .. } => "host memory",
+            Self::Device { .. } => "device memory",
         }
     }
 }
@@ -92,6 +96,22 @@ impl Card {
                     out.size(offset);
                 });
             }
+            Memory::Device { ranges, spots, mark, seed } => {
+                out.word(2).word(*seed).size(mark.range).size(mark.offset);
+                out.table(spots, |out, spot| {
+                    out.size(spot.range).size(spot.offset);
+                });
+                out.table(ranges, |out, chunk| {
+                    out.size(chunk.bytes);
+                    match &chunk.handle {
+                        Handle::Descriptor => {
+                            out.word(0);
+                        }
+                        Handle::Legacy(bytes) => out.word(1).0.extend(&bytes[..]),
+                        Handle::Fabric(bytes) => out.word(2).0.extend(&bytes[..]),
+                    }
+                });
+            }
         }
         out.0
     }
@@ -114,6 +134,11 @@ impl Card {
                 let (bytes, nonce) = (card.size()?, [card.word()?, card.word()?]);
                 let (tags, staging) = (card.size()?, card.size()?);
                 Memory::Host { bytes, nonce, tags, staging, blocks: card.table(Reader::size)? }
+            }
+            2 => {
+                let (seed, mark) = (card.word()?, card.spot()?);
+                let spots = card.table(Reader::spot)?;
+                Memory::Device { seed, mark, spots, ranges: card.table(Reader::chunk)? }
             }
             _ => return None,
         };
@@ -173,6 +198,26 @@ impl Reader<'_> {
         self.size().filter(|&count| count <= self.0.len() / 8)
     }
 
+    fn spot(&mut self) -> Option<Spot> {
+        Some(Spot { range: self.size()?, offset: self.size()? })
+    }
+
+    fn chunk(&mut self) -> Option<Chunk> {
+        let (bytes, kind) = (self.size()?, self.word()?);
+        let mut handle = || {
+            let (handle, rest) = self.0.split_first_chunk::<64>()?;
+            self.0 = rest;
+            Some(Box::new(*handle))
+        };
+        let handle = match kind {
+            0 => Handle::Descriptor,
+            1 => Handle::Legacy(handle()?),
+            2 => Handle::Fabric(handle()?),
+            _ => return None,
+        };
+        Some(Chunk { bytes, handle })
+    }
+
     fn text(&mut self) -> Option<String> {
         let bytes = self.size().filter(|&bytes| bytes <= LONGEST)?;
         let (text, rest) = self.0.split_at_checked(bytes)?;
@@ -214,9 +259,19 @@ mod tests {
         Memory::Host { bytes: 9, nonce: [5, 6], tags: 64, blocks: vec![vec![128], vec![]], staging: 256 }
     }
 
+    fn device() -> Memory {
+        let chunk = |handle| Chunk { bytes: 9, handle };
+        let ranges = vec![
+            vec![chunk(Handle::Legacy(Box::new([7; 64])))],
+            vec![chunk(Handle::Descriptor), chunk(Handle::Fabric(Box::new([8; 64])))],
+        ];
+        let spot = |range, offset| Spot { range, offset };
+        Memory::Device { ranges, spots: vec![vec![spot(0, 1), spot(1, 2)]], mark: spot(1, 0), seed: 3 }
+    }
+
     #[test]
     fn cards_are_read_as_written_and_whole_or_not_at_all() {
-        for memory in [host(), Memory::None { reason: "no".into() }] {
+        for memory in [host(), device(), Memory::None { reason: "no".into() }] {
             let card = card(memory);
             let bytes = card.encode();
             assert_eq!(Card::decode(&bytes), Some(card));
@@ -229,7 +284,7 @@ mod tests {
 
     #[test]
     fn junk_takes_no_memory() {
-        let bytes = card(host()).encode();
+        let bytes = card(device()).encode();
         for at in 0..bytes.len() {
             let mut junk = bytes.clone();
             junk[at] = 0xff;

@@ -133,7 +133,7 @@ impl Meeting {
             let (world, deadline) = (self.world_size, self.deadline);
             let server = scope.spawn(move || door.serve(me, world, files, over, deadline));
             let found = self.open_all(&cards, &offer, &mut open);
-            let verdict = self.agree(found.as_ref().err());
+            let verdict = self.agree(found.as_ref().err(), offer.patience);
             // Whoever has not come by now has failed, and said so.
             over.store(true, Ordering::Relaxed);
             let watched = server.join().unwrap_or_default();
@@ -227,7 +227,7 @@ impl Meeting {
     }
 
     /// Tells the others whether this rank could open all; an error if another could not.
-    fn agree(&self, failed: Option<&PeerError>) -> Result<(), PeerError> {
+    fn agree(&self, failed: Option<&PeerError>, patience: Duration) -> Result<(), PeerError> {
         let mine = failed.map(ToString::to_string).unwrap_or_default();
         // Who knows already why there is nothing does not wait for more.
         if failed.is_some() {
@@ -235,6 +235,12 @@ impl Meeting {
             let deadline = self.deadline.max(Instant::now() + LAST_WORDS);
             // If even that fails, the others find out at their deadline.
             drop(self.store.set(&key, mine.as_bytes(), deadline));
+            if !patience.is_zero() {
+                // Others may still be reading what is freed when this rank leaves.
+                let keys = self.keys("opened");
+                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+                drop(self.store.wait(&keys, Instant::now() + patience));
+            }
             return Ok(());
         }
         let said = self.gather("opened", mine.as_bytes())?;

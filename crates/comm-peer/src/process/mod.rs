@@ -10,12 +10,14 @@
 //! noticed by the deadline of the wave.
 
 mod card;
+mod device;
 mod error;
 mod host;
 mod meet;
 mod page;
 mod socket;
 
+pub use device::join_device;
 pub use error::PeerError;
 pub use host::join_host;
 pub use meet::Meeting;

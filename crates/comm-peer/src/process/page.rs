@@ -1,5 +1,6 @@
 //! The pages in which ranks that are processes say how far they are.
 
+use std::fmt::Debug;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -103,6 +104,8 @@ pub(super) struct Pages {
     /// Sockets that others watch this rank by.
     _watched: Vec<Line>,
     patience: Duration,
+    /// What others may have open, dropped when they have closed it.
+    kept: Option<Box<dyn Debug + Send + Sync>>,
 }
 
 impl Pages {
@@ -113,7 +116,14 @@ impl Pages {
         watched: Vec<Line>,
         patience: Duration,
     ) -> Self {
-        Self { own, rank, peers, _watched: watched, patience }
+        Self { own, rank, peers, _watched: watched, patience, kept: None }
+    }
+}
+
+impl Pages {
+    /// Keeps something until the others have closed what they have open of this rank.
+    pub(super) fn keep(&mut self, what: Box<dyn Debug + Send + Sync>) {
+        self.kept = Some(what);
     }
 }
 

@@ -1,0 +1,106 @@
+//! Slots in device memory, one process per device: opened by handles, pulled by copy engines.
+
+use std::os::fd::AsFd;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use eplb_comm::{Extent, Memory as _};
+use eplb_core::LayerId;
+use eplb_cuda::ipc::{HandleKind, Mark, Opened, Spot, export};
+use eplb_cuda::{CudaError, DeviceMemory};
+
+use super::card::Memory;
+use super::error::PeerError;
+use super::meet::{Meeting, Neighbour, Offer};
+use crate::communicator::PeerCommunicator;
+use crate::engine::Engine;
+use crate::options::Options;
+use crate::shared::Shared;
+
+/// How long the others may take to close what they have open of a rank that leaves.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Makes this rank's communicator on device memory; all ranks call it together, each in a process of its own. Each rank opens the slots of
+/// all others, each allocation once, and tries every path out with a copy that it compares.
+///
+/// Dropping the communicator closes what it has opened, and gives the others up to 2 s to close what they have open of this
+/// rank: only then may the memory be freed. A process that ends needs not wait: the driver keeps its memory for its readers.
+///
+/// # Errors
+/// Memory that other processes cannot open, a rank that did not come or cannot open or reach another's memory (then all say so),
+/// or the driver or the system refused something.
+pub fn join_device(
+    meeting: &Meeting,
+    memory: Arc<DeviceMemory>,
+    options: &Options,
+) -> Result<PeerCommunicator, PeerError> {
+    let rank = meeting.rank;
+    let cuda = |error: CudaError| PeerError::Comm(error.at(rank));
+    let mut pieces = memory.pieces()?;
+    let kind = kind_of(&memory, &pieces).map_err(cuda)?;
+    let context = memory.context();
+    let seed = u64::from(rank.0) ^ memory.layout().hash64();
+    let mut mark = Mark::new(context, kind, seed).map_err(cuda)?;
+    pieces.push((mark.base(), Mark::BYTES));
+    let (offered, files) = match export(context, &pieces) {
+        Ok(mut exported) => {
+            let mark = exported.spots.pop().unwrap_or(Spot { range: 0, offset: 0 });
+            let mut spots = exported.spots.into_iter();
+            let tensors = |layer| memory.layout().layer(LayerId::at(layer)).tensors().len();
+            let spots =
+                (0..memory.layout().layers()).map(|layer| spots.by_ref().take(tensors(layer)).collect());
+            (Memory::Device { ranges: exported.ranges, spots: spots.collect(), mark, seed }, exported.files)
+        }
+        // All ranks learn why.
+        Err(error) => (Memory::None { reason: error.to_string() }, Vec::new()),
+    };
+    let offer = Offer {
+        layout: memory.layout(),
+        extent: memory.extent().clone(),
+        memory: offered,
+        files: files.iter().map(AsFd::as_fd).collect(),
+        patience: CLOSING,
+    };
+    let open = |neighbour: Neighbour| {
+        let owner = neighbour.rank;
+        open(neighbour, &memory, &mut mark).map_err(|reason| PeerError::not_opened(rank, owner, reason))
+    };
+    let met = meeting.meet(offer, open)?;
+    let layout = memory.layout().clone();
+    let sources = met.opened.into_iter().map(|source| source.unwrap_or_else(|| memory.clone())).collect();
+    let mut pages = met.pages;
+    // What others have open here is kept until they have closed it, or until their time is over.
+    pages.keep(Box::new(Mutex::new((mark, memory.clone()))));
+    let engine = Engine::new(memory, sources, options).map_err(cuda)?;
+    let shared = Shared::new(rank, Box::new(engine), Box::new(pages));
+    Ok(PeerCommunicator::start("peer", rank, layout, met.extents, shared)?)
+}
+
+/// The kind of handles of the memory that slots lie in: what the mark lies in should be the same.
+fn kind_of(memory: &DeviceMemory, pieces: &[(u64, usize)]) -> Result<HandleKind, CudaError> {
+    match pieces.first() {
+        Some(&(address, bytes)) if bytes > 0 => HandleKind::of(memory.context(), address),
+        _ => Ok(HandleKind::Legacy),
+    }
+}
+
+/// Opens a rank's slots and tries the path out.
+fn open(neighbour: Neighbour, memory: &DeviceMemory, mark: &mut Mark) -> Result<Arc<DeviceMemory>, String> {
+    let Neighbour { rank, layout, extent, memory: theirs, files } = neighbour;
+    let Memory::Device { ranges, spots, mark: spot, seed } = theirs else {
+        return Err("it is not device memory".into());
+    };
+    let kind = ranges.first().and_then(|range| range.first()).map_or("no", |chunk| chunk.handle.kind());
+    let failed = |error: CudaError| format!("{kind} handles: {error}");
+    let context = memory.context();
+    let opened = Opened::new(context, &ranges, files).map_err(failed)?;
+    let address = opened.address(spot, Mark::BYTES).ok_or("its mark does not lie in its memory")?;
+    // SAFETY: the mark lies in what was just opened, which lives until this function returns at least.
+    match unsafe { mark.try_out(address, seed) } {
+        Ok(true) => {}
+        Ok(false) => return Err(format!("{kind} handles: a copy from it brought other bytes than it has")),
+        Err(error) => return Err(format!("{kind} handles: a copy from it failed: {error}")),
+    }
+    let Extent { slots, .. } = extent;
+    DeviceMemory::opened(context, rank, layout, slots, &spots, opened).map_err(failed)
+}
