@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 use eplb_comm_nccl::{Backend, Launch, Served};
+use eplb_cuda::ipc::HandleKind;
 use eplb_engine::bench::{Carrier, Commit, ExchangeBench, ExchangeReport, Moves};
 use serde_json::{Value, json};
 
@@ -86,6 +87,10 @@ pub(crate) struct Exchange {
     #[arg(long, value_enum, default_value_t = CommitArg::Auto)]
     commit: CommitArg,
 
+    /// How slots on devices are opened by other processes, with `peer`
+    #[arg(long, value_enum, default_value_t = HandlesArg::Legacy)]
+    handles: HandlesArg,
+
     /// Seconds that any part may take
     #[arg(long, default_value_t = 60, value_name = "S")]
     patience: u64,
@@ -112,7 +117,7 @@ enum BackendArg {
     Nccl,
     /// The copy of NCCL that the process has loaded
     Pynccl,
-    /// Copy engines that pull from the memory of peers
+    /// Copy engines that pull from the memory of peers; without a CUDA driver threads, between processes on host memory
     Peer,
 }
 
@@ -124,6 +129,22 @@ enum CommitArg {
     Copies,
     /// One launch of the commit kernel
     Kernel,
+}
+
+/// How slots on devices are opened by other processes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum HandlesArg {
+    /// Legacy handles of cuMemAlloc's memory
+    Legacy,
+    /// Descriptors of virtual memory
+    Descriptor,
+    /// Fabric handles of virtual memory
+    Fabric,
+}
+
+/// Whether `peer` is its twin on host memory, since there is no CUDA driver.
+fn on_host(args: &Exchange) -> bool {
+    args.backend == BackendArg::Peer && eplb_cuda::probe().is_err()
 }
 
 fn gaps(text: &str) -> Result<(usize, usize), String> {
@@ -147,6 +168,7 @@ impl Exchange {
             BackendArg::Gloo => (Carrier::Gloo, HOST_TENSORS.to_vec()),
             BackendArg::Nccl => (Carrier::Nccl(Backend::Nccl), DEVICE_TENSORS.to_vec()),
             BackendArg::Pynccl => (Carrier::Nccl(Backend::PyNccl), DEVICE_TENSORS.to_vec()),
+            BackendArg::Peer if on_host(self) => (Carrier::Peer, HOST_TENSORS.to_vec()),
             BackendArg::Peer => (Carrier::Peer, DEVICE_TENSORS.to_vec()),
         };
         if !self.step_ms.is_finite() || self.step_ms < 0.0 {
@@ -175,6 +197,11 @@ impl Exchange {
                 CommitArg::Copies => Commit::Copies,
                 CommitArg::Kernel => Commit::Kernel,
             },
+            handles: match self.handles {
+                HandlesArg::Legacy => HandleKind::Legacy,
+                HandlesArg::Descriptor => HandleKind::Descriptor,
+                HandlesArg::Fabric => HandleKind::Fabric,
+            },
             patience: Duration::from_secs(self.patience),
         })
     }
@@ -194,7 +221,8 @@ impl Exchange {
 
 pub(super) fn run(args: &Exchange) -> Result<ExitCode, Failure> {
     let bench = args.bench()?;
-    if args.processes && args.own.rank.is_none() {
+    // Threads of a process need no shared memory: host memory is pulled between processes only.
+    if (args.processes || on_host(args)) && args.own.rank.is_none() {
         let (outputs, failed) = processes::start(args.ranks)?.wait_all()?;
         // All ranks come to the same report; a failure is told by who has it.
         if let (Some(first), true) = (outputs.first(), failed.is_none()) {
@@ -246,11 +274,19 @@ pub(super) fn backend(args: &Exchange) -> &'static str {
     }
 }
 
+/// Of `peer`, what the communicators call themselves, so that host memory is never taken for devices.
+fn carried_by(report: &ExchangeReport, args: &Exchange) -> &'static str {
+    match args.backend {
+        BackendArg::Peer => report.carried_bytes.first().map_or("peer", |(name, _)| name),
+        _ => backend(args),
+    }
+}
+
 pub(super) fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Value {
     let carried: serde_json::Map<String, Value> =
         report.carried_bytes.iter().map(|&(name, bytes)| (name.to_owned(), json!(bytes))).collect();
     json!({
-        "backend": backend(args),
+        "backend": carried_by(report, args),
         "carried_bytes": carried,
         "placement": bench.moves.to_string(),
         "ranks": bench.ranks,
@@ -288,7 +324,7 @@ fn text(report: &ExchangeReport, args: &Exchange) -> String {
     format!(
         "{} {} on {} ranks: {:.2} ms (median; least {:.2}, first {:.2}), {:.1} GB/s into the worst rank{link}\n\
          {} moves, {} staged, {} waves, staging {} MiB; {}\n",
-        backend(args),
+        carried_by(report, args),
         args.placement,
         args.ranks,
         report.ms_median,

@@ -20,6 +20,16 @@ use crate::shared::Shared;
 /// How long the others may take to close what they have open of a rank that leaves.
 const CLOSING: Duration = Duration::from_secs(2);
 
+/// A rank on a device that has joined others.
+#[derive(Debug)]
+pub struct Joined {
+    /// Its communicator.
+    pub communicator: PeerCommunicator,
+    /// The slots of all ranks as this one reaches them, by rank: its own memory, and what it has opened. To be dropped before the
+    /// communicator, which tells the owners that nothing is open any more.
+    pub memories: Vec<Arc<DeviceMemory>>,
+}
+
 /// Makes this rank's communicator on device memory; all ranks call it together, each in a process of its own. Each rank opens the slots of
 /// all others, each allocation once, and tries every path out with a copy that it compares.
 ///
@@ -33,7 +43,7 @@ pub fn join_device(
     meeting: &Meeting,
     memory: Arc<DeviceMemory>,
     options: &Options,
-) -> Result<PeerCommunicator, PeerError> {
+) -> Result<Joined, PeerError> {
     let rank = meeting.rank;
     let cuda = |error: CudaError| PeerError::Comm(error.at(rank));
     let mut pieces = memory.pieces()?;
@@ -67,13 +77,15 @@ pub fn join_device(
     };
     let met = meeting.meet(offer, open)?;
     let layout = memory.layout().clone();
-    let sources = met.opened.into_iter().map(|source| source.unwrap_or_else(|| memory.clone())).collect();
+    let memories: Vec<_> =
+        met.opened.into_iter().map(|source| source.unwrap_or_else(|| memory.clone())).collect();
     let mut pages = met.pages;
     // What others have open here is kept until they have closed it, or until their time is over.
     pages.keep(Box::new(Mutex::new((mark, memory.clone()))));
-    let engine = Engine::new(memory, sources, options).map_err(cuda)?;
+    let engine = Engine::new(memory, memories.clone(), options).map_err(cuda)?;
     let shared = Shared::new(rank, Box::new(engine), Box::new(pages));
-    Ok(PeerCommunicator::start("peer", rank, layout, met.extents, shared)?)
+    let communicator = PeerCommunicator::start("peer", rank, layout, met.extents, shared)?;
+    Ok(Joined { communicator, memories })
 }
 
 /// The kind of handles of the memory that slots lie in: what the mark lies in should be the same.

@@ -17,7 +17,7 @@ mod meet;
 mod page;
 mod socket;
 
-pub use device::join_device;
+pub use device::{Joined, join_device};
 pub use error::PeerError;
 pub use host::join_host;
 pub use meet::Meeting;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eplb_comm::Place;
-use eplb_core::Transfer;
+use eplb_core::{ModelLayout, Transfer};
 use eplb_cuda::Puller;
 use eplb_exchange::ExchangePlan;
 
@@ -15,7 +15,7 @@ use super::worker::{Command, Reply};
 use crate::error::EngineError;
 
 /// Copies per rank are repeated this often and the fastest counts.
-const ROUNDS: usize = 3;
+pub(super) const ROUNDS: usize = 3;
 
 /// What to copy.
 #[derive(Debug, Clone)]
@@ -29,13 +29,17 @@ impl Task {
     pub(super) fn transfers(&self) -> impl Iterator<Item = &Transfer> {
         self.plan.waves().iter().flat_map(|wave| &wave.transfers).filter(|transfer| !transfer.is_local())
     }
+
+    pub(super) fn new(plan: &Arc<ExchangePlan>, deadline: Instant) -> Self {
+        Self { plan: plan.clone(), deadline }
+    }
 }
 
 /// Bytes per second into the worst rank, in 10^9; `None` where ranks cannot copy plainly.
 pub(super) fn measure(threads: &mut Threads, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
-    let mut best: Option<f64> = None;
+    let mut best: Option<Duration> = None;
     for _ in 0..ROUNDS {
-        let task = Task { plan: plan.clone(), deadline: Instant::now() + threads.patience / 2 };
+        let task = Task::new(plan, Instant::now() + threads.patience / 2);
         let replies = threads.ask(|_| Command::Links(task.clone()))?;
         let mut worst = Duration::ZERO;
         for reply in &replies {
@@ -44,12 +48,20 @@ pub(super) fn measure(threads: &mut Threads, plan: &Arc<ExchangePlan>) -> Result
                 _ => return Ok(None),
             }
         }
-        let seconds = worst.as_secs_f64();
-        best = Some(best.map_or(seconds, |best| best.min(seconds)));
+        best = Some(best.map_or(worst, |best| best.min(worst)));
     }
-    let layout = threads.layout.clone();
-    let bytes = bytes_into(plan, &layout, threads.len()).into_iter().max().unwrap_or(0);
-    Ok(best.filter(|_| bytes > 0).map(|seconds| bytes as f64 / seconds / 1e9))
+    Ok(gbps(plan, &threads.layout, threads.len(), best))
+}
+
+/// The same from the time of the slowest rank.
+pub(super) fn gbps(
+    plan: &ExchangePlan,
+    layout: &ModelLayout,
+    ranks: usize,
+    worst: Option<Duration>,
+) -> Option<f64> {
+    let bytes = bytes_into(plan, layout, ranks).into_iter().max().unwrap_or(0);
+    worst.filter(|_| bytes > 0).map(|time| bytes as f64 / time.as_secs_f64() / 1e9)
 }
 
 /// Copies with no protocol around them.

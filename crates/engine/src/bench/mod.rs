@@ -1,13 +1,16 @@
 //! Measures exchanges of experts over a communicator: from the first submission to the last commit, bytes checked.
 //!
 //! Ranks are threads of this process ([`ExchangeBench::run`]), each with memory of its own: on host memory for `local` and `gloo`,
-//! on one device each for the others. For `nccl` and `pynccl` they may also be processes ([`ExchangeBench::run_as_rank`]). They run the same driver,
+//! on one device each for the others. For `nccl`, `pynccl` and `peer` (there on host memory too) they may also be processes
+//! ([`ExchangeBench::run_as_rank`]). They run the same driver,
 //! exchange and protocol as in a server.
 
 pub mod faults;
 mod gloo;
 pub mod interference;
 mod links;
+#[cfg(target_os = "linux")]
+mod peers;
 mod placement;
 mod processes;
 mod ranks;
@@ -20,6 +23,7 @@ use std::time::Duration;
 use eplb_comm::{Carried, Memory};
 use eplb_comm_nccl::{Launch, Served};
 use eplb_core::{ModelLayout, Placement, TensorLayout, Topology};
+use eplb_cuda::ipc::HandleKind;
 use eplb_exchange::{ExchangePlan, Limits};
 
 use crate::error::EngineError;
@@ -66,6 +70,8 @@ pub struct ExchangeBench {
     pub launch: Launch,
     /// How commits go on devices.
     pub commit: Commit,
+    /// How slots on devices are opened by other processes, with `peer`.
+    pub handles: HandleKind,
     /// Longest time that any part may take.
     pub patience: Duration,
 }

@@ -4,12 +4,12 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eplb_comm::Carried;
-use eplb_core::{RankId, Topology};
+use eplb_core::{ModelLayout, RankId, Topology};
 use eplb_exchange::ExchangePlan;
 
-use super::ranks;
 use super::worker::{Moved, Task, Worker};
 use super::{Done, ExchangeBench, ExchangeReport, Setup, Team};
+use super::{links, ranks};
 use crate::error::EngineError;
 use crate::process::Session;
 
@@ -23,7 +23,9 @@ impl ExchangeBench {
         let setup = self.setup()?;
         let mut rank = AsRank::join(self, &setup, session)?;
         let mut report = self.measure(&mut rank, &setup)?;
-        report.device_bytes = Some(rank.device_bytes);
+        // Ranks without devices take nothing of them.
+        report.device_bytes =
+            Some(rank.device_bytes).filter(|_| rank.backend != eplb_comm_peer::HOST_BACKEND);
         Ok(report)
     }
 }
@@ -35,6 +37,8 @@ pub(super) struct AsRank {
     worker: Worker,
     backend: &'static str,
     device_bytes: u64,
+    layout: Arc<ModelLayout>,
+    patience: Duration,
 }
 
 impl AsRank {
@@ -48,7 +52,8 @@ impl AsRank {
         let parts = ranks::as_rank(bench, setup, &mut session)?;
         let backend = parts.parts.communicator.backend();
         let worker = Worker::new(rank, setup, parts.parts, bench);
-        let mut joined = Self { session, worker, backend, device_bytes: parts.device_bytes };
+        let (device_bytes, layout, patience) = (parts.device_bytes, setup.layout.clone(), bench.patience);
+        let mut joined = Self { session, worker, backend, device_bytes, layout, patience };
         joined.device_bytes = joined.largest("device bytes", parts.device_bytes)?;
         Ok(joined)
     }
@@ -117,8 +122,23 @@ impl Team for AsRank {
         Ok(done)
     }
 
-    /// Memory of other processes is not open here.
-    fn links(&mut self, _plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
-        Ok(None)
+    /// Only where the memory of other processes is open here.
+    fn links(&mut self, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
+        let mut best: Option<Duration> = None;
+        for _ in 0..links::ROUNDS {
+            // All begin together.
+            self.gather("links", &[])?;
+            let mine = self.worker.links(&links::Task::new(plan, Instant::now() + self.patience / 2))?;
+            let nanoseconds =
+                mine.map_or(u64::MAX, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
+            let worst = self.largest("copied", nanoseconds)?;
+            if worst == u64::MAX {
+                return Ok(None);
+            }
+            let worst = Duration::from_nanos(worst);
+            best = Some(best.map_or(worst, |best| best.min(worst)));
+        }
+        let ranks = self.session.members().len();
+        Ok(links::gbps(plan, &self.layout, ranks, best))
     }
 }

@@ -160,7 +160,7 @@ impl Ends {
 }
 
 /// A compute stream whose commits are copies or launches of the kernel, as the bench wants it.
-fn committing(
+pub(super) fn committing(
     bench: &ExchangeBench,
     memory: &Arc<DeviceMemory>,
     stream: &Arc<CudaStream>,
@@ -191,12 +191,18 @@ pub(super) fn as_rank(
     setup: &Setup,
     session: &mut Session,
 ) -> Result<Own, EngineError> {
-    let Carrier::Nccl(backend) = bench.carrier else {
-        return Err(EngineError::Options("ranks that are processes exchange over nccl or pynccl".into()));
-    };
     if bench.beside_bytes.is_some() || bench.launch == Launch::Pump {
         return Err(EngineError::Options("a server beside the exchange wants ranks that are threads".into()));
     }
+    #[cfg(target_os = "linux")]
+    if bench.carrier == Carrier::Peer {
+        return super::peers::as_rank(bench, setup, session);
+    }
+    let Carrier::Nccl(backend) = bench.carrier else {
+        return Err(EngineError::Options(
+            "ranks that are processes exchange over nccl, pynccl or peer".into(),
+        ));
+    };
     let rank = session.rank();
     let hosts = session.hosts()?;
     let before_us = hosts[..rank.index()].iter().filter(|&host| *host == hosts[rank.index()]).count();

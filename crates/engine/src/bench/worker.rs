@@ -58,11 +58,12 @@ pub(super) struct Moved {
 /// One rank.
 #[derive(Debug)]
 pub(super) struct Worker {
+    // Dropped before the communicator, which tells the owners of what is open here that it is closed.
+    plain: Option<Box<dyn links::Plain>>,
     rank: RankId,
     driver: Driver<Box<dyn Stream>>,
     communicator: Option<Box<dyn Communicator>>,
     inspect: Box<dyn Inspect>,
-    plain: Option<Box<dyn links::Plain>>,
     step: Duration,
     margin: u64,
     patience: Duration,
@@ -93,7 +94,7 @@ impl Worker {
                 Command::Fill => self.fill().map(|()| Reply::Filled),
                 Command::Check => self.check().map(Reply::Checked),
                 Command::Exchange(task) => self.exchange(task).map(Reply::Moved),
-                Command::Links(task) => links::copy(&mut self.plain, &task).map(Reply::Copied),
+                Command::Links(task) => self.links(&task).map(Reply::Copied),
             };
             if replies.send((self.rank, reply)).is_err() {
                 return;
@@ -109,6 +110,11 @@ impl Worker {
     /// Bytes that are not those that the map in force names.
     pub(super) fn check(&mut self) -> Result<u64, EngineError> {
         self.each(|inspect, layer, slot, expert| inspect.count_wrong(layer, slot, expert))
+    }
+
+    /// Copies plainly, if it can.
+    pub(super) fn links(&mut self, task: &links::Task) -> Result<Option<Duration>, EngineError> {
+        links::copy(&mut self.plain, task)
     }
 
     /// Calls `visit` for every slot of this rank that the map in force names, and adds up what it says.
