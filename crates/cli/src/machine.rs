@@ -55,6 +55,10 @@ pub(crate) fn object(found: &Found) -> Value {
             Ok(version) => json!({ "version": version }),
             Err(why) => json!({ "version": null, "why": why }),
         },
+        "sharing": match &found.sharing {
+            Ok(()) => json!({ "usable": true }),
+            Err(why) => json!({ "usable": false, "why": why }),
+        },
         "interfaces": interfaces,
         "shared_memory": found.shared_memory.map(|(all, free)| json!({ "bytes": all, "free": free })),
         "free_memory": found.free_memory,
@@ -94,6 +98,11 @@ pub(crate) fn text(found: &Found) -> String {
             Err(why) => format!("not usable: {why}"),
         },
     );
+    let shared = found
+        .sharing
+        .as_ref()
+        .map_or_else(|why| format!("not usable: {why}"), |()| "usable, a copy was tried out".to_owned());
+    line("shared memory", &shared);
     for interface in &found.interfaces {
         let speed = interface.megabits.map(|megabits| format!(", {megabits} Mb/s")).unwrap_or_default();
         line("interface", &format!("{} {}{speed}", interface.name, interface.state));

@@ -8,9 +8,9 @@ use eplb_comm::store::{StoreAddress, Token};
 use eplb_core::RankId;
 use eplb_engine::EngineError;
 use eplb_engine::deadlines::Deadlines;
-use eplb_engine::machine::{Found, Machine, Pair};
+use eplb_engine::machine::{Found, Machine, Pair, Reason};
 use eplb_engine::process::{
-    Flags, GlooTransport, Join, Launch, PeerTransport, Rendezvous, Session, Transport,
+    AutoTransport, Flags, GlooTransport, Join, Launch, PeerTransport, Rendezvous, Session, Transport,
 };
 use eplb_engine::rebalance::{Position, Rebalance, Report};
 use eplb_trace::Trace;
@@ -56,6 +56,14 @@ pub(crate) struct ProcessArgs {
     /// Network interface or address at which this rank is reached (default: the one towards the store)
     #[arg(long, value_name = "NAME")]
     interface: Option<String>,
+}
+
+/// Tells which backend was taken and which were passed over.
+fn tell(reasons: &[Reason]) {
+    for (at, reason) in reasons.iter().enumerate() {
+        let taken = if at + 1 == reasons.len() { "taken" } else { "passed over" };
+        crate::output::note(&format!("backend {}: {taken}: {}", reason.backend, reason.why));
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -123,46 +131,45 @@ impl ProcessArgs {
                 ));
             }
         };
-        if self.backend == BackendArg::Auto {
+        // Ranks that are processes find out when they meet.
+        if self.backend == BackendArg::Auto && !matches!(way.0, Way::Rank(_)) {
             let choice = Found::look(&Machine::here()).backends(pair);
-            for reason in &choice.reasons {
-                let taken = if choice.backend == Some(reason.backend) { "taken" } else { "passed over" };
-                crate::output::note(&format!("backend {}: {taken}: {}", reason.backend, reason.why));
-            }
+            tell(&choice.reasons);
         }
         Ok(way)
     }
 
-    /// Name of what carries experts between ranks that are processes.
-    pub(crate) fn transport(&self) -> &'static str {
-        match self.backend {
-            BackendArg::Peer => PeerTransport.name(),
-            BackendArg::Auto | BackendArg::Local | BackendArg::Gloo => "gloo",
-        }
-    }
-
-    /// Runs as one rank; the report of the whole run, and the rank.
+    /// Runs as one rank; what carried experts, and the report of the whole run.
     pub(crate) fn run_rank(
         &self,
         join: &Join,
         rebalance: &Rebalance,
         trace: &Trace,
         progress: &mut dyn FnMut(Position),
-    ) -> Result<Report, Failure> {
+    ) -> Result<(&'static str, Report), Failure> {
         let deadlines = Deadlines::new();
         let token = Token::from_env().map_err(EngineError::from)?;
         let store = join.store.as_ref().ok_or_else(|| Failure::input("no store is named"))?;
         // Before anyone is kept waiting.
+        let gloo = || GlooTransport::new(self.interface.as_deref(), store);
+        let mut auto = None;
         let transport: Arc<dyn Transport> = match self.backend {
             BackendArg::Peer => Arc::new(PeerTransport),
-            _ => Arc::new(GlooTransport::new(self.interface.as_deref(), store)?),
+            BackendArg::Auto => auto.insert(Arc::new(AutoTransport::new(gloo()))).clone(),
+            BackendArg::Local | BackendArg::Gloo => Arc::new(gloo()?),
         };
+        let mut name = transport.name();
         let job = rebalance.job(trace, transport)?;
         let rendezvous = Rendezvous::open(join, self.store_server.0, token.as_ref(), &deadlines)?;
         let outcome = Session::join(rendezvous.store(), join.rank, join.world_size, &deadlines)
             .and_then(|session| rebalance.run_as_rank(trace, session, job, progress));
         rendezvous.leave();
-        Ok(outcome?)
+        let reasons = auto.map(|auto| auto.reasons()).unwrap_or_default();
+        tell(&reasons);
+        if let Some(taken) = reasons.last() {
+            name = taken.backend;
+        }
+        Ok((name, outcome?))
     }
 
     /// Starts a process per rank with the arguments of this one; prints what the lowest has to say.

@@ -108,11 +108,16 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         bar.set_position(position.done as u64);
     };
     let (backend, rank, report) = match &way {
-        Way::Rank(join) => (args.process.transport(), join.rank, args.process.run_rank(join, &rebalance, &trace, &mut show)),
-        _ => ("local", RankId(0), rebalance.run(&trace, &mut show).map_err(Failure::from)),
-    };
+        Way::Rank(join) => {
+            let outcome = args.process.run_rank(join, &rebalance, &trace, &mut show);
+            outcome.map(|(backend, report)| (backend, join.rank, report))
+        }
+        _ => {
+            rebalance.run(&trace, &mut show).map(|report| ("local", RankId(0), report)).map_err(Failure::from)
+        }
+    }
+    .inspect_err(|_| bar.finish_and_clear())?;
     bar.finish_and_clear();
-    let report = report?;
     let run = Run { args, policy: options.policy, ranks, backend, rank };
     if args.json {
         print_json(&run.object(&report))?;

@@ -92,15 +92,19 @@ fn backends_are_chosen_by_pair_and_every_one_has_a_reason() {
     };
     assert_eq!(names(Pair::Same), ["copy"]);
     assert_eq!(names(Pair::Threads), ["local"]);
-    assert_eq!(names(Pair::Host), ["peer", "nccl", "gloo"]);
-    assert_eq!(names(Pair::Hosts), ["peer", "nccl", "gloo"]);
+    assert_eq!(names(Pair::Host), ["peer (host memory)"]);
+    assert_eq!(names(Pair::Hosts), ["peer (host memory)", "nccl", "gloo"]);
     assert!(found.backends(Pair::Hosts).reasons[0].why.contains("different hosts"));
+    found.sharing = Err("memfd_create was refused".into());
+    let choice = found.backends(Pair::Host);
+    assert_eq!(choice.backend, Some("gloo"));
+    assert!(choice.reasons[0].why.contains("memfd_create"));
     found.gloo = Err("gloo is not built in: install it".into());
     let none = found.backends(Pair::Host);
     assert_eq!((none.backend, none.reasons.len()), (None, 3));
     assert!(none.reasons[2].why.contains("install"));
     found.gpus.clear();
-    assert!(found.backends(Pair::Host).reasons[0].why.contains("no GPU"));
+    assert!(found.backends(Pair::Host).reasons[1].why.contains("no GPU"));
 }
 
 #[test]

@@ -6,6 +6,15 @@ use std::time::Duration;
 
 use eplb_engine::deadlines::Deadlines;
 
+/// What carries experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Carrier {
+    /// Gloo, over TCP.
+    Gloo,
+    /// Pulls from memory that processes share.
+    Peer,
+}
+
 /// What happens to a rank, or to all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -54,6 +63,8 @@ pub(crate) enum Phase {
     BetweenWaves,
 }
 
+const CARRIERS: [(Carrier, &str); 2] = [(Carrier::Gloo, "gloo"), (Carrier::Peer, "peer")];
+
 const FAULTS: [(Fault, &str); 12] = [
     (Fault::None, "nothing"),
     (Fault::Kill, "SIGKILL"),
@@ -78,6 +89,21 @@ const PHASES: [(Phase, &str); 7] = [
     (Phase::Commit, "commit"),
     (Phase::BetweenWaves, "between-waves"),
 ];
+
+impl FromStr for Carrier {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let found = CARRIERS.iter().find(|(_, name)| *name == text);
+        found.map(|(carrier, _)| *carrier).ok_or_else(|| format!("no carrier {text:?}"))
+    }
+}
+
+impl fmt::Display for Carrier {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(CARRIERS.iter().find(|(carrier, _)| carrier == self).map_or("?", |(_, name)| name))
+    }
+}
 
 impl FromStr for Fault {
     type Err = String;
@@ -116,11 +142,14 @@ pub(crate) struct Case {
     pub(crate) phase: Phase,
     /// The rank that it happens to, or that tells when the moment has come.
     pub(crate) target: usize,
+    pub(crate) carrier: Carrier,
 }
 
 impl fmt::Display for Case {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(&format!("{} at {}, rank {}", self.fault, self.phase, self.target))
+        let carrier =
+            if self.carrier == Carrier::Gloo { String::new() } else { format!(", {}", self.carrier) };
+        f.pad(&format!("{} at {}, rank {}{carrier}", self.fault, self.phase, self.target))
     }
 }
 

@@ -68,6 +68,7 @@ impl Ranks {
             case.phase.to_string(),
             case.target.to_string(),
             seed.to_string(),
+            case.carrier.to_string(),
         ]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped());
         let mut child = command.spawn().map_err(|error| error.to_string())?;

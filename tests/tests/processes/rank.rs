@@ -10,12 +10,12 @@ use eplb_comm::{Memory, Place};
 use eplb_core::{LayerId, LoadMatrix, Placement, RankId, SlotId, Topology};
 use eplb_engine::EngineError;
 use eplb_engine::cluster::{Settings, weights};
-use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, Session, Stage};
+use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, PeerTransport, Session, Stage, Transport};
 use eplb_exchange::{ExchangePlan, Limits};
 use eplb_plan::{Options, Planner, Policy, Request};
 use ndarray::Array2;
 
-use crate::case::{Case, Fault, Phase, deadlines};
+use crate::case::{Carrier, Case, Fault, Phase, deadlines};
 use crate::gate::{Gate, Gated, hear, say};
 use crate::junk::Visited;
 
@@ -84,7 +84,10 @@ fn job(
         settings.hooks = Arc::new(Gated(gate.clone()));
     }
     let version = if target && case.fault == Fault::OtherVersion { "2" } else { "1" };
-    let transport = Arc::new(GlooTransport::new(None, address).unwrap());
+    let transport: Arc<dyn Transport> = match case.carrier {
+        Carrier::Gloo => Arc::new(GlooTransport::new(None, address).unwrap()),
+        Carrier::Peer => Arc::new(PeerTransport),
+    };
     let (transport, visits) = Visited::around(transport, case.fault, seed);
     let job = Job {
         start: random(900, &topology),
@@ -131,12 +134,13 @@ fn check(member: &Member) {
     }
 }
 
-/// `rank R of W at STORE with FAULT at PHASE on TARGET, seed S`: its arguments, in this order.
+/// `rank R of W at STORE with FAULT at PHASE on TARGET, seed S, over CARRIER`: its arguments, in this order.
 pub(crate) fn run(args: &[String]) -> ExitCode {
     let number = |at: usize| args[at].parse::<usize>().unwrap();
     let (rank, ranks, seed) = (number(0), number(1), number(6) as u64);
     let mut address: StoreAddress = args[2].parse().unwrap();
-    let case = Case { fault: args[3].parse().unwrap(), phase: args[4].parse().unwrap(), target: number(5) };
+    let (fault, phase) = (args[3].parse().unwrap(), args[4].parse().unwrap());
+    let case = Case { fault, phase, target: number(5), carrier: args[7].parse().unwrap() };
     let (job, gate, visits) = job(rank, ranks, case, seed, &address);
     let deadlines = deadlines();
     let store = open(rank, &address);

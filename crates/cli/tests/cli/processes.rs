@@ -107,7 +107,7 @@ fn ranks_join_by_hand_and_under_launchers() {
     ];
     let ranks = [
         started(&by_hand, &[]),
-        started(&["--backend", "auto"], &torchrun),
+        started(&["--backend", "gloo"], &torchrun),
         started(&["--backend", "gloo", "--ranks", "3"], &vllm),
     ];
     let outputs = ranks.map(|rank| rank.wait_with_output().unwrap());
@@ -118,10 +118,32 @@ fn ranks_join_by_hand_and_under_launchers() {
         assert_eq!(report["rank"].as_u64(), Some(rank as u64));
         assert_eq!((report["bytes_wrong"].as_u64(), report["windows"].as_u64()), (Some(0), Some(3)));
     }
-    names(
-        &String::from_utf8_lossy(&outputs[1].stderr),
-        &["backend gloo: taken", "backend peer: passed over"],
-    );
+}
+
+#[test]
+fn ranks_find_out_what_fits_best_when_they_meet() {
+    let auto = |host: [&str; 2]| {
+        let store = tempfile::tempdir().unwrap();
+        let place = format!("file://{}", store.path().display());
+        let ranks = ["0", "1"].map(|rank| {
+            let args = ["--backend", "auto", "--rank", rank, "--world-size", "2", "--store", &place];
+            started(&args, &[("EPLB_HOST_ID", host[usize::from(rank == "1")])])
+        });
+        ranks.map(|rank| rank.wait_with_output().unwrap())
+    };
+    for output in auto(["here", "here"]) {
+        names(&String::from_utf8_lossy(&output.stderr), &["backend peer (host memory): taken"]);
+        object(&output);
+    }
+    if !gloo() {
+        return;
+    }
+    // Ranks that say to be on different hosts share nothing.
+    for output in auto(["here", "there"]) {
+        let words = ["backend peer (host memory): passed over", "here", "there", "backend gloo: taken"];
+        names(&String::from_utf8_lossy(&output.stderr), &words);
+        object(&output);
+    }
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! The `peer` backend on the fakes: right bytes by copies alone, and nothing forbidden.
 
 use crate::audit::audit;
-use crate::libraries::exchange_over;
+use crate::libraries::{Run, exchange_over};
+use crate::log::Log;
 
 #[test]
 fn every_placement_arrives_by_copies_alone() {
@@ -21,4 +22,98 @@ fn every_placement_arrives_by_copies_alone() {
         }
         assert!(placement == "same" || run.log.count("cuMemcpyAsync") > 0);
     }
+}
+
+/// Runs a small bench with a process for each of 4 ranks.
+fn processes(more: &[&str], variables: &[(&str, &str)]) -> Run {
+    exchange_over("peer", &[&["--processes"], more].concat(), variables)
+}
+
+/// What a run of processes must not do, beside what [`audit`] finds: leave anything open, open anything twice, or let one process's stream
+/// wait for another.
+fn open_and_closed(log: &Log) -> Vec<String> {
+    let mut found = Vec::new();
+    let pairs = [
+        ("cuIpcOpenMemHandle", "cuIpcCloseMemHandle"),
+        ("cuMemAddressReserve", "cuMemAddressFree"),
+        ("cuMemMap", "cuMemUnmap"),
+        ("cuMemRetainAllocationHandle", "cuMemExportToShareableHandle"),
+    ];
+    for (open, close) in pairs {
+        // Ranges of several chunks are closed at once; here each has one, but for those that lie behind each other.
+        let bytes = |name: &str| -> u64 {
+            let calls = log.0.iter().filter(|call| call.name == name);
+            calls.map(|call| call.text("bytes").parse().unwrap_or(1)).sum()
+        };
+        if bytes(open) != bytes(close) {
+            found.push(format!("{} of {open}, {} of {close}", bytes(open), bytes(close)));
+        }
+    }
+    for name in ["cuIpcGetEventHandle", "cuStreamWaitValue", "cuLaunchHostFunc"] {
+        if log.count(name) > 0 {
+            found.push(format!("{name}: {} times", log.count(name)));
+        }
+    }
+    found
+}
+
+#[test]
+fn processes_open_each_allocation_once_and_close_it() {
+    for handles in ["legacy", "descriptor"] {
+        let delay = [("EPLB_FAKE_DELAY_US", "100")];
+        let run = processes(&["--handles", handles, "--placement", "random", "--iters", "2"], &delay);
+        assert!(run.ok, "{handles}: {}", run.stderr);
+        let report = run.json();
+        assert_eq!((&report["verified"], &report["backend"]), (&true.into(), &"peer".into()), "{report}");
+        assert!(report["carried_bytes"]["peer"].as_u64() > Some(0) && report["link_gbps"].is_number());
+        assert_eq!(audit(&run.log), Vec::<String>::new(), "{handles}");
+        assert_eq!(open_and_closed(&run.log), Vec::<String>::new(), "{handles}");
+        // Each of 4 ranks opens, of each of 3 others, 2 layers of 3 tensors and the mark by which the path is tried out.
+        let opened = ["cuIpcOpenMemHandle", "cuMemImportFromShareableHandle"].map(|name| run.log.count(name));
+        assert_eq!(opened, if handles == "legacy" { [84, 0] } else { [0, 84] });
+        for (name, line) in [
+            ("cuIpcCloseMemHandle", "cuIpcOpenMemHandle device=0"),
+            ("cuMemUnmap", "cuMemMap bytes=65536"),
+            ("", "cuIpcGetEventHandle"),
+            ("", "cuStreamWaitValue"),
+        ] {
+            let mut planted = run.log.clone();
+            match planted.first(name) {
+                Some(at) => drop(planted.0.remove(at)),
+                None => planted.0.extend(Log::parse(&format!("t=1 {line}")).0),
+            }
+            assert!(!open_and_closed(&planted).is_empty(), "{name}, {line}");
+        }
+    }
+}
+
+#[test]
+fn what_processes_cannot_open_is_named_by_all() {
+    let refused = |more: &[&str], variables: &[(&str, &str)], words: &[&str]| {
+        let run = processes(more, variables);
+        assert!(!run.ok);
+        for rank in 0..4 {
+            let said = run.stderr.lines().find(|line| line.contains(&format!("rank {rank}: ")));
+            let said = said.unwrap_or_else(|| panic!("rank {rank} said nothing: {}", run.stderr));
+            assert!(words.iter().all(|word| said.contains(word)), "{said}");
+        }
+        run
+    };
+    refused(
+        &[],
+        &[("EPLB_FAKE_IPC", "1")],
+        &["cannot open the memory of", "cuIpcOpenMemHandle", "--ipc=host"],
+    );
+    let descriptors = ["--handles", "descriptor"];
+    refused(&descriptors, &[("EPLB_FAKE_IPC", "1")], &["descriptor handles", "--ipc=host"]);
+    refused(&[], &[("EPLB_FAKE_UNSHARED", "1")], &["cannot be opened by other processes", "pool"]);
+    refused(&["--handles", "fabric"], &[], &["cuMemCreate", "no such handles"]);
+    refused(
+        &[],
+        &[("EPLB_FAKE_FAULT", "cuIpcOpenMemHandle:3")],
+        &["cannot open the memory of", "cuIpcOpenMemHandle"],
+    );
+    // The path is tried out: a copy that brings nothing is found before the first wave.
+    let run = refused(&[], &[("EPLB_FAKE_FAULT", "cuMemcpyAsync:1")], &["brought other bytes than it has"]);
+    assert_eq!(run.log.count("planted"), 4, "once in each process");
 }

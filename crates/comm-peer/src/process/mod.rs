@@ -16,8 +16,10 @@ mod host;
 mod meet;
 mod page;
 mod socket;
+mod trial;
 
 pub use device::{Joined, join_device};
 pub use error::PeerError;
 pub use host::join_host;
 pub use meet::Meeting;
+pub use trial::try_host;

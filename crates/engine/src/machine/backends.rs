@@ -1,5 +1,7 @@
 //! Which backend carries experts between two ranks, and why not another.
 
+use eplb_comm_peer::HOST_BACKEND;
+
 use super::Found;
 
 /// Where two ranks are.
@@ -34,7 +36,7 @@ pub struct Choice {
 }
 
 impl Found {
-    /// What carries experts between two ranks of the given kind. Same rank: a copy; same process: `local`; same host: `peer`; else
+    /// What carries experts between two ranks of the given kind. Same rank: a copy; same process: `local`; same host: `peer`, on host memory that processes share; else
     /// `nccl`; else `gloo`. What does not yet reach ranks of other processes is passed over, and said.
     pub fn backends(&self, pair: Pair) -> Choice {
         let mut reasons = Vec::new();
@@ -42,10 +44,16 @@ impl Found {
         let taken = match pair {
             Pair::Same => Some(("copy", "bytes stay on the rank".to_owned())),
             Pair::Threads => Some(("local", "both ranks are threads of one process".to_owned())),
+            Pair::Host if self.sharing.is_ok() => Some((
+                HOST_BACKEND,
+                "processes share memory: a copy was tried out here, and is again when ranks meet; GPUs of processes are reached by \
+                 `eplb bench exchange --backend peer --processes`"
+                    .to_owned(),
+            )),
             Pair::Host | Pair::Hosts => {
-                match pair {
-                    Pair::Host => pass("peer", self.why_no_gpu_backend("NVLink or PCIe")),
-                    _ => pass("peer", "the ranks are on different hosts".into()),
+                match (pair, &self.sharing) {
+                    (Pair::Host, Err(why)) => pass(HOST_BACKEND, why.clone()),
+                    _ => pass(HOST_BACKEND, "the ranks are on different hosts".into()),
                 }
                 pass(
                     "nccl",

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use crate::doctor::Facts;
-use crate::process::{GlooTransport, HostId};
+use crate::process::{GlooTransport, HostId, PeerTransport};
 
 mod backends;
 mod libraries;
@@ -49,6 +49,8 @@ pub struct Found {
     pub libraries: Vec<Library>,
     /// Version of Gloo, or why it cannot be used.
     pub gloo: Result<String, String>,
+    /// Whether processes of this host can share memory, tried out with a copy; or why not.
+    pub sharing: Result<(), String>,
     /// Network interfaces, by name.
     pub interfaces: Vec<Interface>,
     /// Bytes of shared memory (`/dev/shm`): all, and free. `None`: there is none.
@@ -122,6 +124,7 @@ impl Found {
             driver: machine.read("/proc/driver/nvidia/version").and_then(|text| driver_version(&text)),
             libraries: libraries::find(machine),
             gloo: GlooTransport::find_library().map_err(|error| error.to_string()),
+            sharing: PeerTransport::try_out(),
             interfaces: machine.folders("/sys/class/net").iter().filter_map(|path| interface(path)).collect(),
             shared_memory: (machine.shared_memory)(&machine.path("/dev/shm")),
             free_memory: machine.read("/proc/meminfo").and_then(|text| {

@@ -5,6 +5,7 @@
 //! are told apart by a [`GroupLayout`].
 
 pub mod alone;
+pub mod auto;
 pub mod gloo;
 pub mod group_layout;
 pub mod hosts;
@@ -22,6 +23,7 @@ pub mod transport;
 mod walk;
 
 pub use alone::Alone;
+pub use auto::AutoTransport;
 pub use gloo::GlooTransport;
 pub use group_layout::{GroupLayout, LayoutError, Parallelism, RankOrder};
 pub use hosts::HostId;

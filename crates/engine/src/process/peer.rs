@@ -15,6 +15,19 @@ use crate::error::EngineError;
 #[derive(Debug, Clone, Copy, Default)]
 pub struct PeerTransport;
 
+impl PeerTransport {
+    /// Whether this machine lets processes share memory: tried out with a copy that is compared.
+    ///
+    /// # Errors
+    /// What it does not let them do.
+    pub fn try_out() -> Result<(), String> {
+        #[cfg(target_os = "linux")]
+        return eplb_comm_peer::process::try_host().map_err(|error| error.to_string());
+        #[cfg(not(target_os = "linux"))]
+        return Err("memory is shared between processes on Linux only".into());
+    }
+}
+
 impl Transport for PeerTransport {
     fn name(&self) -> &'static str {
         HOST_BACKEND
