@@ -51,6 +51,9 @@ fn advice(code: u32) -> &'static str {
         }
         217 => "; the two devices cannot reach each other's memory",
         700 | 719 => "; an earlier kernel or copy broke this context: the process must be started again",
+        800 => {
+            "; the driver does not permit it: fabric handles need NVIDIA's IMEX service and a channel of it in this container"
+        }
         801 => "; this device or driver has no such handles (devices that are split by MIG reach no other)",
         803 | 804 => "; the driver is older than what this program needs",
         _ => "",
