@@ -1,6 +1,6 @@
 //! Slots in device memory, one process per device: opened by handles, pulled by copy engines.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -46,23 +46,11 @@ pub fn join_device(
 ) -> Result<Joined, PeerError> {
     let rank = meeting.rank;
     let cuda = |error: CudaError| PeerError::Comm(error.at(rank));
-    let mut pieces = memory.pieces()?;
-    let kind = kind_of(&memory, &pieces).map_err(cuda)?;
-    let context = memory.context();
     let seed = u64::from(rank.0) ^ memory.layout().hash64();
-    let mut mark = Mark::new(context, kind, seed).map_err(cuda)?;
-    pieces.push((mark.base(), Mark::BYTES));
-    let (offered, files) = match export(context, &pieces) {
-        Ok(mut exported) => {
-            let mark = exported.spots.pop().unwrap_or(Spot { range: 0, offset: 0 });
-            let mut spots = exported.spots.into_iter();
-            let tensors = |layer| memory.layout().layer(LayerId::at(layer)).tensors().len();
-            let spots =
-                (0..memory.layout().layers()).map(|layer| spots.by_ref().take(tensors(layer)).collect());
-            (Memory::Device { ranges: exported.ranges, spots: spots.collect(), mark, seed }, exported.files)
-        }
+    let (mut mark, offered, files) = match offer(&memory, seed) {
+        Ok((mark, offered, files)) => (Some(mark), offered, files),
         // All ranks learn why.
-        Err(error) => (Memory::None { reason: error.to_string() }, Vec::new()),
+        Err(error) => (None, Memory::None { reason: error.to_string() }, Vec::new()),
     };
     let offer = Offer {
         layout: memory.layout(),
@@ -73,7 +61,7 @@ pub fn join_device(
     };
     let open = |neighbour: Neighbour| {
         let owner = neighbour.rank;
-        open(neighbour, &memory, &mut mark).map_err(|reason| PeerError::not_opened(rank, owner, reason))
+        open(neighbour, &memory, mark.as_mut()).map_err(|reason| PeerError::not_opened(rank, owner, reason))
     };
     let met = meeting.meet(offer, open)?;
     let layout = memory.layout().clone();
@@ -88,6 +76,20 @@ pub fn join_device(
     Ok(Joined { communicator, memories })
 }
 
+/// What this rank gives to others, and the mark by which they try the path to it out.
+fn offer(memory: &DeviceMemory, seed: u64) -> Result<(Mark, Memory, Vec<OwnedFd>), CudaError> {
+    let mut pieces = memory.pieces()?;
+    let mark = Mark::new(memory.context(), kind_of(memory, &pieces)?, seed)?;
+    pieces.push((mark.base(), Mark::BYTES));
+    let mut exported = export(memory.context(), &pieces)?;
+    let spot = exported.spots.pop().unwrap_or(Spot { range: 0, offset: 0 });
+    let mut spots = exported.spots.into_iter();
+    let tensors = |layer| memory.layout().layer(LayerId::at(layer)).tensors().len();
+    let spots = (0..memory.layout().layers()).map(|layer| spots.by_ref().take(tensors(layer)).collect());
+    let offered = Memory::Device { ranges: exported.ranges, spots: spots.collect(), mark: spot, seed };
+    Ok((mark, offered, exported.files))
+}
+
 /// The kind of handles of the memory that slots lie in: what the mark lies in should be the same.
 fn kind_of(memory: &DeviceMemory, pieces: &[(u64, usize)]) -> Result<HandleKind, CudaError> {
     match pieces.first() {
@@ -97,7 +99,12 @@ fn kind_of(memory: &DeviceMemory, pieces: &[(u64, usize)]) -> Result<HandleKind,
 }
 
 /// Opens a rank's slots and tries the path out.
-fn open(neighbour: Neighbour, memory: &DeviceMemory, mark: &mut Mark) -> Result<Arc<DeviceMemory>, String> {
+fn open(
+    neighbour: Neighbour,
+    memory: &DeviceMemory,
+    mark: Option<&mut Mark>,
+) -> Result<Arc<DeviceMemory>, String> {
+    let mark = mark.ok_or("this rank has no memory that is opened")?;
     let Neighbour { rank, layout, extent, memory: theirs, files } = neighbour;
     let Memory::Device { ranges, spots, mark: spot, seed } = theirs else {
         return Err("it is not device memory".into());
