@@ -1,5 +1,6 @@
 //! The built command, as a user calls it.
 
+mod bench;
 mod objective;
 mod plan;
 mod processes;
