@@ -125,8 +125,7 @@ impl Model {
         let mut state = Self::embed(token);
         for layer in 0..self.layers() {
             let chosen = self.route(moment, token, layer);
-            let parts =
-                chosen.iter().map(|&(expert, weight)| (weight, self.by_name(layer, expert, &state)));
+            let parts = chosen.iter().map(|&(expert, weight)| (weight, self.by_name(layer, expert, &state)));
             let parts: Vec<_> = parts.collect();
             combine(&mut state, &parts);
         }

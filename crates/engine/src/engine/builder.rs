@@ -189,7 +189,7 @@ impl Builder {
         Ok(())
     }
 
-    /// The compute stream of a set. Default: [`InlineStream`].
+    /// The compute stream of a set, or several joined ([`JoinedStreams`](super::JoinedStreams)). Default: [`InlineStream`].
     ///
     /// # Errors
     /// There is no such set.

@@ -32,6 +32,7 @@
 mod builder;
 mod config;
 mod control;
+mod joined;
 mod lead;
 mod leading;
 mod maps;
@@ -61,6 +62,7 @@ use eplb_core::{LayerId, Placement, RankId, Share};
 
 pub use builder::{Builder, World};
 pub use config::{BudgetConfig, ConfigError, EngineConfig, KEYS, TriggerConfig, WorthConfig};
+pub use joined::JoinedStreams;
 pub use maps::Maps;
 pub use record::{Counts, Pass, RecordError};
 pub use register::{RegisterError, TensorView};

@@ -4,6 +4,7 @@ mod alone;
 mod control;
 mod group;
 mod outputs;
+mod sets;
 mod support;
 
 /// The server of the example.
