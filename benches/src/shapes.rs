@@ -1,8 +1,10 @@
 //! Models, clusters and loads that planners are measured on.
 
+use std::path::Path;
+
 use eplb_core::LoadMatrix;
-use eplb_trace::TraceError;
 use eplb_trace::generate::Spec;
+use eplb_trace::{Trace, TraceError};
 
 /// Two kinds of loads: power laws, and lognormal.
 pub const KINDS: [&str; 2] = ["zipf", "lognormal"];
@@ -35,6 +37,15 @@ impl Shape {
             reason: format!("{name:?} does not exist: give a model of SHAPES and a kind of KINDS"),
         })?;
         let trace = Spec { seed, ..spec }.generate()?;
+        Ok([trace.loads(0..1)?, trace.loads(1..2)?])
+    }
+
+    /// The same from the file `<model>_<kind>.npy` of a folder: counts `[2, L, E]`.
+    ///
+    /// # Errors
+    /// A file that cannot be read or has fewer steps.
+    pub fn loads_in(&self, folder: &Path, kind: &str) -> Result<[LoadMatrix; 2], TraceError> {
+        let trace = Trace::open(folder.join(format!("{}_{kind}.npy", self.model)))?;
         Ok([trace.loads(0..1)?, trace.loads(1..2)?])
     }
 }

@@ -7,6 +7,9 @@ use super::state::{LANES, State};
 /// Most pairs of replicas that are looked at on one rank.
 const MOST_PAIRS: usize = 64;
 
+/// With up to so many places on a rank, exchanges with it are mostly in vain.
+const FEW: usize = 6;
+
 /// How many replicas each side gives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Kind {
@@ -24,7 +27,7 @@ pub(super) struct ExchangeScratch {
 /// Sums of pairs of places of a rank: neighbours in order of load first, then those farther apart.
 #[derive(Debug)]
 struct Pairs {
-    /// Infinite beyond the last.
+    /// Infinite beyond the last, to the end of its block.
     sum: [f32; MOST_PAIRS],
     count: usize,
     room: usize,
@@ -48,8 +51,8 @@ impl Pairs {
             }
             rest = more;
         }
-        rest.fill(f32::INFINITY);
         self.count = MOST_PAIRS - rest.len();
+        self.sum[self.count..self.count.next_multiple_of(LANES)].fill(f32::INFINITY);
         self.room = room;
     }
 
@@ -76,6 +79,8 @@ impl Pairs {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Exchange {
     cost: f64,
+    /// The cost at which the search may end.
+    goal: f64,
     /// The lighter rank.
     b: usize,
     /// `(expert of a, expert of b)`.
@@ -101,9 +106,9 @@ impl Meeting {
 }
 
 impl Exchange {
-    /// Nothing found yet that costs less than `cost`.
-    pub(super) fn none(cost: f64) -> Self {
-        Self { cost, b: 0, experts: [(0, 0); 2], count: 0 }
+    /// Nothing found yet that costs less than `cost`; `goal` or less is good enough.
+    pub(super) fn none(cost: f64, goal: f64) -> Self {
+        Self { cost, goal, b: 0, experts: [(0, 0); 2], count: 0 }
     }
 
     pub(super) fn is_some(&self) -> bool {
@@ -118,14 +123,13 @@ impl Exchange {
     }
 
     /// Looks for a better exchange between rank `a` and the ranks at `range` of the order by cost. Returns true as
-    /// soon as one leaves both at or below `goal`.
+    /// soon as one leaves both at or below the goal.
     pub(super) fn search(
         &mut self,
         state: &State,
         a: usize,
         range: Range<usize>,
         kind: Kind,
-        goal: f64,
         scratch: &mut ExchangeScratch,
     ) -> bool {
         if kind == Kind::Two {
@@ -135,6 +139,8 @@ impl Exchange {
             }
             scratch.a.of(state.lanes(a), state.places(a).len());
         }
+        // Where there mostly is one, a look at all places at once does not pay.
+        let sparse = range.start > 0 || state.places(a).len() <= FEW;
         for at in range {
             let b = state.ranked(at);
             let meeting = Meeting::of(state, a, b);
@@ -143,22 +149,25 @@ impl Exchange {
                 break;
             }
             match kind {
-                Kind::One => self.one(state, a, b, meeting, goal),
-                Kind::Two => self.two(state, a, b, meeting, goal, scratch),
+                Kind::One => self.one(state, a, b, meeting, sparse),
+                Kind::Two => self.two(state, a, b, meeting, scratch, sparse),
             }
-            if self.cost <= goal {
+            if self.cost <= self.goal {
                 return true;
             }
         }
         false
     }
 
-    fn one(&mut self, state: &State, a: usize, b: usize, meeting: Meeting, goal: f64) {
+    fn one(&mut self, state: &State, a: usize, b: usize, meeting: Meeting, sparse: bool) {
         let give = meeting.give as f32;
         let (lanes_a, lanes_b) = (state.lanes(a), state.lanes(b).as_chunks().0);
         let mut within = meeting.distance(self.cost);
+        if sparse && !any_within(&lanes_a[..state.places(a).len()], give, lanes_b, within) {
+            return;
+        }
         for (p, &x) in state.places(a).zip(lanes_a) {
-            if !any_within(x - give, lanes_b, within) {
+            if !any_within(&[x], give, lanes_b, within) {
                 continue;
             }
             for q in state.places(b) {
@@ -167,7 +176,7 @@ impl Exchange {
                     self.accept(cost, b, &[(state.expert[p], state.expert[q])]);
                 }
             }
-            if self.cost <= goal {
+            if self.cost <= self.goal {
                 return;
             }
             within = meeting.distance(self.cost);
@@ -180,16 +189,19 @@ impl Exchange {
         a: usize,
         b: usize,
         meeting: Meeting,
-        goal: f64,
         scratch: &mut ExchangeScratch,
+        sparse: bool,
     ) {
         let (start_a, start_b) = (state.places(a).start, state.places(b).start);
         let ExchangeScratch { a: pairs_a, b: pairs_b } = scratch;
         pairs_b.of(state.lanes(b), state.places(b).len());
         let (lanes_b, give) = (pairs_b.lanes(), meeting.give as f32);
         let mut within = meeting.distance(self.cost);
+        if sparse && !any_within(pairs_a.sums(), give, lanes_b, within) {
+            return;
+        }
         for (pair_a, &x) in pairs_a.sums().iter().enumerate() {
-            if !any_within(x - give, lanes_b, within) {
+            if !any_within(&[x], give, lanes_b, within) {
                 continue;
             }
             let (p0, p1) = pairs_a.places(pair_a);
@@ -207,7 +219,7 @@ impl Exchange {
                     self.accept(cost, b, &[pair(0), pair(1)]);
                 }
             }
-            if self.cost <= goal {
+            if self.cost <= self.goal {
                 return;
             }
             within = meeting.distance(self.cost);
@@ -241,15 +253,18 @@ pub(super) fn level(state: &State, a: usize, b: usize) -> f64 {
     Meeting::of(state, a, b).level
 }
 
-/// Whether `|wanted - y|` is below `within` for any `y`. Written in lanes, for which the compiler has vector
+/// Whether `|x - give - y|` is below `within` for any `x` and `y`. Written in lanes, for which the compiler has vector
 /// instructions; this is where refinement spends its time.
 #[inline]
-fn any_within(wanted: f32, ys: &[[f32; LANES]], within: f32) -> bool {
+fn any_within(xs: &[f32], give: f32, ys: &[[f32; LANES]], within: f32) -> bool {
     let mut least = [f32::INFINITY; LANES];
-    for block in ys {
-        for (least, y) in least.iter_mut().zip(block) {
-            let distance = (wanted - y).abs();
-            *least = if distance < *least { distance } else { *least };
+    for x in xs {
+        let wanted = x - give;
+        for block in ys {
+            for (least, y) in least.iter_mut().zip(block) {
+                let distance = (wanted - y).abs();
+                *least = if distance < *least { distance } else { *least };
+            }
         }
     }
     least.iter().fold(false, |any, &distance| any | (distance < within))

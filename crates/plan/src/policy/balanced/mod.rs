@@ -6,7 +6,8 @@
 //! 3. `refine`: while the worst rank is above the mean, exchanges of one or two replicas with lighter ranks, and
 //!    replicas of one expert replaced by another's, which change the counts of step 1.
 //! 4. `search`: where that ends far from what can be hoped for, other counts are packed and refined, and the best is kept.
-//! 5. `keep`: with a placement in force, sets of experts go to the ranks that hold most of them already, and experts
+//! 5. `exact`: a handful of experts on a handful of ranks are placed as well as they can be.
+//! 6. `keep`: with a placement in force, sets of experts go to the ranks that hold most of them already, and experts
 //!    that stay on their rank stay in their slot. The plan itself does not depend on what is in force.
 //!
 //! What holds after each step: every expert has a copy while live slots suffice, else those with the least load have
@@ -17,6 +18,7 @@
 //!
 //! A layer without load keeps what is in place, or is spread evenly where nothing is.
 
+mod exact;
 mod exchange;
 mod fill;
 mod idle;

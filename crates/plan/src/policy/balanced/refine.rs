@@ -3,8 +3,8 @@
 //! The worst rank gives load to a lighter one; a change is the better, the closer it brings the two to the same cost.
 //! Neighbourhoods: exchange of one replica for one, of two for two, and replacing a replica of one expert by a replica
 //! of another. At first only the lightest ranks are asked for an exchange: they have the most to take, and mostly one
-//! of them is enough. Where they are not, all ranks are asked, so often and no more, so that the work per layer grows
-//! as its slots do.
+//! of them is enough. Where they are not, more and more ranks are asked until one helps. How many are asked in all is
+//! limited by the number of ranks, so that the work per layer grows as its slots do.
 
 use super::exchange::{Exchange, ExchangeScratch, Kind, level};
 use super::replace::{ReplaceScratch, replace};
@@ -23,11 +23,17 @@ const LEAST_PART: f64 = 1.0 / 256.0;
 /// part of the way up to the worst rank.
 const GOOD_ENOUGH: f64 = 1.0 / 4.0;
 
+/// The same for a replacement, as a part of the way down to that point: with few slots per rank it is one of many.
+const REPLACED: f64 = 1.0 / 4.0;
+
 /// How many of the lightest ranks are asked at first.
 const NEAR: usize = 4;
 
-/// How often all ranks are asked.
-const MOST_WIDE: usize = 64;
+/// How many times as many are asked when none of them helps.
+const WIDER: usize = 2;
+
+/// How many ranks beyond the nearest are asked in all, as a multiple of the ranks that there are.
+const MOST_ASKED: usize = 32;
 
 /// Memory of the refinement.
 #[derive(Debug, Default)]
@@ -42,7 +48,7 @@ pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &m
     let mean = state.load.iter().sum::<f64>() / ranks.speed;
     let target = mean * (1.0 + TOLERANCE);
     let all = state.ranks();
-    let (near, mut wide) = (NEAR.min(all), 0);
+    let (near, mut asked) = (NEAR.min(all), 0);
     let mut pause = Pause::default();
     // Every step lowers a rank by a part of the mean, so that this ends; in practice far below the limit.
     for _ in 0..4 * all + 64 {
@@ -54,25 +60,33 @@ pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &m
         let highest = cost - (mean * LEAST_GAIN).max((cost - mean) * LEAST_PART);
         let lowest = level(state, worst, state.ranked(0));
         let goal = target.max(lowest + (cost - lowest) * GOOD_ENOUGH);
-        let mut best = Exchange::none(highest);
-        let found = best.search(state, worst, 0..near, Kind::One, goal, exchange)
-            || best.search(state, worst, 0..near, Kind::Two, goal, exchange);
+        let mut best = Exchange::none(highest, goal);
+        let found = best.search(state, worst, 0..near, Kind::One, exchange)
+            || best.search(state, worst, 0..near, Kind::Two, exchange);
         if !found && !best.is_some() {
-            wide += 1;
-            if wide > MOST_WIDE {
+            if asked > MOST_ASKED * all {
                 return;
             }
             let due = pause.is_over();
             if due {
-                let replaced = replace(state, worst, limit, highest, memory);
+                let replaced =
+                    replace(state, worst, limit, [highest, cost - (cost - goal) * REPLACED], memory);
                 pause.after(replaced);
                 if replaced {
                     continue;
                 }
             }
-            let _ = best.search(state, worst, near..all, Kind::One, goal, exchange)
-                || best.search(state, worst, near..all, Kind::Two, goal, exchange);
-            if !best.is_some() && (due || !replace(state, worst, limit, highest, memory)) {
+            let mut from = near;
+            while from < all && !best.is_some() {
+                let to = (WIDER * from).min(all);
+                let _ = best.search(state, worst, from..to, Kind::One, exchange)
+                    || best.search(state, worst, from..to, Kind::Two, exchange);
+                asked += to - from;
+                from = to;
+            }
+            if !best.is_some()
+                && (due || !replace(state, worst, limit, [highest, cost - (cost - goal) * REPLACED], memory))
+            {
                 return;
             }
         }

@@ -6,21 +6,33 @@ use crate::layer::replica_units;
 /// Memory of the search.
 #[derive(Debug, Default)]
 pub(super) struct ReplaceScratch {
-    /// The two highest costs among the ranks that hold each expert.
-    holders: Vec<Holders>,
-    /// Places whose expert has another replica.
+    /// What each expert means to its holders, `[E]`.
+    losers: Vec<Loser>,
+    /// Places of experts that may lose a replica.
     spare: Vec<usize>,
+    /// Replicas that the worst rank may share with another.
+    shared: Vec<Shared>,
+    /// Load of a replica of each expert that gets one more; infinite if it may not. Filled when first needed.
+    gained: Vec<f64>,
     changed: Vec<usize>,
 }
 
-#[derive(Debug, Default, Clone, Copy)]
-struct Holders {
+/// What becomes of an expert that loses a replica.
+#[derive(Debug, Clone, Copy)]
+struct Loser {
+    /// What each of its other replicas then takes more; infinite if it may not.
+    rise: f64,
+    /// Whether a holder cannot take more.
+    full: bool,
+    /// The two highest costs among its holders.
     first: f64,
     first_rank: usize,
     second: f64,
 }
 
-impl Holders {
+impl Loser {
+    const NONE: Self = Self { rise: f64::INFINITY, full: false, first: 0.0, first_rank: 0, second: 0.0 };
+
     fn add(&mut self, cost: f64, rank: usize) {
         if cost > self.first {
             (self.second, self.first, self.first_rank) = (self.first, cost, rank);
@@ -29,62 +41,85 @@ impl Holders {
         }
     }
 
-    /// Highest cost among holders other than `rank`.
-    fn without(&self, rank: usize) -> f64 {
-        if self.first_rank == rank { self.second } else { self.first }
+    /// Highest cost among its other holders once `rank` has lost it. Speeds differ: the rise is largest on the slowest
+    /// rank, whose slowness is 1.
+    fn others(&self, rank: usize) -> f64 {
+        self.rise + if self.first_rank == rank { self.second } else { self.first }
     }
 }
 
+/// An expert of the worst rank that gets one more replica elsewhere.
+#[derive(Debug, Clone, Copy)]
+struct Shared {
+    expert: u32,
+    gained: f64,
+    /// Cost of the worst rank then.
+    cost: f64,
+}
+
 /// Lowers the worst rank `a` below `highest` by putting an expert `g` in place of one replica of `f`: either one more
-/// replica of an expert of `a` on another rank, or on `a` itself a lighter expert. Among all such changes, the one
-/// with the lowest cost among the ranks that it touches.
+/// replica of an expert of `a` on another rank, or on `a` itself a lighter expert. Of such changes, the one
+/// with the lowest cost among the ranks that it touches; the first that leaves them at or below `goal`, lightest ranks
+/// first, ends the search.
+///
+/// With few slots per rank most places hold an expert with other replicas, but hardly any expert can lose one without
+/// its other holders rising above `highest`. That is asked first, once per expert.
 pub(super) fn replace(
     state: &mut State,
     a: usize,
     limit: usize,
-    highest: f64,
+    [highest, goal]: [f64; 2],
     scratch: &mut ReplaceScratch,
 ) -> bool {
-    let ReplaceScratch { holders, spare, changed } = scratch;
-    collect(state, holders, spare);
-    let mut best = highest;
-    let mut found = None;
+    let ReplaceScratch { losers, spare, shared, gained, changed } = scratch;
+    if !collect(state, highest, losers, spare) {
+        return false;
+    }
+    shared.clear();
+    for &expert in &state.expert[state.places(a)] {
+        if expert != NONE && (state.count[expert as usize] as usize) < limit {
+            let e = expert as usize;
+            let gained = replica_units(state.units[e], state.count[e] + 1);
+            let cost = (state.load[a] - state.size[e] + gained) * state.slowness[a];
+            if cost < highest {
+                shared.push(Shared { expert, gained, cost });
+            }
+        }
+    }
+    let least = shared.iter().map(|g| g.gained).fold(f64::INFINITY, f64::min);
+    let goal = shared.iter().map(|g| g.cost).fold(f64::INFINITY, f64::min).max(goal);
+    gained.clear();
+    let (mut best, mut found) = (highest, None);
     for &place in spare.iter() {
+        if best <= goal {
+            break;
+        }
         let (b, f) = (state.rank_of(place), state.expert[place]);
-        let lost = state.size[f as usize];
-        let rise = replica_units(state.units[f as usize], state.count[f as usize] - 1) - lost;
-        // Speeds differ: the rise is largest on the slowest rank, whose slowness is 1.
-        let others = holders[f as usize].without(b) + rise;
+        let lost = state.place_load[place];
+        if a != b && (state.load[b] - lost + least) * state.slowness[b] >= best {
+            continue;
+        }
+        let others = losers[f as usize].others(b);
         if others >= best {
             continue;
         }
-        let mut consider = |state: &State, g: u32, cost_a: f64, cost_b: f64| {
-            let cost = cost_a.max(cost_b).max(others);
+        let mut consider = |g: u32, cost: f64| {
+            let cost = cost.max(others);
             if cost < best && !state.holds(b, g) {
                 best = cost;
                 found = Some((place, g));
             }
         };
         if a == b {
-            for g in 0..state.units.len() {
-                if (state.count[g] as usize) < limit {
-                    let gained = replica_units(state.units[g], state.count[g] + 1);
-                    let cost = (state.load[a] - lost + gained) * state.slowness[a];
-                    consider(state, g as u32, cost, 0.0);
-                }
+            fill_gained(state, limit, gained);
+            for (g, gained) in gained.iter().enumerate() {
+                consider(g as u32, (state.load[a] - lost + gained) * state.slowness[a]);
             }
-            continue;
-        }
-        let risen = if state.holds(a, f) { rise } else { 0.0 };
-        for &g in &state.expert[state.places(a)] {
-            if g == NONE || g == f || state.count[g as usize] as usize >= limit {
-                continue;
+        } else {
+            // `a` does not hold `f`: it is above `highest` as it is.
+            for g in shared.iter() {
+                consider(g.expert, g.cost.max((state.load[b] - lost + g.gained) * state.slowness[b]));
             }
-            let size = state.size[g as usize];
-            let gained = replica_units(state.units[g as usize], state.count[g as usize] + 1);
-            let cost_a = (state.load[a] + risen - size + gained) * state.slowness[a];
-            let cost_b = (state.load[b] - lost + gained) * state.slowness[b];
-            consider(state, g, cost_a, cost_b);
         }
     }
     let Some((place, g)) = found else { return false };
@@ -92,18 +127,51 @@ pub(super) fn replace(
     true
 }
 
-fn collect(state: &State, holders: &mut Vec<Holders>, spare: &mut Vec<usize>) {
-    holders.clear();
-    holders.resize(state.units.len(), Holders::default());
-    spare.clear();
-    for rank in 0..state.ranks() {
-        for place in state.places(rank) {
-            let expert = state.expert[place];
-            if expert != NONE && state.count[expert as usize] > 1 {
-                spare.push(place);
-                holders[expert as usize].add(state.cost(rank), rank);
+/// Finds the experts that may lose a replica, and where they are; false if there are none.
+fn collect(state: &State, highest: f64, losers: &mut Vec<Loser>, spare: &mut Vec<usize>) -> bool {
+    losers.clear();
+    losers.extend(state.units.iter().zip(&state.count).zip(&state.size).map(|((&units, &count), &size)| {
+        Loser {
+            rise: if count > 1 { replica_units(units, count - 1) - size } else { f64::INFINITY },
+            ..Loser::NONE
+        }
+    }));
+    let least_rise = losers.iter().map(|loser| loser.rise).fold(f64::INFINITY, f64::min);
+    // Two holders that cannot take more, and no place is left to lose a replica at. Lighter ranks can all take more.
+    let heavy = (0..state.ranks()).rev().map(|at| state.ranked(at));
+    for rank in heavy.take_while(|&rank| state.cost(rank) + least_rise >= highest) {
+        let cost = state.cost(rank);
+        for &expert in &state.expert[state.places(rank)] {
+            if let Some(loser) = losers.get_mut(expert as usize)
+                && cost + loser.rise >= highest
+            {
+                if loser.full {
+                    loser.rise = f64::INFINITY;
+                }
+                loser.full = true;
             }
         }
+    }
+    spare.clear();
+    for rank in (0..state.ranks()).map(|at| state.ranked(at)) {
+        let places = state.places(rank);
+        for (&expert, place) in state.expert[places.clone()].iter().zip(places) {
+            if let Some(loser) = losers.get_mut(expert as usize)
+                && loser.rise < f64::INFINITY
+            {
+                loser.add(state.cost(rank), rank);
+                spare.push(place);
+            }
+        }
+    }
+    !spare.is_empty()
+}
+
+fn fill_gained(state: &State, limit: usize, gained: &mut Vec<f64>) {
+    if gained.is_empty() {
+        gained.extend(state.units.iter().zip(&state.count).map(|(&units, &count)| {
+            if (count as usize) < limit { replica_units(units, count + 1) } else { f64::INFINITY }
+        }));
     }
 }
 
@@ -114,7 +182,9 @@ fn apply(state: &mut State, place: usize, g: u32, changed: &mut Vec<usize>) {
     state.set_count(f, state.count[f as usize] - 1);
     state.set_count(g, state.count[g as usize] + 1);
     changed.clear();
-    changed.extend((0..state.ranks()).filter(|&rank| state.holds(rank, f) || state.holds(rank, g)));
+    // A rank that held both, or gets one for the other, is there once or twice: the second time nothing is left to do.
+    let held = |(at, &expert): (usize, &u32)| (expert == f || expert == g).then(|| state.rank_of(at));
+    changed.extend(state.expert.iter().enumerate().filter_map(held));
     for &rank in changed.iter() {
         state.settle_rank(rank);
     }

@@ -1,5 +1,6 @@
 //! Plans one layer: replica counts, packing and refinement, and other counts where these do not lead far enough.
 
+use super::exact::Exact;
 use super::pack::{PackScratch, pack};
 use super::refine::{RefineScratch, refine};
 use super::replicas::Replicas;
@@ -15,7 +16,7 @@ const CLOSE: [f64; 2] = [0.0025, 0.012];
 
 /// Largest loads per replica that are tried, as parts of the mean load of a rank, and how close a packing must be to end
 /// the trials.
-const CAPS: [f64; 5] = [0.8, 0.85, 0.65, 0.75, 0.6];
+const CAPS: [f64; 3] = [0.8, 0.65, 0.85];
 const ENOUGH: f64 = 0.0125;
 
 /// How many packings are refined: those with the least cost, after the first only promising ones.
@@ -29,6 +30,9 @@ pub(super) struct Search {
     replicas: Replicas,
     refine: RefineScratch,
     best: Saved,
+    /// The best packing with a cap.
+    packed: Saved,
+    exact: Exact,
     starts: Vec<Start>,
 }
 
@@ -58,6 +62,13 @@ impl Search {
     /// Finds a placement of the experts with loads `units` (`[E]`) and leaves it in `state`.
     pub(super) fn run(&mut self, units: &[f64], ranks: &Ranks, limit: usize) {
         let layer = Layer { units, ranks, limit, mean: units.iter().sum::<f64>() / ranks.speed };
+        self.search(layer);
+        if self.cost() > layer.mean {
+            self.exact.improve(&mut self.state, limit);
+        }
+    }
+
+    fn search(&mut self, layer: Layer<'_>) {
         self.pack(layer, NO_CAP);
         let hoped = self.hoped(layer);
         let close = hoped * (1.0 + CLOSE[usize::from(hoped > layer.mean)]);
@@ -74,9 +85,14 @@ impl Search {
 
         self.starts.clear();
         self.starts.push(Start { cost: packed, cap: NO_CAP });
+        let (mut least, mut saved) = (f64::INFINITY, NO_CAP);
         for cap in CAPS.map(|part| part * layer.mean) {
             if self.pack(layer, cap) {
                 self.starts.push(Start { cost: self.cost(), cap });
+                if self.cost() < least {
+                    (least, saved) = (self.cost(), cap);
+                    self.state.save(&mut self.packed);
+                }
                 if self.cost() <= hoped * (1.0 + ENOUGH) {
                     break;
                 }
@@ -92,7 +108,11 @@ impl Search {
             if promising && cap == NO_CAP {
                 continue;
             }
-            self.pack(layer, cap);
+            if cap != NO_CAP && cap == saved {
+                self.state.restore(&self.packed);
+            } else {
+                self.pack(layer, cap);
+            }
             self.refine(layer);
             refined += 1;
             if self.cost() < best {
