@@ -14,6 +14,7 @@ from eplb.deepseek import rebalance_experts
 from eplb.engine import Engine, Maps, Report, Transport
 from eplb.pairs import Pairs
 from eplb.planning import Placement, Plan, plan
+from eplb.replay import Replay, replay
 from eplb.store import Store, StoreServer
 from eplb.trace import Trace
 
@@ -24,6 +25,7 @@ __all__ = [
     "Pairs",
     "Placement",
     "Plan",
+    "Replay",
     "Report",
     "Store",
     "StoreServer",
@@ -32,5 +34,6 @@ __all__ = [
     "library_path",
     "plan",
     "rebalance_experts",
+    "replay",
     "version",
 ]

@@ -188,6 +188,23 @@ class RoundReport(ctypes.Structure):
     ]
 
 
+class ReplaySummary(ctypes.Structure):
+    """`struct eplb_replay_summary`."""
+
+    _fields_ = [
+        ("first_step", c_size_t),
+        ("steps", c_size_t),
+        ("plans", c_size_t),
+        ("mean", c_double),
+        ("p01", c_double),
+        ("moves", c_size_t),
+        ("moves_fraction", c_double),
+        ("waiting", c_double),
+        ("link_seconds", c_double),
+        ("plan_ms_median", c_double),
+    ]
+
+
 #: `eplb_after_commit_fn`.
 AFTER_COMMIT = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_uint32, POINTER(c_uint32), c_size_t)
 
@@ -231,6 +248,18 @@ _FUNCTIONS = {
     "eplb_trace_open": [c_char_p, POINTER(c_void_p)],
     "eplb_trace_shape": [c_void_p, POINTER(c_size_t)],
     "eplb_trace_loads": [c_void_p, c_size_t, c_size_t, POINTER(c_double), c_size_t],
+    "eplb_replay_run": [
+        c_void_p,
+        POINTER(PlanRequest),
+        c_size_t,
+        c_size_t,
+        c_double,
+        c_size_t,
+        POINTER(c_void_p),
+    ],
+    "eplb_replay_summarize": [c_void_p, POINTER(ReplaySummary)],
+    "eplb_replay_balancedness": [c_void_p, POINTER(c_double), c_size_t],
+    "eplb_replay_moves": [c_void_p, POINTER(c_uint64), c_size_t],
     "eplb_value_set": [c_void_p, c_void_p, c_size_t],
     "eplb_store_in_process": [POINTER(c_void_p)],
     "eplb_store_open": [c_char_p, c_uint64, POINTER(c_void_p)],
@@ -298,6 +327,7 @@ _FREE = [
     "eplb_planner_free",
     "eplb_plan_free",
     "eplb_trace_free",
+    "eplb_replay_free",
     "eplb_store_free",
     "eplb_store_server_free",
     "eplb_pairs_free",

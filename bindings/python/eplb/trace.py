@@ -24,6 +24,11 @@ class Trace:
         #: (steps, layers, experts)
         self.shape: Tuple[int, int, int] = (sizes[0], sizes[1], sizes[2])
 
+    @property
+    def pointer(self) -> Any:
+        """The handle, for calls of the library."""
+        return self._handle.pointer
+
     def loads(self, first: int = 0, steps: Optional[int] = None, kind: arrays.Kind = "list") -> Any:
         """Loads of `steps` steps from `first` on (default: all that follow), `[steps, layers, experts]`.
 

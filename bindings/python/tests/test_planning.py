@@ -19,6 +19,24 @@ ROOT = Path(__file__).resolve().parents[3]
 LOADS = [[90, 10, 50, 50, 20, 20], [1, 2, 3, 4, 5, 6]]
 
 
+class Replays(unittest.TestCase):
+    def test_forecasts_follow_the_traffic_better_than_what_a_server_starts_with(self):
+        trace = eplb.Trace(ROOT / "tests/data/day_26x64.npz")
+        shape = {"ranks": 16, "slots": 80}
+        fixed = eplb.replay(trace, policy="static", **shape)
+        moved = eplb.replay(trace, move_price=0.003, **shape)
+        self.assertEqual((fixed.first_step, len(fixed.balancedness)), (20, trace.shape[0] - 20))
+        self.assertEqual((sum(fixed.moves), fixed.plans), (0, len(fixed.balancedness)))
+        self.assertGreater(moved.mean, fixed.mean + 0.1)
+        self.assertGreater(sum(moved.moves), 0)
+        self.assertEqual(moved.moves[0], 0)
+        self.assertAlmostEqual(sum(moved.balancedness) / len(moved.balancedness), moved.mean)
+        with self.assertRaisesRegex(eplb.EplbError, "smaller window"):
+            eplb.replay(trace, window=10**6, **shape)
+        with self.assertRaisesRegex(TypeError, "current"):
+            eplb.replay(trace, current=[[0]], **shape)
+
+
 class Planning(unittest.TestCase):
     def test_a_plan_is_complete_and_scored(self):
         plan = eplb.plan(LOADS, ranks=2, slots=8)

@@ -79,6 +79,9 @@ typedef struct eplb_plan eplb_plan;
 // Plans, on threads of its own. Keep one: its memory is used again from plan to plan.
 typedef struct eplb_planner eplb_planner;
 
+// What a replay found.
+typedef struct eplb_replay eplb_replay;
+
 // A small map through which ranks meet.
 typedef struct eplb_store eplb_store;
 
@@ -384,6 +387,30 @@ typedef struct eplb_plan_request {
   // So many experts of each layer, the hottest, get a replica on every live rank.
   size_t replicate_top;
 } eplb_plan_request;
+
+// What a replay found, in numbers. Balancedness is of steps that no plan had seen: mean over layers, 0 to 1, even split.
+typedef struct eplb_replay_summary {
+  // First step that was scored.
+  size_t first_step;
+  // Steps scored.
+  size_t steps;
+  // Plans made, the first included.
+  size_t plans;
+  // Mean balancedness.
+  double mean;
+  // Balancedness that all but the worst hundredth of the steps reach.
+  double p01;
+  // Moves of all plans but the first, which starts from nothing.
+  size_t moves;
+  // Part of all slots that moved, mean over the steps scored.
+  double moves_fraction;
+  // Part of the time of the mixture layers that ranks wait for the slowest, 0 to 1.
+  double waiting;
+  // Seconds of link time of all moves.
+  double link_seconds;
+  // Median time of a plan, milliseconds.
+  double plan_ms_median;
+} eplb_replay_summary;
 
 #ifdef __cplusplus
 extern "C" {
@@ -788,6 +815,47 @@ void eplb_planner_free(struct eplb_planner *planner);
 enum eplb_status eplb_planner_plan(const struct eplb_planner *planner,
                                    const struct eplb_plan_request *request,
                                    struct eplb_plan **plan);
+
+// Replays a trace: a plan after every `interval` steps, made from the `window` steps before it, scored on the steps that follow. The
+// request tells ranks, slots, policy (null: `forecast`) and options; its loads, layers, experts and current placement are not read.
+// `link_gbps` is what a rank's link carries, 10^9 bytes per second.
+//
+// # Safety
+// `trace` is a live handle or null; `request` is null or points to a request whose other pointers are null or as long as it says;
+// `replay` is null or points to room for a pointer.
+enum eplb_status eplb_replay_run(const struct eplb_trace *trace,
+                                 const struct eplb_plan_request *request,
+                                 size_t window,
+                                 size_t interval,
+                                 double link_gbps,
+                                 size_t threads,
+                                 struct eplb_replay **replay);
+
+// Tells what a replay found.
+//
+// # Safety
+// `replay` is a live handle or null; `summary` is null or points to room for one.
+enum eplb_status eplb_replay_summarize(const struct eplb_replay *replay, struct eplb_replay_summary *summary);
+
+// Balancedness of each step that was scored, `[steps]`.
+//
+// # Safety
+// `replay` is a live handle or null; `values` is null or points to `len` values.
+enum eplb_status eplb_replay_balancedness(const struct eplb_replay *replay, double *values, size_t len);
+
+// Moves of each step that was scored, `[steps]`: those of the plan that came into force with it; 0 where none did.
+//
+// # Safety
+// `replay` is a live handle or null; `values` is null or points to `len` values.
+enum eplb_status eplb_replay_moves(const struct eplb_replay *replay,
+                                   uint64_t *values,
+                                   size_t len);
+
+// Frees a replay. Null does nothing.
+//
+// # Safety
+// `replay` is null or a live handle that is not in use, and is not used afterwards.
+void eplb_replay_free(struct eplb_replay *replay);
 
 // Sets every field to its default. `struct_size` is `sizeof(struct eplb_plan_request)` of the caller's header.
 //

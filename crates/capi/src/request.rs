@@ -197,7 +197,7 @@ impl PlanRequest {
         };
         let policy = if !self.policy.is_null() {
             // SAFETY: as the caller promises.
-            unsafe { call::text(self.policy, "policy") }?.parse().map_err(plan_failure)?
+            unsafe { self.policy() }?
         } else if current.is_some() {
             Policy::Incremental
         } else {
@@ -210,7 +210,14 @@ impl PlanRequest {
 
     /// # Safety
     /// As [`PlanRequest::take`].
-    unsafe fn topology(&self) -> Result<Topology, Failure> {
+    pub(crate) unsafe fn policy(&self) -> Result<Policy, Failure> {
+        // SAFETY: as the caller promises.
+        unsafe { call::text(self.policy, "policy") }?.parse().map_err(plan_failure)
+    }
+
+    /// # Safety
+    /// As [`PlanRequest::take`].
+    pub(crate) unsafe fn topology(&self) -> Result<Topology, Failure> {
         let mut topology = if self.slots_of_rank.is_null() {
             Topology::uniform(self.ranks, self.slots)
         } else {

@@ -7,7 +7,7 @@ use crate::status::Status;
 
 /// A trace of loads on disk.
 #[derive(Debug)]
-pub struct Trace(eplb_trace::Trace);
+pub struct Trace(pub(crate) eplb_trace::Trace);
 
 fn failure(error: impl ToString) -> Failure {
     Failure::new(Status::Trace, error)

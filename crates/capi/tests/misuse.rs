@@ -667,3 +667,48 @@ fn an_engine_is_used_by_several_threads() {
     // SAFETY: nobody uses it any more.
     unsafe { eplb_engine_free(shared.0) };
 }
+
+#[test]
+fn replays_name_what_is_wrong() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/day_26x64.npz\0");
+    let (mut trace, mut replay) = (null_mut(), null_mut());
+    let request = PlanRequest { ranks: 16, slots: 80, policy: c"static".as_ptr(), ..request() };
+    // SAFETY: live handles or null, texts, arrays as long as said.
+    unsafe {
+        assert_eq!(eplb_trace_open(path.as_ptr().cast(), &mut trace), Status::Ok, "{}", said());
+        let mut run = |request: *const PlanRequest, window, interval, gbps, threads| {
+            eplb_replay_run(trace, request, window, interval, gbps, threads, &mut replay)
+        };
+        is(run(null(), 5, 5, 1.0, 1), Status::InvalidArgument, "request is null");
+        is(run(&request, 0, 5, 1.0, 1), Status::InvalidArgument, "at least 1");
+        is(run(&request, 5, 5, 0.0, 1), Status::InvalidArgument, "link_gbps is 0");
+        is(run(&request, 5, 5, 1.0, 0), Status::Plan, "0");
+        is(run(&request, 1_000_000, 5, 1.0, 1), Status::InvalidArgument, "smaller window");
+        let wrong = PlanRequest { slots: 20, ..request };
+        is(run(&wrong, 5, 5, 1.0, 1), Status::Plan, "20 slots for 64 experts");
+        is(
+            eplb_replay_run(null(), &request, 5, 5, 1.0, 1, &mut replay),
+            Status::InvalidArgument,
+            "trace is null",
+        );
+        assert!(replay.is_null());
+        assert_eq!(eplb_replay_run(trace, &request, 5, 5, 1.0, 1, &mut replay), Status::Ok, "{}", said());
+        let mut summary = std::mem::MaybeUninit::uninit();
+        assert_eq!(eplb_replay_summarize(replay, summary.as_mut_ptr()), Status::Ok);
+        let summary = summary.assume_init();
+        assert!(
+            summary.first_step == 5 && summary.moves == 0 && (0.2..0.9).contains(&summary.mean),
+            "{summary:?}"
+        );
+        let (mut values, mut moves) = (vec![0.0; summary.steps], vec![7; summary.steps]);
+        assert_eq!(eplb_replay_balancedness(replay, values.as_mut_ptr(), summary.steps), Status::Ok);
+        assert!((values.iter().sum::<f64>() / summary.steps as f64 - summary.mean).abs() < 1e-12);
+        assert_eq!(eplb_replay_moves(replay, moves.as_mut_ptr(), summary.steps), Status::Ok);
+        assert!(moves.iter().all(|&moves| moves == 0));
+        is(eplb_replay_balancedness(replay, values.as_mut_ptr(), 1), Status::InvalidArgument, "room for 1");
+        is(eplb_replay_summarize(null(), null_mut()), Status::InvalidArgument, "replay is null");
+        eplb_replay_free(replay);
+        eplb_replay_free(null_mut());
+        eplb_trace_free(trace);
+    }
+}
