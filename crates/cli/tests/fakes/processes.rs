@@ -53,7 +53,7 @@ fn what_processes_cannot_do_is_refused() {
         let run = bench("exchange", more, &[]);
         assert!(!run.ok && run.stderr.contains(word), "{more:?}: {}", run.stderr);
     };
-    refused(&["--processes", "--backend", "local"], "nccl or pynccl");
+    refused(&["--processes", "--backend", "local"], "nccl, pynccl or peer");
     refused(&["--processes", "--backend", "nccl", "--ranks", "2", "--beside", "64"], "threads");
     let run = bench("faults", &["--backend", "nccl", "--ranks", "2"], &[]);
     assert!(!run.ok && run.stderr.contains("at least 3"), "{}", run.stderr);
