@@ -614,7 +614,7 @@ fn engines_name_what_is_wrong() {
         is(eplb_engine_save(engine, 0, null()), Status::InvalidArgument, "path is null");
         is(
             eplb_engine_save(engine, 0, c"/no/such/folder/plan.npz".as_ptr()),
-            Status::Engine,
+            Status::InvalidArgument,
             "/no/such/folder",
         );
         is(eplb_engine_reopen(engine, 10), Status::State, "reopen");
