@@ -10,14 +10,15 @@ use crate::event::Events;
 use crate::memory::DeviceMemory;
 use crate::stream::CudaStream;
 
-/// Pulls experts from the memory of other devices of this process into one rank's, over a stream of its own: what the links
-/// give with nothing around them. Contexts must have been let reach each other ([`crate::Probe::contexts`]).
+/// Pulls experts from the memory of other devices of this process into one rank's, over a stream of its own per source, so that
+/// all links are busy at once: what they give with nothing around them. Contexts must have been let reach each other ([`crate::Probe::contexts`]).
 #[derive(Debug)]
 pub struct Puller {
     memory: Arc<DeviceMemory>,
     /// By rank; they live until every copy has run.
     sources: Vec<Arc<DeviceMemory>>,
-    stream: Arc<CudaStream>,
+    /// One per source.
+    streams: Vec<Arc<CudaStream>>,
     events: Arc<Events>,
 }
 
@@ -27,9 +28,10 @@ impl Puller {
     /// # Errors
     /// No stream or event.
     pub fn new(memory: Arc<DeviceMemory>, sources: Vec<Arc<DeviceMemory>>) -> Result<Self, CudaError> {
-        let stream = CudaStream::new(memory.context(), 0)?;
-        let events = Events::new(memory.context(), 1)?;
-        Ok(Self { memory, sources, stream, events })
+        let stream = |_: &Arc<DeviceMemory>| CudaStream::new(memory.context(), 0);
+        let streams = sources.iter().map(stream).collect::<Result<Vec<_>, _>>()?;
+        let events = Events::new(memory.context(), streams.len())?;
+        Ok(Self { memory, sources, streams, events })
     }
 
     /// The memory that it pulls into.
@@ -59,9 +61,9 @@ impl Puller {
                     reason,
                 });
             }
-            // SAFETY: both places lie in memories that this object keeps alive until it has waited for its stream, and
+            // SAFETY: both places lie in memories that this object keeps alive until it has waited for its streams, and
             // have one shape. They belong to different ranks or are different places, so they do not overlap.
-            unsafe { self.stream.copy(from, to) }.map_err(|error| error.at(rank))?;
+            unsafe { self.streams[source].copy(from, to) }.map_err(|error| error.at(rank))?;
         }
         Ok(())
     }
@@ -72,14 +74,19 @@ impl Puller {
     /// One failed, or the deadline passed.
     pub fn finish(&mut self, deadline: Instant) -> Result<(), CommError> {
         let rank = self.memory.rank();
-        let fence = self.events.record(&self.stream, rank).map_err(|error| error.at(rank))?;
-        fence.fence().wait(rank, "copies between devices", deadline)
+        // All are recorded before the first is waited for; an error leaves the rest to the drop.
+        let record =
+            |stream: &Arc<CudaStream>| self.events.record(stream, rank).map_err(|error| error.at(rank));
+        let fences = self.streams.iter().map(record).collect::<Result<Vec<_>, _>>()?;
+        fences.into_iter().try_for_each(|fence| fence.fence().wait(rank, "copies between devices", deadline))
     }
 }
 
 impl Drop for Puller {
     fn drop(&mut self) {
         // The memories must outlive the copies. A device that is lost says so at once.
-        let _ = self.stream.settle();
+        for stream in &self.streams {
+            let _ = stream.settle();
+        }
     }
 }
