@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use eplb_comm::{Communicator, Fence, Progress, Stream, Ticket};
 use eplb_core::{Placement, RankId, SlotCommit, Topology, Wave};
-use eplb_exchange::plan::{apply_commits, apply_drains};
-use eplb_exchange::{Action, Exchange, Outcome, Phase};
+use eplb_exchange::plan::apply_commits;
+use eplb_exchange::{Action, Exchange, Outcome, Part, Phase};
 use ndarray::Array2;
 
 use crate::board::{Board, Reader};
@@ -59,7 +59,8 @@ struct Active {
     reader: Reader,
     signs: Vec<(RankId, u64)>,
     looks: u64,
-    ticket: Option<Ticket>,
+    /// Submissions under way.
+    tickets: Vec<(usize, Part, Ticket)>,
     commit: Option<Fence>,
     halt: Option<Fence>,
     /// Fences behind steps whose end the exchange has to know.
@@ -181,7 +182,7 @@ impl<S: Stream> Driver<S> {
             signs: board.signs(),
             looks: board.looks(),
             board,
-            ticket: None,
+            tickets: Vec::new(),
             commit: None,
             halt: None,
             steps,
@@ -283,17 +284,11 @@ impl<S: Stream> Driver<S> {
             }
             active.steps.pop_front();
         }
-        if let Some(ticket) = active.ticket {
+        for (wave, part, ticket) in std::mem::take(&mut active.tickets) {
             match active.communicator.poll(ticket) {
-                Ok(Progress::Pending) => {}
-                Ok(Progress::Done) => {
-                    active.ticket = None;
-                    active.exchange.transfers_done(now);
-                }
-                Err(error) => {
-                    active.ticket = None;
-                    active.exchange.transfers_failed(error.to_string(), now);
-                }
+                Ok(Progress::Pending) => active.tickets.push((wave, part, ticket)),
+                Ok(Progress::Done) => active.exchange.transfers_done(wave, part, now),
+                Err(error) => active.exchange.transfers_failed(error.to_string(), now),
             }
         }
         if let Some(fence) = &active.commit {
@@ -395,14 +390,16 @@ impl<S: Stream> Driver<S> {
                 let now = Instant::now();
                 match action {
                     Action::Publish(note) => active.board.publish(self.rank, note),
-                    Action::Drain { wave } => {
-                        apply_drains(Arc::make_mut(&mut self.map), &active.exchange.plan().waves()[wave]);
+                    Action::Drain { wave, part } => {
+                        active.exchange.plan().apply_drains(Arc::make_mut(&mut self.map), wave, part);
                     }
-                    Action::Submit { wave } => {
-                        let transfers = active.exchange.plan().waves()[wave].transfers.clone().into();
-                        let deadline = now + active.exchange.deadlines().transfer;
-                        match active.communicator.submit(&transfers, Fence::passed(), deadline) {
-                            Ok(ticket) => active.ticket = Some(ticket),
+                    Action::Submit { wave, part } => {
+                        let transfers = active.exchange.plan().transfers(wave, part);
+                        // Others may still have the wave before under way when this rank goes ahead.
+                        let waves = if part == Part::Early { 2 } else { 1 };
+                        let deadline = now + active.exchange.deadlines().transfer * waves;
+                        match active.communicator.submit(transfers, Fence::passed(), deadline) {
+                            Ok(ticket) => active.tickets.push((wave, part, ticket)),
                             Err(error) => active.exchange.transfers_failed(error.to_string(), now),
                         }
                     }
@@ -428,7 +425,7 @@ impl<S: Stream> Driver<S> {
                         }
                     }
                     Action::Halt { cause } => {
-                        active.ticket = None;
+                        active.tickets.clear();
                         active.halt = Some(active.communicator.abort(&cause));
                     }
                     Action::Restore { phy2log } => self.map = Arc::new(phy2log),

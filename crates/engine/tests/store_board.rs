@@ -9,7 +9,7 @@ use eplb_core::{Placement, RankId, Topology};
 use eplb_engine::board::{Board, Reader, StoreBoard};
 use eplb_engine::cluster::{Cluster, Hooks, Settings, weights};
 use eplb_engine::{BoardError, EngineError};
-use eplb_exchange::{Cause, Note, Record, Verdict};
+use eplb_exchange::{Cause, Note, Part, Record, Touched, Verdict};
 use eplb_plan::{Options, Planner, Policy, Request};
 use ndarray::Array2;
 
@@ -59,17 +59,20 @@ fn notes_arrive_once_in_order_and_old_ones_are_forgotten() {
         assert_eq!(board.position(), (1, 0));
     }
     for wave in 0..200 {
-        let said = [Note::Drained { wave, first_step: 1 }, Note::Committed { wave, first_step: 2 }];
+        let said = [
+            Note::Drained { wave, part: Part::Late, first_step: 1 },
+            Note::Committed { wave, first_step: 2 },
+        ];
         said.iter().for_each(|note| a.publish(RankId(0), note.clone()));
         assert_eq!(heard(&b, 2), said);
         let held = store.get("7/notes/0", deadline).unwrap().unwrap().len();
         assert!(held < 200, "{held} bytes of notes at wave {wave}");
     }
     // A note of the next exchange waits for the reader to be in it, and the last notes of this one can still be read.
-    a.publish(RankId(0), Note::Stopped { wave: 199, touched: false });
+    a.publish(RankId(0), Note::Stopped { wave: 199, touched: Touched::default() });
     a.begin().unwrap();
     a.publish(RankId(0), Note::Plan { hash: 1, next_step: 0 });
-    assert_eq!(heard(&b, 1), [Note::Stopped { wave: 199, touched: false }]);
+    assert_eq!(heard(&b, 1), [Note::Stopped { wave: 199, touched: Touched::default() }]);
     std::thread::sleep(Duration::from_millis(50));
     assert_eq!(b.collect(&mut Reader::new(RankId(1))), []);
     b.begin().unwrap();

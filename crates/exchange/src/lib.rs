@@ -12,5 +12,5 @@ pub mod plan;
 pub mod protocol;
 
 pub use error::ExchangeError;
-pub use plan::{ExchangePlan, Limits, Totals, Worst, default_staging_bytes};
-pub use protocol::{Action, Cause, Deadlines, Exchange, Note, Outcome, Phase, Record, Verdict};
+pub use plan::{ExchangePlan, Limits, Part, Totals, Worst, default_staging_bytes};
+pub use protocol::{Action, Cause, Deadlines, Exchange, Note, Outcome, Phase, Record, Touched, Verdict};

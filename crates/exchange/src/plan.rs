@@ -1,9 +1,10 @@
 //! The plan of an exchange: waves, and what they will do.
 
 use std::hash::{Hash, Hasher};
+use std::sync::Arc;
 
 use eplb_core::metrics::check_same_shape;
-use eplb_core::{LayerId, ModelLayout, Placement, RankId, SlotId, Topology, Wave};
+use eplb_core::{LayerId, ModelLayout, Placement, RankId, SlotId, Topology, Transfer, Wave};
 use ndarray::{Array2, ArrayView2};
 
 use crate::build;
@@ -35,11 +36,13 @@ pub struct Limits {
     /// busy together, long ones cost fewer agreements. `None`: a twelfth of what the busiest rank receives, at
     /// least 256 MiB.
     pub wave_bytes: Option<u64>,
+    /// Whether transfers of a wave may run while the wave before is decided and committed, where staging has two halves.
+    pub overlap: bool,
 }
 
 impl Limits {
     /// The defaults for a layout and topology: [`default_staging_bytes`], [`DEFAULT_DRAIN_FLOOR`], any number of
-    /// replicas, free slot numbers, waves cut as [`Limits::wave_bytes`] says.
+    /// replicas, free slot numbers, waves cut as [`Limits::wave_bytes`] says, which overlap.
     pub fn new(layout: &ModelLayout, topology: &Topology) -> Self {
         Self {
             staging_bytes: default_staging_bytes(layout, topology),
@@ -47,6 +50,7 @@ impl Limits {
             max_replicas: None,
             exact_slots: false,
             wave_bytes: None,
+            overlap: true,
         }
     }
 
@@ -105,6 +109,46 @@ pub struct Totals {
     pub worst_between: Option<Worst>,
 }
 
+/// The two parts of a wave: what may go while the wave before is still decided and committed, and what goes after it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Part {
+    /// Touches nothing that the wave before touches.
+    Early,
+    /// All else.
+    Late,
+}
+
+impl Part {
+    /// In the order in which they are submitted.
+    pub const ALL: [Part; 2] = [Part::Early, Part::Late];
+}
+
+/// Drains and transfers of one part of a wave.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Portion {
+    pub(crate) drains: Vec<(LayerId, SlotId)>,
+    pub(crate) transfers: Arc<[Transfer]>,
+}
+
+/// A wave cut in two.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct WaveParts {
+    pub(crate) early: Portion,
+    pub(crate) late: Portion,
+}
+
+/// A fault in what is early, for tests of checks.
+#[doc(hidden)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Planted {
+    /// Transfers count as early although the wave before writes their sources.
+    WrittenSourcesEarly,
+    /// Transfers that land in a slot at once count as early although the wave before reads or writes it.
+    ReadSlotsEarly,
+    /// Staging has one half, and waves overlap.
+    OneHalf,
+}
+
 /// Waves that lead from one placement to another. The same on every rank, bit for bit.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExchangePlan {
@@ -115,6 +159,8 @@ pub struct ExchangePlan {
     pub(crate) hash: u64,
     /// Rank of each slot, `[P]`.
     pub(crate) owners: Vec<RankId>,
+    /// The parts of each wave.
+    pub(crate) parts: Vec<WaveParts>,
 }
 
 impl ExchangePlan {
@@ -163,7 +209,46 @@ impl ExchangePlan {
         self.owners[slot.index()]
     }
 
-    /// Hash of everything that ranks must agree on before the first byte: old placement, layout and all waves.
+    fn portion(&self, wave: usize, part: Part) -> &Portion {
+        match part {
+            Part::Early => &self.parts[wave].early,
+            Part::Late => &self.parts[wave].late,
+        }
+    }
+
+    /// Slots that a part of a wave takes out of service before its bytes land, in order of layer and slot.
+    pub fn drains(&self, wave: usize, part: Part) -> &[(LayerId, SlotId)] {
+        &self.portion(wave, part).drains
+    }
+
+    /// Transfers of a part of a wave, in canonical order.
+    pub fn transfers(&self, wave: usize, part: Part) -> &Arc<[Transfer]> {
+        &self.portion(wave, part).transfers
+    }
+
+    /// The parts of a wave that are handed to a communicator, in that order: those with transfers, and one in any case.
+    pub fn submissions(&self, wave: usize) -> impl Iterator<Item = Part> + '_ {
+        let early = self.transfers(wave, Part::Early).len();
+        Part::ALL.into_iter().filter(move |&part| match part {
+            Part::Early => early > 0,
+            Part::Late => early == 0 || !self.transfers(wave, Part::Late).is_empty(),
+        })
+    }
+
+    /// Plants a fault, for tests of checks: the plan breaks its promises, on all ranks alike.
+    #[doc(hidden)]
+    pub fn plant(&mut self, fault: Planted, staged_bytes: usize, topology: &Topology) {
+        build::plant(self, fault, staged_bytes, topology);
+    }
+
+    /// Takes what a part of a wave drains out of a map `[L, P]`.
+    pub fn apply_drains(&self, phy2log: &mut Array2<i32>, wave: usize, part: Part) {
+        for &(layer, slot) in self.drains(wave, part) {
+            phy2log[(layer.index(), slot.index())] = -1;
+        }
+    }
+
+    /// Hash of everything that ranks must agree on before the first byte: old placement, layout, all waves and their parts.
     pub fn hash64(&self) -> u64 {
         self.hash
     }
@@ -185,8 +270,8 @@ impl ExchangePlan {
     }
 }
 
-/// Takes the drained slots of a wave out of a map `[L, P]`.
-pub fn apply_drains(phy2log: &mut Array2<i32>, wave: &Wave) {
+/// Takes all drained slots of a wave out of a map `[L, P]`.
+pub(crate) fn apply_drains(phy2log: &mut Array2<i32>, wave: &Wave) {
     for &(layer, slot) in &wave.drains {
         phy2log[(layer.index(), slot.index())] = -1;
     }
@@ -201,7 +286,13 @@ pub fn apply_commits(phy2log: &mut Array2<i32>, wave: &Wave) {
 }
 
 /// Hash of a plan's content; [`Wave`] hashes field by field in order, so the same plan has the same hash anywhere.
-pub(crate) fn hash_plan(old: &Placement, target: &Placement, layout: &ModelLayout, waves: &[Wave]) -> u64 {
+pub(crate) fn hash_plan(
+    old: &Placement,
+    target: &Placement,
+    layout: &ModelLayout,
+    waves: &[Wave],
+    parts: &[WaveParts],
+) -> u64 {
     struct Stable(xxhash_rust::xxh3::Xxh3);
     impl Hasher for Stable {
         fn finish(&self) -> u64 {
@@ -232,5 +323,10 @@ pub(crate) fn hash_plan(old: &Placement, target: &Placement, layout: &ModelLayou
     hasher.write_u64(target.hash64());
     hasher.write_u64(layout.hash64());
     waves.hash(&mut hasher);
+    // What is late follows from what is early.
+    for part in parts {
+        part.early.drains.hash(&mut hasher);
+        part.early.transfers.hash(&mut hasher);
+    }
     hasher.finish()
 }

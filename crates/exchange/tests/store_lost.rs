@@ -80,10 +80,10 @@ impl Pair {
                             }
                         }
                     }
-                    Action::Drain { wave } => {
-                        eplb_exchange::plan::apply_drains(&mut self.maps[rank], &plan.waves()[wave]);
+                    Action::Drain { wave, part } => plan.apply_drains(&mut self.maps[rank], wave, part),
+                    Action::Submit { wave, part } => {
+                        self.ranks[rank].transfers_done(wave, part, self.now);
                     }
-                    Action::Submit { .. } => self.ranks[rank].transfers_done(self.now),
                     Action::Commit { wave } => {
                         eplb_exchange::plan::apply_commits(&mut self.maps[rank], &plan.waves()[wave]);
                         self.committed[rank] = wave + 1;

@@ -5,7 +5,7 @@ use eplb_core::metrics::{balancedness, changes};
 use eplb_core::{
     ExpertId, Fill, Landing, LayerId, ModelLayout, Placement, RankId, SlotId, TensorLayout, Topology, Wave,
 };
-use eplb_exchange::{ExchangeError, ExchangePlan, Limits};
+use eplb_exchange::{ExchangeError, ExchangePlan, Limits, Part};
 use ndarray::Array2;
 use proptest::prelude::*;
 use proptest::test_runner::TestRng;
@@ -100,6 +100,7 @@ fn case(max_ranks: usize) -> impl Strategy<Value = Case> {
                 drain_floor: [0.02, 0.0, 0.3][rng.random_range(0..3usize)],
                 max_replicas: [None, Some(most), Some(most + 1)][rng.random_range(0..3usize)],
                 exact_slots: rng.random_range(0..3) == 0,
+                overlap: rng.random_range(0..4) > 0,
                 wave_bytes: [None, Some(0), Some(rng.random_range(1..=4) * layout.largest_staged() as u64)]
                     [rng.random_range(0..3usize)],
             };
@@ -226,6 +227,81 @@ fn multisets(map: &Array2<i32>, topology: &Topology) -> Vec<Vec<i32>> {
     sets
 }
 
+/// The parts of wave `index` together are the wave; and what is early in the wave after it touches nothing of it. `map` is
+/// the map before wave `index`.
+fn check_early(
+    case: &Case,
+    plan: &ExchangePlan,
+    map: &Array2<i32>,
+    index: usize,
+) -> Result<(), TestCaseError> {
+    let wave = &plan.waves()[index];
+    let mut transfers = [Part::Early, Part::Late].map(|part| plan.transfers(index, part).to_vec()).concat();
+    transfers.sort_by_key(|t| (t.layer, t.expert, t.dest, t.dest_slot));
+    prop_assert_eq!(&transfers, &wave.transfers);
+    let mut drains = [Part::Early, Part::Late].map(|part| plan.drains(index, part).to_vec()).concat();
+    drains.sort_unstable();
+    prop_assert_eq!(&drains, &wave.drains);
+    if index + 1 == plan.waves().len() {
+        return Ok(());
+    }
+    let early = plan.transfers(index + 1, Part::Early);
+    let overlaps = case.limits.overlap && case.limits.overlaps(&case.layout);
+    prop_assert!(overlaps || early.is_empty());
+    // What is in service meanwhile: every expert that is in service without the overlap, and above the floor.
+    let mut during = plan.phy2log_drained(index);
+    let mut after = plan.phy2log_after(index + 1);
+    let whole = (during.clone(), after.clone());
+    plan.apply_drains(&mut during, index + 1, Part::Early);
+    plan.apply_drains(&mut after, index + 1, Part::Early);
+    for (now, whole) in [(&during, whole.0), (&after, whole.1)] {
+        for (layer, row) in now.rows().into_iter().enumerate() {
+            let lost = |expert: i32| expert >= 0 && !row.iter().any(|&held| held == expert);
+            prop_assert!(!whole.row(layer).iter().any(|&expert| lost(expert)), "layer {layer}: {now}");
+        }
+        let Some(loads) = &case.loads else { continue };
+        let of = |map: &Array2<i32>| {
+            let placement = Placement::with_missing(case.new.experts(), map.clone()).unwrap();
+            balancedness(loads.view(), &placement, None, &case.topology).unwrap().per_layer
+        };
+        let (first, last, now) = (of(&plan.phy2log_after(0)), of(&case.new.phy2log().to_owned()), of(now));
+        for &(layer, _) in plan.drains(index + 1, Part::Early) {
+            let at = layer.index();
+            if let (Some(first), Some(last), Some(now)) = (first[at], last[at], now[at]) {
+                prop_assert!(now >= first.min(last) - case.limits.drain_floor - 1e-6, "{now} {first} {last}");
+            }
+        }
+    }
+    for transfer in early.iter() {
+        let written = |slot| wave.commits.iter().any(|c| (c.layer, c.slot) == (transfer.layer, slot));
+        prop_assert!(!written(transfer.source_slot));
+        prop_assert_eq!(
+            map[(transfer.layer.index(), transfer.source_slot.index())],
+            transfer.expert.0 as i32
+        );
+        match transfer.landing {
+            Landing::InPlace => {
+                let at = (transfer.layer, transfer.dest_slot);
+                prop_assert!(!written(transfer.dest_slot));
+                prop_assert!(!wave.transfers.iter().any(|t| (t.layer, t.source_slot) == at));
+                let copied = |fill| matches!(fill, Fill::FromSlot { slot, .. } if slot == at.1);
+                prop_assert!(!wave.commits.iter().any(|c| c.layer == at.0 && copied(c.fill)));
+                prop_assert_eq!(during[(at.0.index(), at.1.index())], -1);
+            }
+            Landing::Staged { offset } => {
+                let size = case.layout.layer(transfer.layer).staged_bytes();
+                for other in wave.transfers.iter().filter(|t| t.dest == transfer.dest) {
+                    if let Landing::Staged { offset: used } = other.landing {
+                        let used = used..used + case.layout.layer(other.layer).staged_bytes();
+                        prop_assert!(offset >= used.end || offset + size <= used.start);
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 fn check(case: &Case) -> Result<(), TestCaseError> {
     let Case { topology, layout, old, new, loads, limits } = case;
     let view = loads.as_ref().map(|l| l.view());
@@ -256,6 +332,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
                 }
             }
         }
+        check_early(case, &plan, &map, index)?;
         run_wave(case, &mut memory, &mut map, wave, index)?;
         // What is in service is what memory holds: stopping after any wave loses nothing.
         for (at, &entry) in map.indexed_iter() {

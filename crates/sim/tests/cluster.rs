@@ -21,7 +21,7 @@ fn no_order_of_events_breaks_a_promise() {
     println!("{tally:#?}");
     // The runs would prove nothing if nothing happened in them.
     assert!(tally.completed > 0 && tally.aborted > 0, "{tally:?}");
-    assert!(tally.broken > 0, "{tally:?}");
+    assert!(tally.early > 0 && tally.broken > 0, "{tally:?}");
     assert!(tally.commits > 0 && tally.copies > 0 && tally.steps > 0, "{tally:?}");
     for kind in [
         "nothing",
@@ -56,6 +56,14 @@ fn with_plant(seed: u64, plant: Plant) -> Scenario {
         Plant::CommitErrorIgnored | Plant::RefusalIgnored => FaultKind::CommitFails { hangs: false },
         _ => FaultKind::Nothing,
     };
+    if matches!(
+        plant,
+        Plant::EarlyDrainSkipped | Plant::WrittenSourcesEarly | Plant::ReadSlotsEarly | Plant::OneHalf
+    ) {
+        // The harm needs waves that overlap, and several of them.
+        (scenario.overlap, scenario.wave_experts, scenario.layers) = (true, Some(1), 3);
+        scenario.staging_experts = scenario.staging_experts.max(2);
+    }
     if plant == Plant::CommitFenceRemoved {
         // The harm comes in the time that a commit takes: notes must be faster, and waves many.
         (scenario.look, scenario.note, scenario.copy) = (20, 5, 3000);

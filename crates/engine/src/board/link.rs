@@ -164,11 +164,12 @@ impl Link {
         let mut state = self.lock();
         let exchange = state.exchange;
         if let Some(wave) = wave_of(&note) {
-            // Who has come to wave w has everyone's last note of wave w - 2, so everyone has passed it and read
-            // what was said before. An earlier exchange may still be under way on another rank; one before that not.
+            // Who speaks of wave w is at wave w - 1 at least, and has everyone's last note of wave w - 2: so everyone has come
+            // to wave w - 2, and read all that was said of wave w - 3. An earlier exchange may still be under way on
+            // another rank; one before that not.
             let needed = |n: &Numbered| {
                 n.exchange + 1 == exchange
-                    || (n.exchange == exchange && wave_of(&n.note).is_none_or(|w| w + 1 >= wave))
+                    || (n.exchange == exchange && wave_of(&n.note).is_none_or(|w| w + 2 >= wave))
             };
             while state.log.front().is_some_and(|front| !needed(front)) {
                 state.log.pop_front();

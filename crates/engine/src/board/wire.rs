@@ -1,6 +1,6 @@
 //! How notes and the decision record look in a store: little-endian fields behind a version byte.
 
-use eplb_exchange::{Note, Verdict};
+use eplb_exchange::{Note, Part, Touched, Verdict};
 
 /// Version of both formats. Ranks compare it before anything else, with the version of the program.
 pub(super) const FORMAT: u8 = 2;
@@ -122,14 +122,15 @@ fn encode_note(out: &mut Vec<u8>, note: &Note) {
     };
     match note {
         Note::Plan { hash, next_step } => put(0, &[*hash, *next_step]),
-        Note::Drained { wave, first_step } => put(1, &[*wave as u64, *first_step]),
+        Note::Drained { wave, part: Part::Late, first_step } => put(1, &[*wave as u64, *first_step]),
+        Note::Drained { wave, part: Part::Early, first_step } => put(11, &[*wave as u64, *first_step]),
         Note::Prepared { wave, last_step: None } => put(2, &[*wave as u64]),
         Note::Prepared { wave, last_step: Some(last) } => put(3, &[*wave as u64, *last]),
         Note::Proposed { wave, step } => put(4, &[*wave as u64, *step]),
         Note::Acknowledged { wave } => put(5, &[*wave as u64]),
         Note::TooLate { wave } => put(6, &[*wave as u64]),
         Note::Committed { wave, first_step } => put(7, &[*wave as u64, *first_step]),
-        Note::Stopped { wave, touched } => put(8, &[*wave as u64, u64::from(*touched)]),
+        Note::Stopped { wave, touched } => put(8, &[*wave as u64, bits(*touched)]),
         Note::Failed { cause } => {
             let cause = cut(cause);
             put(9, &[cause.len() as u64]);
@@ -162,17 +163,30 @@ fn decode_note(fields: &mut Fields<'_>) -> Result<Note, Malformed> {
     }
     let wave = fields.index()?;
     Ok(match kind {
-        1 => Note::Drained { wave, first_step: fields.u64()? },
+        1 => Note::Drained { wave, part: Part::Late, first_step: fields.u64()? },
+        11 => Note::Drained { wave, part: Part::Early, first_step: fields.u64()? },
         2 => Note::Prepared { wave, last_step: None },
         3 => Note::Prepared { wave, last_step: Some(fields.u64()?) },
         4 => Note::Proposed { wave, step: fields.u64()? },
         5 => Note::Acknowledged { wave },
         6 => Note::TooLate { wave },
         7 => Note::Committed { wave, first_step: fields.u64()? },
-        8 => Note::Stopped { wave, touched: flag(fields.u64()?)? },
+        8 => Note::Stopped { wave, touched: touched(fields.u64()?)? },
         10 => Note::Broken { wave, detail: fields.text()? },
         _ => return Err(Malformed("a note in it is of a kind that this version does not know")),
     })
+}
+
+fn bits(touched: Touched) -> u64 {
+    let Touched { early, late, ahead } = touched;
+    u64::from(early) | u64::from(late) << 1 | u64::from(ahead) << 2
+}
+
+fn touched(bits: u64) -> Result<Touched, Malformed> {
+    if bits > 7 {
+        return Err(Malformed("what was touched is none that this version knows"));
+    }
+    Ok(Touched { early: bits & 1 != 0, late: bits & 2 != 0, ahead: bits & 4 != 0 })
 }
 
 fn flag(number: u64) -> Result<bool, Malformed> {
@@ -236,15 +250,16 @@ mod tests {
         let wave = 3;
         vec![
             Note::Plan { hash: u64::MAX, next_step: 7 },
-            Note::Drained { wave, first_step: 8 },
+            Note::Drained { wave, part: Part::Early, first_step: 8 },
+            Note::Drained { wave, part: Part::Late, first_step: 8 },
             Note::Prepared { wave, last_step: None },
             Note::Prepared { wave, last_step: Some(0) },
             Note::Proposed { wave, step: 99 },
             Note::Acknowledged { wave },
             Note::TooLate { wave },
             Note::Committed { wave, first_step: 100 },
-            Note::Stopped { wave, touched: true },
-            Note::Stopped { wave, touched: false },
+            Note::Stopped { wave, touched: Touched::ALL },
+            Note::Stopped { wave, touched: Touched { ahead: true, ..Touched::default() } },
             Note::Broken { wave, detail: "no more".into() },
             Note::Failed { cause: "rank 2, wave 3: no".into() },
         ]

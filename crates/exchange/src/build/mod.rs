@@ -21,6 +21,7 @@
 //! undrained slot throughout the wave. Progress: a change that is not on a cycle can in the end be made in place (the
 //! sets are closed under "waits for"), and what the floor forbids can be staged.
 
+mod ahead;
 mod exact;
 mod layer;
 mod ports;
@@ -83,6 +84,8 @@ impl Draft {
     }
 }
 
+pub(crate) use ahead::plant;
+
 pub(crate) fn build(
     old: &Placement,
     new: &Placement,
@@ -94,6 +97,7 @@ pub(crate) fn build(
     let start = check(old, new, topology, layout, loads, limits)?;
     let rows: Vec<Vec<i32>> = (0..start.layers()).map(|l| start.layer(LayerId::at(l)).to_vec()).collect();
     let mut layers = Vec::with_capacity(rows.len());
+    let mut floors = Vec::with_capacity(rows.len());
     for (index, row) in rows.iter().enumerate() {
         let layer = LayerId::at(index);
         let wanted = new.layer(layer).to_vec();
@@ -105,6 +109,7 @@ pub(crate) fn build(
             Some(before.min(after) - limits.drain_floor)
         });
         let row_loads = loads.map(|loads| loads.row(index).to_vec());
+        floors.push(row_loads.clone().zip(floor));
         layers.push(LayerState::new(layer, row.clone(), target, new.experts(), row_loads, floor));
     }
 
@@ -150,9 +155,13 @@ pub(crate) fn build(
     if let Some(loads) = loads {
         find_worst(&start, &waves, loads, topology, &mut totals)?;
     }
-    let hash = hash_plan(&start, &target, layout, &waves);
+    let floors = ahead::Floors { layers: floors, experts: new.experts() };
+    let overlap = limits.overlap && limits.overlaps(layout);
+    let map = start.phy2log().to_owned();
+    let parts = ahead::cut(&map, &waves, &floors, topology, overlap);
+    let hash = hash_plan(&start, &target, layout, &waves, &parts);
     let owners = topology.rank_of_slots().to_vec();
-    Ok(ExchangePlan { old: start, target, waves, totals, hash, owners })
+    Ok(ExchangePlan { old: start, target, waves, totals, hash, owners, parts })
 }
 
 /// Refuses what cannot be exchanged; returns the old placement with the slots of dead ranks emptied.

@@ -13,11 +13,16 @@
 //!    the compare-and-set says who was first.
 //! 5. A commit that fails on a device is told to all. From then on no rank that knows of it begins a step, and in the end no
 //!    map names a slot that it was to write.
-//! 6. No transfer of a wave starts before every rank has completed the commit of the wave before.
+//! 6. A wave is decided only after every rank has confirmed the commit of the wave before, and its transfers start only then, but
+//!    for those that the plan calls early ([`Part::Early`](crate::Part)). They read no slot that the wave before writes, and land
+//!    in no slot that it reads or writes, nor in the half of staging that it uses. A rank hands them over once it is prepared
+//!    for the wave before; by then every rank has confirmed the commit before that one, whose staging they use again.
+//! 7. What an early part drains stays out of service until its own wave is committed or aborted; 2 holds for it too.
+//! 8. All ranks hand over the parts of all waves in one order: `.., n late, n + 1 early, n + 1 late, ..`.
 
 mod peers;
 mod rank;
 mod words;
 
 pub use rank::Exchange;
-pub use words::{Action, Cause, Deadlines, Note, Outcome, Phase, Record, Verdict};
+pub use words::{Action, Cause, Deadlines, Note, Outcome, Phase, Record, Touched, Verdict};

@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use eplb_core::RankId;
 
-use super::words::Note;
+use super::words::{Note, Touched};
 
 /// Notes of one rank about one wave.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Heard {
-    pub(super) drained: Option<u64>,
+    /// By part.
+    pub(super) drained: [Option<u64>; 2],
     pub(super) prepared: Option<Option<u64>>,
     pub(super) acknowledged: bool,
     pub(super) too_late: bool,
@@ -18,7 +19,7 @@ pub(super) struct Heard {
     pub(super) committed: Option<u64>,
     /// The commit failed on the rank's device.
     pub(super) broken: bool,
-    pub(super) stopped: Option<bool>,
+    pub(super) stopped: Option<Touched>,
 }
 
 /// All notes of all members. A peer may be one wave ahead, so notes are kept by wave.
@@ -86,7 +87,9 @@ impl Peers {
             Note::Proposed { wave, step } => drop(self.proposed.insert(wave, step)),
             Note::Failed { .. } => {}
             Note::Broken { wave, .. } => self.heard(wave, rank).broken = true,
-            Note::Drained { wave, first_step } => self.heard(wave, rank).drained = Some(first_step),
+            Note::Drained { wave, part, first_step } => {
+                self.heard(wave, rank).drained[part as usize] = Some(first_step);
+            }
             Note::Prepared { wave, last_step } => self.heard(wave, rank).prepared = Some(last_step),
             Note::Acknowledged { wave } => self.heard(wave, rank).acknowledged = true,
             Note::TooLate { wave } => self.heard(wave, rank).too_late = true,

@@ -8,9 +8,12 @@ use eplb_core::RankId;
 
 use super::peers::Peers;
 use super::words::{Action, Cause, Deadlines, Note, Outcome, Phase, Record, Verdict};
-use crate::plan::ExchangePlan;
+use crate::plan::{ExchangePlan, Part};
 
 mod ending;
+mod moving;
+
+use moving::Bytes;
 
 /// Steps of the host, as far as the device has got with them.
 #[derive(Debug)]
@@ -96,8 +99,9 @@ pub struct Exchange {
     signs_at: Duration,
     record: Record,
     boundary: Boundary,
-    drained: bool,
-    submitted: bool,
+    /// Bytes of the wave under way, and of the next one, which goes ahead.
+    bytes: Bytes,
+    ahead: Bytes,
     /// First step that runs with the maps of the last commit.
     switched: u64,
     deciding: bool,
@@ -147,8 +151,8 @@ impl Exchange {
             signs_at: Duration::ZERO,
             record: Record::OPEN,
             boundary: Boundary::Closed,
-            drained: false,
-            submitted: false,
+            bytes: Bytes::default(),
+            ahead: Bytes::default(),
             switched: 0,
             deciding: false,
             prepared: false,
@@ -258,18 +262,14 @@ impl Exchange {
         self.advance();
     }
 
-    /// This rank's part of the wave's transfers is done: its bytes are in, its reads of others are over.
-    pub fn transfers_done(&mut self, now: Instant) {
+    /// This rank's share in a submission is done: its bytes are in, its reads of others are over.
+    pub fn transfers_done(&mut self, wave: usize, part: Part, now: Instant) {
         self.clock.look(now);
-        if self.phase == Phase::Moving {
-            self.prepared = true;
-            self.say(Note::Prepared { wave: self.wave, last_step: self.steps.begun });
-            self.enter(Phase::Prepared);
-        }
+        self.land(wave, part);
         self.advance();
     }
 
-    /// This rank's part of the wave's transfers failed.
+    /// This rank's share in a submission failed.
     pub fn transfers_failed(&mut self, detail: String, now: Instant) {
         self.clock.look(now);
         self.fail(Cause::Transfer { rank: self.me, wave: self.wave, detail });
@@ -305,8 +305,7 @@ impl Exchange {
     pub fn halted(&mut self, now: Instant) {
         self.clock.look(now);
         if self.phase == Phase::Stopping {
-            let touched = self.submitted;
-            self.say(Note::Stopped { wave: self.wave, touched });
+            self.say(Note::Stopped { wave: self.wave, touched: self.touched() });
         }
         self.advance();
     }
@@ -457,8 +456,10 @@ impl Exchange {
                     }
                 }
                 Phase::Failing => self.decide(Verdict::Abort, false),
-                Phase::Moving | Phase::Over => {}
+                Phase::Moving => self.arrive(),
+                Phase::Over => {}
             }
+            self.go_ahead();
             if before == (self.phase, self.wave) {
                 return;
             }
@@ -477,7 +478,8 @@ impl Exchange {
 
     fn start_wave(&mut self) {
         self.peers.forget_before(self.wave.saturating_sub(1));
-        (self.drained, self.submitted, self.prepared) = (false, false, false);
+        self.bytes = std::mem::take(&mut self.ahead);
+        self.prepared = false;
         (self.agreed, self.reached) = (None, false);
         let over = self.wave == self.plan.waves().len();
         if !over && (self.doomed.is_some() || self.record.closed || self.record.decided > self.wave) {
@@ -498,44 +500,7 @@ impl Exchange {
                     self.finish_abort(unconfirmed);
                 }
             },
-            Some(wave) if wave.drains.is_empty() => self.enter(Phase::Clearing),
             Some(_) => self.enter(Phase::Draining),
-        }
-    }
-
-    fn drain(&mut self) {
-        if let Some(first_step) = self.first_step_at_boundary()
-            && !self.drained
-        {
-            self.drained = true;
-            self.actions.push(Action::Drain { wave: self.wave });
-            self.say(Note::Drained { wave: self.wave, first_step });
-        }
-        if self.peers.missing(self.wave, |h| h.drained.is_none()).is_empty() {
-            self.enter(Phase::Clearing);
-        }
-    }
-
-    /// The first step to run with a map switched now; `None` if maps may not be switched now.
-    fn first_step_at_boundary(&self) -> Option<u64> {
-        match self.boundary {
-            Boundary::Closed => None,
-            Boundary::Step(id) => Some(id),
-            Boundary::Idle => Some(self.steps.next()),
-        }
-    }
-
-    fn clear(&mut self) {
-        // Slots that the wave drains, and slots that the commit before emptied: both were named by the maps of earlier steps.
-        let drained = self.peers.of_wave(self.wave).filter_map(|(_, h)| h.drained).max();
-        let emptied = match self.wave.checked_sub(1) {
-            None => self.peers.next_steps().max(),
-            Some(last) => self.peers.of_wave(last).filter_map(|(_, h)| h.committed).max(),
-        };
-        if drained.max(emptied).is_none_or(|step| self.steps.over_before(step)) {
-            self.submitted = true;
-            self.actions.push(Action::Submit { wave: self.wave });
-            self.enter(Phase::Moving);
         }
     }
 

@@ -5,6 +5,8 @@ use std::time::Duration;
 use eplb_core::RankId;
 use ndarray::Array2;
 
+use crate::plan::Part;
+
 /// A control message from one rank to all others. Notes of one rank arrive in the order sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Note {
@@ -15,11 +17,13 @@ pub enum Note {
         /// First step that the rank runs with the maps that the plan starts from, at the latest.
         next_step: u64,
     },
-    /// The drained map of a wave is in force on this rank from step `first_step` on.
+    /// What a part of a wave drains is out of service on this rank from step `first_step` on.
     Drained {
         /// Number of the wave.
         wave: usize,
-        /// First step that runs, or will run, with the drained map.
+        /// Which part of it.
+        part: Part,
+        /// First step that runs, or will run, with that map.
         first_step: u64,
     },
     /// The rank's own bytes are in and its reads of others are over.
@@ -69,9 +73,25 @@ pub enum Note {
     Stopped {
         /// Number of the aborted wave.
         wave: usize,
-        /// Whether bytes may have landed in the rank's drained slots.
-        touched: bool,
+        /// Where bytes may have landed in the rank's slots.
+        touched: Touched,
     },
+}
+
+/// Submissions of which bytes may have landed on a rank when an exchange was aborted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Touched {
+    /// The early part of the aborted wave.
+    pub early: bool,
+    /// Its late part.
+    pub late: bool,
+    /// The early part of the wave after it.
+    pub ahead: bool,
+}
+
+impl Touched {
+    /// Bytes may have landed anywhere.
+    pub const ALL: Touched = Touched { early: true, late: true, ahead: true };
 }
 
 /// The one record that decides a wave. It moves by compare-and-set only, so that all ranks read one history.
@@ -108,15 +128,20 @@ pub enum Verdict {
 pub enum Action {
     /// Send a note to every other rank.
     Publish(Note),
-    /// Take the wave's drained slots out of the maps, for the step that is about to run and all later ones.
+    /// Take what a part of a wave drains out of the maps, for the step that is about to run and all later ones.
     Drain {
         /// Number of the wave.
         wave: usize,
+        /// Which part of it.
+        part: Part,
     },
-    /// Hand the wave's transfers to the communicator.
+    /// Hand the transfers of a part of a wave to the communicator. Up to three submissions are open at a time, and every rank
+    /// makes them in the same order.
     Submit {
         /// Number of the wave.
         wave: usize,
+        /// Which part of it.
+        part: Part,
     },
     /// Enqueue the wave's commit on the compute stream and put its slots into the maps, for the step that is about to
     /// run and all later ones.

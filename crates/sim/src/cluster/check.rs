@@ -6,6 +6,7 @@ use ndarray::Array2;
 
 use super::host::Host;
 use super::memory::Content;
+use super::transport::Submission;
 use super::world::World;
 
 /// A promise that a run broke.
@@ -53,6 +54,28 @@ pub enum Violation {
         layer: usize,
         /// The slot.
         slot: usize,
+    },
+    /// A copy from a slot began while the slot was written.
+    #[error("rank {rank}: slot {slot} of layer {layer} was read while it was written")]
+    ReadWhileWritten {
+        /// Owner of the slot.
+        rank: usize,
+        /// The layer.
+        layer: usize,
+        /// The slot.
+        slot: usize,
+    },
+    /// Staging of a wave was written again before every rank had committed that wave.
+    #[error("rank {rank}: wave {by} writes staging of wave {wave}, which rank {other} has not committed")]
+    StagingOverwritten {
+        /// Owner of the staging.
+        rank: usize,
+        /// The wave whose bytes lay there.
+        wave: usize,
+        /// The wave that wrote there.
+        by: usize,
+        /// A rank that has not committed.
+        other: usize,
     },
     /// Ranks ended an exchange differently.
     #[error("exchange {exchange}: {what}")]
@@ -282,6 +305,27 @@ impl World {
             if !same && !absent.contains(&rank) && !absent.contains(&RankId::at(*teller)) {
                 let what = format!("{rank} broke in wave {wave}, but rank {teller} says {outcome:?}");
                 return Err(Violation::Disagreement { exchange, what });
+            }
+        }
+        Ok(())
+    }
+
+    /// A copy to staging begins: what lies there belongs to an exchange that is over, or to a wave that all ranks have
+    /// committed on their devices.
+    pub(super) fn check_staging_free(
+        &self,
+        rank: usize,
+        offset: usize,
+        (exchange, by, _): Submission,
+    ) -> Result<(), Violation> {
+        for (_, (of, wave, _)) in self.memory.staged_near(RankId::at(rank), offset) {
+            if of != exchange || wave == by {
+                continue;
+            }
+            let behind =
+                |host: &Host| host.alive && host.device.committed.is_none_or(|done| done < (of, wave));
+            if let Some(other) = self.hosts.iter().position(behind) {
+                return Err(Violation::StagingOverwritten { rank, wave, by, other });
             }
         }
         Ok(())

@@ -28,6 +28,8 @@ pub(super) struct Device {
     pub(super) finished: Option<u64>,
     /// Commits completed.
     pub(super) commits: usize,
+    /// Exchange and wave of the last commit completed.
+    pub(super) committed: Option<(usize, usize)>,
     /// Commits enqueued.
     pub(super) enqueued: usize,
     /// The next commit fails; whether without an error.
@@ -63,7 +65,11 @@ impl World {
             Work::Commit { exchange, wave } => {
                 for commit in self.own_commits(rank, exchange, wave) {
                     let (layer, slot) = (commit.layer.index(), commit.slot.index());
-                    if commit.fill.overwrites() && !self.memory.touch(layer, slot) {
+                    if !commit.fill.overwrites() {
+                        continue;
+                    }
+                    self.memory.begin_commit(layer, slot);
+                    if !self.memory.touch(layer, slot) {
                         return Err(Violation::OverwrittenWhileRead { rank, layer, slot });
                     }
                 }
@@ -121,7 +127,7 @@ impl World {
                 for commit in self.own_commits(rank, exchange, wave) {
                     let (layer, slot) = (commit.layer.index(), commit.slot.index());
                     let content = match commit.fill {
-                        _ if self.planted(rank, Plant::CommitSkipped) => continue,
+                        _ if self.planted(rank, Plant::CommitSkipped) => self.memory.content(layer, slot),
                         Fill::Staged { offset, .. } => self.memory.staged(RankId::at(rank), offset),
                         Fill::FromSlot { slot, .. } => self.memory.content(layer, slot.index()),
                         Fill::InPlace(_) | Fill::Empty => continue,
@@ -132,6 +138,7 @@ impl World {
                     self.memory.end_write(layer, slot, content);
                 }
                 self.hosts[rank].device.commits += 1;
+                self.hosts[rank].device.committed = Some((exchange, wave));
                 self.tally.commits += 1;
             }
         }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eplb_core::RankId;
-use eplb_exchange::plan::{apply_commits, apply_drains};
-use eplb_exchange::{Action, Exchange, Note, Outcome, Phase, Record};
+use eplb_exchange::plan::apply_commits;
+use eplb_exchange::{Action, Exchange, Note, Outcome, Part, Phase, Record};
 use ndarray::Array2;
 
 use super::check::Violation;
@@ -162,16 +162,21 @@ impl World {
         if steps_early && let Some(last) = host.last_step {
             exchange.finish_step(last, now);
         }
-        if let Some((_, wave)) = host.port.ticket {
-            if let Some(error) = host.port.failed.take() {
-                host.port.ticket = None;
-                exchange.transfers_failed(error, now);
-            } else if host.port.open.is_empty() || done_early {
-                host.port.ticket = None;
-                exchange.transfers_done(now);
-                if map_early {
-                    apply_commits(Arc::make_mut(&mut host.map), &exchange.plan().waves()[wave]);
-                }
+        if !host.port.tickets.is_empty()
+            && let Some(error) = host.port.failed.take()
+        {
+            host.port.tickets.clear();
+            exchange.transfers_failed(error, now);
+        }
+        for submission in std::mem::take(&mut host.port.tickets) {
+            let (_, wave, part) = submission;
+            if !host.port.is_over(submission) && !done_early {
+                host.port.tickets.push(submission);
+                continue;
+            }
+            exchange.transfers_done(wave, part, now);
+            if map_early {
+                apply_commits(Arc::make_mut(&mut host.map), &exchange.plan().waves()[wave]);
             }
         }
         if host.commit.is_some_and(|due| host.device.commits >= due || commit_early) {
@@ -294,10 +299,14 @@ impl World {
                 let delay = slow * self.rng.u64(0..=self.scenario.note);
                 self.boards[number].publish(rank, note, self.now, delay);
             }
-            Action::Drain { wave } => {
-                apply_drains(Arc::make_mut(&mut self.hosts[rank].map), &plan.waves()[wave]);
+            Action::Drain { part: Part::Early, .. } if self.planted(rank, Plant::EarlyDrainSkipped) => {}
+            Action::Drain { wave, part } => {
+                plan.apply_drains(Arc::make_mut(&mut self.hosts[rank].map), wave, part);
             }
-            Action::Submit { wave } => self.submit(rank, number, wave),
+            Action::Submit { wave, part } => {
+                self.tally.early += usize::from(part == Part::Early);
+                self.submit(rank, number, wave, part);
+            }
             Action::Commit { wave } => {
                 let host = &mut self.hosts[rank];
                 apply_commits(Arc::make_mut(&mut host.map), &plan.waves()[wave]);

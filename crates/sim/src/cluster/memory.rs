@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 
 use eplb_core::{Placement, RankId};
 
+use super::transport::Submission;
+
 /// Content of a slot or of a place in staging.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Content {
@@ -21,6 +23,7 @@ struct Cell {
     /// Counts beginnings and ends of writes: equal versions at two times mean that nothing was written in between.
     version: u64,
     readers: usize,
+    writers: usize,
 }
 
 /// Slots of all ranks, and each rank's staging.
@@ -28,7 +31,8 @@ struct Cell {
 pub(super) struct Memory {
     slots: usize,
     cells: Vec<Cell>,
-    staging: BTreeMap<(RankId, usize), Content>,
+    /// By rank and offset: what lies there, and what brought it.
+    staging: BTreeMap<(RankId, usize), (Content, Submission)>,
     /// Bytes that an expert takes in staging.
     staged_bytes: usize,
 }
@@ -41,6 +45,7 @@ impl Memory {
             content: if expert < 0 { Content::Nothing } else { Content::Expert { layer, expert } },
             version: 0,
             readers: 0,
+            writers: 0,
         });
         Self { slots, cells: cells.collect(), staging: BTreeMap::new(), staged_bytes }
     }
@@ -79,8 +84,20 @@ impl Memory {
     /// Begins to write a slot from elsewhere: what was there is gone. False if somebody reads it.
     #[must_use]
     pub(super) fn begin_write(&mut self, layer: usize, slot: usize) -> bool {
-        self.cell(layer, slot).content = Content::Torn;
+        let cell = self.cell(layer, slot);
+        cell.content = Content::Torn;
+        cell.writers += 1;
         self.touch(layer, slot)
+    }
+
+    /// Whether a write to the slot is under way.
+    pub(super) fn is_written(&self, layer: usize, slot: usize) -> bool {
+        self.cells[layer * self.slots + slot].writers > 0
+    }
+
+    /// A commit begins to write a slot.
+    pub(super) fn begin_commit(&mut self, layer: usize, slot: usize) {
+        self.cell(layer, slot).writers += 1;
     }
 
     /// A commit that writes the slot begins; what was there may be read by the commit itself, in its own order. False
@@ -95,21 +112,26 @@ impl Memory {
     pub(super) fn end_write(&mut self, layer: usize, slot: usize, content: Content) {
         let cell = self.cell(layer, slot);
         cell.version += 1;
+        cell.writers = cell.writers.saturating_sub(1);
         cell.content = content;
     }
 
     /// Writes a place in staging; what overlapped it is gone.
-    pub(super) fn stage(&mut self, rank: RankId, offset: usize, content: Content) {
-        let near = offset.saturating_sub(self.staged_bytes - 1)..offset + self.staged_bytes;
-        let over: Vec<usize> =
-            self.staging.range((rank, near.start)..(rank, near.end)).map(|(&(_, at), _)| at).collect();
-        for at in over {
-            self.staging.insert((rank, at), Content::Torn);
+    pub(super) fn stage(&mut self, rank: RankId, offset: usize, content: Content, by: Submission) {
+        for (at, by) in self.staged_near(rank, offset) {
+            self.staging.insert((rank, at), (Content::Torn, by));
         }
-        self.staging.insert((rank, offset), content);
+        self.staging.insert((rank, offset), (content, by));
+    }
+
+    /// Places in staging that an expert at `offset` overlaps, and what brought their content.
+    pub(super) fn staged_near(&self, rank: RankId, offset: usize) -> Vec<(usize, Submission)> {
+        let near = offset.saturating_sub(self.staged_bytes - 1)..offset + self.staged_bytes;
+        let over = self.staging.range((rank, near.start)..(rank, near.end));
+        over.map(|(&(_, at), &(_, by))| (at, by)).collect()
     }
 
     pub(super) fn staged(&self, rank: RankId, offset: usize) -> Content {
-        self.staging.get(&(rank, offset)).copied().unwrap_or(Content::Nothing)
+        self.staging.get(&(rank, offset)).map_or(Content::Nothing, |&(content, _)| content)
     }
 }

@@ -1,5 +1,7 @@
 //! Faults planted in what surrounds the state machine on one rank, each a promise broken in silence.
 
+use eplb_exchange::plan::Planted;
+
 /// A planted fault. The checks of a run must notice every one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Plant {
@@ -23,6 +25,14 @@ pub enum Plant {
     CommitErrorIgnored,
     /// A host runs steps that its exchange refused.
     RefusalIgnored,
+    /// What an early part drains stays in the map.
+    EarlyDrainSkipped,
+    /// Plans call transfers early that read what the wave before writes.
+    WrittenSourcesEarly,
+    /// Plans call transfers early that land where the wave before reads or writes.
+    ReadSlotsEarly,
+    /// Plans use one half of staging for all waves.
+    OneHalf,
 }
 
 impl Plant {
@@ -38,5 +48,19 @@ impl Plant {
         Plant::RecordOverwritten,
         Plant::CommitErrorIgnored,
         Plant::RefusalIgnored,
+        Plant::EarlyDrainSkipped,
+        Plant::WrittenSourcesEarly,
+        Plant::ReadSlotsEarly,
+        Plant::OneHalf,
     ];
+
+    /// The fault as plans know it, on all ranks alike.
+    pub(super) fn in_plan(self) -> Option<Planted> {
+        match self {
+            Plant::WrittenSourcesEarly => Some(Planted::WrittenSourcesEarly),
+            Plant::ReadSlotsEarly => Some(Planted::ReadSlotsEarly),
+            Plant::OneHalf => Some(Planted::OneHalf),
+            _ => None,
+        }
+    }
 }

@@ -88,6 +88,10 @@ pub struct Scenario {
     pub slots_per_rank: usize,
     /// Staging memory in experts.
     pub staging_experts: usize,
+    /// Whether waves overlap.
+    pub overlap: bool,
+    /// Most experts that a wave brings to or from a rank; `None`: any number.
+    pub wave_experts: Option<u64>,
     /// Exchanges one after another.
     pub exchanges: usize,
     /// How copies take place.
@@ -141,6 +145,8 @@ impl Scenario {
             experts,
             slots_per_rank,
             staging_experts: rng.usize(1..=5),
+            overlap: rng.u32(0..5) > 0,
+            wave_experts: [None, Some(1), Some(2)][rng.usize(0..3)],
             exchanges: rng.usize(1..=3),
             transport: if rng.bool() { Transport::Pull } else { Transport::Paired },
             deadlines: Deadlines {

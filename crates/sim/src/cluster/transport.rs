@@ -4,27 +4,31 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use eplb_core::{Landing, Transfer};
+use eplb_exchange::Part;
 
 use super::check::Violation;
 use super::memory::Content;
 use super::scenario::Transport;
 use super::world::{Event, World};
 
-/// Exchange, wave and number of the transfer in it.
-pub(super) type CopyId = (usize, usize, usize);
+/// What a rank handed over at once: exchange, wave and part.
+pub(super) type Submission = (usize, usize, Part);
+
+/// Submission and number of the transfer in it.
+pub(super) type CopyId = (Submission, usize);
 
 /// One rank's end of the transport.
 #[derive(Debug, Default)]
 pub(super) struct Port {
-    /// Wave submitted and not yet reported as done or failed.
-    pub(super) ticket: Option<(usize, usize)>,
+    /// Submitted and not yet reported as done or failed.
+    pub(super) tickets: Vec<Submission>,
     /// Copies that the rank takes part in and that have not ended.
     pub(super) open: BTreeSet<CopyId>,
     /// Those that have begun.
     pub(super) begun: BTreeSet<CopyId>,
-    /// Why the ticket failed.
+    /// Why a submission failed.
     pub(super) failed: Option<String>,
-    /// The next wave fails.
+    /// The next submission fails.
     pub(super) fail_next: bool,
     /// A copy that begins now does not end by itself.
     pub(super) stall_next: bool,
@@ -39,9 +43,14 @@ impl Port {
         *self = Self { fail_next, stall_next, ..Self::default() };
     }
 
+    /// Whether nothing of a submission is under way any more.
+    pub(super) fn is_over(&self, submission: Submission) -> bool {
+        self.open.range((submission, 0)..=(submission, usize::MAX)).next().is_none()
+    }
+
     /// Drops what has not begun.
     pub(super) fn halt(&mut self) {
-        self.ticket = None;
+        self.tickets.clear();
         self.failed = None;
         self.halting = true;
         self.open = self.begun.clone();
@@ -70,20 +79,21 @@ pub(super) fn sides(transfer: &Transfer, transport: Transport) -> Vec<usize> {
 }
 
 impl World {
-    /// A rank hands a wave's transfers to its transport.
-    pub(super) fn submit(&mut self, rank: usize, exchange: usize, wave: usize) {
+    /// A rank hands transfers of a wave to its transport.
+    pub(super) fn submit(&mut self, rank: usize, exchange: usize, wave: usize, part: Part) {
         let plan = Arc::clone(&self.plans[exchange][rank]);
         let port = &mut self.hosts[rank].port;
-        port.ticket = Some((exchange, wave));
+        let submission = (exchange, wave, part);
+        port.tickets.push(submission);
         if std::mem::take(&mut port.fail_next) {
             port.failed = Some("the transport reports an error".into());
         }
-        for (number, transfer) in plan.waves()[wave].transfers.iter().enumerate() {
+        for (number, transfer) in plan.transfers(wave, part).iter().enumerate() {
             let sides = sides(transfer, self.scenario.transport);
             if !sides.contains(&rank) {
                 continue;
             }
-            let id = (exchange, wave, number);
+            let id = (submission, number);
             self.hosts[rank].port.open.insert(id);
             if sides.iter().all(|&side| self.hosts[side].port.open.contains(&id)) {
                 self.waiting.insert(id, *transfer);
@@ -104,8 +114,15 @@ impl World {
             self.hosts[side].port.begun.insert(id);
         }
         let (layer, dest) = (transfer.layer.index(), transfer.dest.index());
-        let read = self.memory.begin_read(layer, transfer.source_slot.index());
+        let source = transfer.source_slot.index();
+        if self.memory.is_written(layer, source) {
+            return Err(Violation::ReadWhileWritten { rank: transfer.source.index(), layer, slot: source });
+        }
+        let read = self.memory.begin_read(layer, source);
         let slot = transfer.dest_slot.index();
+        if let Landing::Staged { offset } = transfer.landing {
+            self.check_staging_free(dest, offset, id.0)?;
+        }
         if transfer.landing == Landing::InPlace && !self.memory.begin_write(layer, slot) {
             return Err(Violation::OverwrittenWhileRead { rank: dest, layer, slot });
         }
@@ -132,7 +149,7 @@ impl World {
         let content = if stalled { Content::Torn } else { read };
         match transfer.landing {
             Landing::InPlace => self.memory.end_write(layer, transfer.dest_slot.index(), content),
-            Landing::Staged { offset } => self.memory.stage(transfer.dest, offset, content),
+            Landing::Staged { offset } => self.memory.stage(transfer.dest, offset, content, id.0),
         }
         self.tally.copies += 1;
     }
@@ -154,7 +171,7 @@ impl World {
             return;
         }
         for rank in 0..self.hosts.len() {
-            if rank != dead && self.hosts[rank].port.ticket.is_some() && self.rng.bool() {
+            if rank != dead && !self.hosts[rank].port.tickets.is_empty() && self.rng.bool() {
                 self.hosts[rank].port.failed = Some(format!("the connection to rank {dead} is gone"));
             }
         }

@@ -77,6 +77,8 @@ pub struct Tally {
     pub commits: usize,
     /// Commits that failed there.
     pub broken: usize,
+    /// Submissions of early parts.
+    pub early: usize,
     /// Copies ended.
     pub copies: usize,
     /// Steps checked, by rank.
@@ -92,6 +94,7 @@ impl Tally {
         self.aborted += other.aborted;
         self.commits += other.commits;
         self.broken += other.broken;
+        self.early += other.early;
         self.copies += other.copies;
         self.steps += other.steps;
         for (key, count) in &other.struck {
@@ -274,9 +277,15 @@ impl World {
             .unwrap_or_else(|error| unreachable!("maps name experts of the model: {error}"));
         let mut limits = Limits::new(&self.layout, &self.topology);
         limits.staging_bytes = self.scenario.staging_experts * self.layout.largest_staged();
+        limits.overlap = self.scenario.overlap;
+        limits.wave_bytes = self.scenario.wave_experts.map(|experts| experts * EXPERT_BYTES as u64);
         let plan = |target: &Placement| {
             let plan = ExchangePlan::new(&old, target, &self.topology, &self.layout, None, &limits);
-            Arc::new(plan.unwrap_or_else(|error| unreachable!("every expert has a slot: {error}")))
+            let mut plan = plan.unwrap_or_else(|error| unreachable!("every expert has a slot: {error}"));
+            if let Some(fault) = self.scenario.plant.and_then(Plant::in_plan) {
+                plan.plant(fault, self.layout.largest_staged(), &self.topology);
+            }
+            Arc::new(plan)
         };
         let target = placement(&self.scenario, &self.topology, self.rng.u64(..));
         let mut plans = vec![plan(&target); self.hosts.len()];

@@ -5,8 +5,9 @@ use std::time::Instant;
 use eplb_core::{Landing, RankId};
 
 use super::{Break, Exchange};
+use crate::plan::Part;
 use crate::protocol::peers::Heard;
-use crate::protocol::words::{Action, Cause, Note, Outcome, Phase, Verdict};
+use crate::protocol::words::{Action, Cause, Note, Outcome, Phase, Touched, Verdict};
 
 impl Exchange {
     /// The store is gone for good: no note comes or goes any more, and nothing can be decided.
@@ -100,7 +101,10 @@ impl Exchange {
     pub(super) fn leave_undecided(&mut self, detail: String) {
         let cause = self.store_lost_cause(detail);
         self.lost = true;
-        let phy2log = self.plan.phy2log_drained(self.wave);
+        let mut phy2log = self.plan.phy2log_drained(self.wave);
+        if self.ahead.is_drained(Part::Early) {
+            self.plan.apply_drains(&mut phy2log, self.wave + 1, Part::Early);
+        }
         self.outcome = Some(Outcome::Undecided { wave: self.wave, step: self.agreed, cause, phy2log });
         self.enter(Phase::Over);
     }
@@ -117,16 +121,22 @@ impl Exchange {
 
     pub(super) fn finish_abort(&mut self, silent: Vec<RankId>) {
         let mut phy2log = self.plan.phy2log_after(self.wave.min(self.plan.waves().len()));
-        let touched: Vec<RankId> = self
-            .peers
-            .of_wave(self.wave)
-            .filter(|(rank, heard)| heard.stopped == Some(true) || silent.contains(rank) || self.lost)
-            .map(|(rank, _)| rank)
-            .collect();
         // A drained slot in which bytes may have landed does not return to service.
-        for transfer in self.plan.waves().get(self.wave).into_iter().flat_map(|wave| &wave.transfers) {
-            if transfer.landing == Landing::InPlace && touched.contains(&transfer.dest) {
-                phy2log[(transfer.layer.index(), transfer.dest_slot.index())] = -1;
+        for (rank, heard) in self.peers.of_wave(self.wave) {
+            let unknown = silent.contains(&rank) || self.lost;
+            let touched = if unknown { Touched::ALL } else { heard.stopped.unwrap_or_default() };
+            let parts = [
+                (touched.early, self.wave, Part::Early),
+                (touched.late, self.wave, Part::Late),
+                (touched.ahead, self.wave + 1, Part::Early),
+            ];
+            for (_, wave, part) in
+                parts.into_iter().filter(|&(touched, wave, _)| touched && wave < self.plan.waves().len())
+            {
+                let transfers = self.plan.transfers(wave, part).iter();
+                for transfer in transfers.filter(|t| t.landing == Landing::InPlace && t.dest == rank) {
+                    phy2log[(transfer.layer.index(), transfer.dest_slot.index())] = -1;
+                }
             }
         }
         // What a commit that failed was to write may be anything.
