@@ -36,13 +36,14 @@ pub struct Limits {
     /// busy together, long ones cost fewer agreements. `None`: a twelfth of what the busiest rank receives, at
     /// least 256 MiB.
     pub wave_bytes: Option<u64>,
-    /// Whether transfers of a wave may run while the wave before is decided and committed, where staging has two halves.
+    /// Whether transfers of a wave may run while the wave before is decided and committed, where staging has two halves. Off unless
+    /// asked for.
     pub overlap: bool,
 }
 
 impl Limits {
     /// The defaults for a layout and topology: [`default_staging_bytes`], [`DEFAULT_DRAIN_FLOOR`], any number of
-    /// replicas, free slot numbers, waves cut as [`Limits::wave_bytes`] says, which overlap.
+    /// replicas, free slot numbers, waves cut as [`Limits::wave_bytes`] says, one after another.
     pub fn new(layout: &ModelLayout, topology: &Topology) -> Self {
         Self {
             staging_bytes: default_staging_bytes(layout, topology),
@@ -50,7 +51,7 @@ impl Limits {
             max_replicas: None,
             exact_slots: false,
             wave_bytes: None,
-            overlap: true,
+            overlap: false,
         }
     }
 

@@ -59,6 +59,10 @@ pub(crate) struct Exchange {
     #[arg(long, value_name = "S")]
     staging_bytes: Option<usize>,
 
+    /// Let transfers of a wave run while the wave before is decided and committed
+    #[arg(long)]
+    overlap: bool,
+
     /// Most thread blocks that a group of NCCL may take
     #[arg(long, value_name = "N")]
     max_ctas: Option<u32>,
@@ -186,6 +190,7 @@ impl Exchange {
             iterations: self.iters,
             warmup: self.warmup,
             staging_bytes: self.staging_bytes,
+            overlap: self.overlap,
             max_ctas: self.max_ctas,
             operations: self.operations,
             margin: self.margin,

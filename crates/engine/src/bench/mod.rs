@@ -56,6 +56,8 @@ pub struct ExchangeBench {
     pub warmup: usize,
     /// Staging per rank; `None` = the default of [`Limits::new`].
     pub staging_bytes: Option<usize>,
+    /// Whether waves overlap.
+    pub overlap: bool,
     /// Most thread blocks of a group of NCCL.
     pub max_ctas: Option<u32>,
     /// Most operations of a rank in a group of NCCL; `None` = its default.
@@ -184,6 +186,7 @@ impl ExchangeBench {
         let topology = Arc::new(Topology::uniform(self.ranks, slots)?);
         let layout = Arc::new(self.layout()?);
         let mut limits = Limits::new(&layout, &topology);
+        limits.overlap = self.overlap;
         if let Some(bytes) = self.staging_bytes {
             limits.staging_bytes = bytes;
         }
