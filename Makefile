@@ -100,7 +100,8 @@ gpu-bundle: tools ## Build target/gpu-bundle: copy it to a machine with GPUs and
 	$(CARGO) build --release --locked --quiet -p eplb-cli
 	rm -rf target/gpu-bundle && mkdir -p target/gpu-bundle/bin
 	strip -o target/gpu-bundle/bin/eplb target/release/eplb
-	cp tests/gpu/run.sh target/gpu-bundle/
+	cp tests/gpu/run.sh tests/gpu/audit.py target/gpu-bundle/
+	cc -O1 -fPIC -shared -o target/gpu-bundle/libinterpose.so tests/gpu/interpose.c -ldl
 	mkdir target/gpu-bundle/peers && cp benches/peers/exchange.py benches/peers/vllm_*.py target/gpu-bundle/peers/
 	if [ -e target/peers/vllm/VERSION ]; then cp -r target/peers/vllm target/gpu-bundle/; fi
 	kernels/build.sh target/gpu-bundle/bin/kernels || [ $$? = 3 ]

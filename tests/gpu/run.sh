@@ -97,6 +97,20 @@ if [ "$ranks" -ge 2 ]; then
           grep '^{' | tee -a "$out/interference.jsonl"
       done
     done
+    echo "== what the driver is asked for while a server would serve"
+    for carrier in peer nccl; do
+      EPLB_CALLS=$out/calls-$carrier.log LD_PRELOAD=$here/libinterpose.so \
+        stage "recording $carrier" 60 "$eplb" bench exchange --backend $carrier --ranks "$ranks" --layers 2 --iters 3 >/dev/null
+      stage "audit of $carrier" 30 python3 "$here/audit.py" "$out/calls-$carrier.log"
+      stage "audit of $carrier, planted" 30 python3 "$here/audit.py" "$out/calls-$carrier.log" --planted
+    done
+    if command -v compute-sanitizer >/dev/null; then
+      stage 'memcheck of commits' 120 compute-sanitizer --tool memcheck --error-exitcode 99 "$eplb" bench exchange --backend peer --ranks "$ranks" \
+        --layers 1 --tensors 65537,1023 --gaps 24:8 --placement shift --iters 1 --commit kernel >"$out/memcheck.log"
+      tail -n 1 "$out/memcheck.log"
+    else
+      echo "compute-sanitizer is not here; it was NOT run"
+    fi
     if [ "$ranks" -ge 3 ]; then
       echo "== a rank is killed in the middle of an exchange"
       stage faults 60 "$eplb" bench faults --backend nccl --ranks "$ranks" --layers 2 --iters 3 --patience 20 >"$out/faults.json"

@@ -39,7 +39,8 @@ pub enum Launch {
 /// How a communicator behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Options of NCCL's communicator.
+    /// Options of NCCL's communicator. By default thread blocks are not capped: beside matrix products on an H200, fewer blocks made an
+    /// exchange longer by as much as they made it gentler (docs/benchmarks.md).
     pub config: Config,
     /// Most sends and receives of a rank in one group. Groups of about 2,000 have hung NCCL before 2.30.
     pub operations: usize,

@@ -63,6 +63,10 @@ pub(crate) struct Exchange {
     #[arg(long)]
     overlap: bool,
 
+    /// Fewest thread blocks that NCCL prepares channels for; more than its default gives each message more of them
+    #[arg(long, value_name = "N")]
+    min_ctas: Option<u32>,
+
     /// Most thread blocks that a group of NCCL may take
     #[arg(long, value_name = "N")]
     max_ctas: Option<u32>,
@@ -191,6 +195,7 @@ impl Exchange {
             warmup: self.warmup,
             staging_bytes: self.staging_bytes,
             overlap: self.overlap,
+            min_ctas: self.min_ctas,
             max_ctas: self.max_ctas,
             operations: self.operations,
             margin: self.margin,
@@ -312,6 +317,7 @@ pub(super) fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exch
         "link_share": optional(report.link_gbps.map(|link| report.gbps_worst_rank / link)),
         "steps": report.steps,
         "stall_us_max": number(report.stall_us_max),
+        "min_ctas": bench.min_ctas,
         "max_ctas": bench.max_ctas,
         "iters": bench.iterations,
         "launch": if args.launch_in_steps { "steps" } else { "thread" },

@@ -3,6 +3,7 @@
 
 mod audit;
 mod interference;
+mod interpose;
 mod libraries;
 mod log;
 mod peer;

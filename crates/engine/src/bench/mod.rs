@@ -58,6 +58,8 @@ pub struct ExchangeBench {
     pub staging_bytes: Option<usize>,
     /// Whether waves overlap.
     pub overlap: bool,
+    /// Fewest thread blocks that NCCL prepares channels for.
+    pub min_ctas: Option<u32>,
     /// Most thread blocks of a group of NCCL.
     pub max_ctas: Option<u32>,
     /// Most operations of a rank in a group of NCCL; `None` = its default.

@@ -230,7 +230,8 @@ pub(super) fn as_rank(
 
 /// How the bench wants its communicators over NCCL.
 fn nccl_options(bench: &ExchangeBench) -> Options {
-    let config = nccl_rs::Config { max_ctas: bench.max_ctas, ..nccl_rs::Config::default() };
+    let config =
+        nccl_rs::Config { min_ctas: bench.min_ctas, max_ctas: bench.max_ctas, ..nccl_rs::Config::default() };
     let mut options = Options { config, launch: bench.launch, ..Options::default() };
     options.operations = bench.operations.unwrap_or(options.operations);
     options
