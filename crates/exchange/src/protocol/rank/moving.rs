@@ -123,6 +123,10 @@ impl Exchange {
         if !under_way || given_up || next >= self.plan.waves().len() {
             return;
         }
+        // With nothing early, waves run one after another, drains included.
+        if self.plan.transfers(next, Part::Early).is_empty() {
+            return;
+        }
         self.drain_part(next, Part::Early);
         if self.phase == Phase::Settling {
             // The map of the commit is in force here; the slots that it keeps may go out of service.
@@ -130,7 +134,6 @@ impl Exchange {
         }
         // Its own bytes first: those of the wave under way must not wait.
         if self.phase != Phase::Moving
-            && !self.plan.transfers(next, Part::Early).is_empty()
             && let Some(first) = self.drained_from(next, Part::Early)
             && first.is_none_or(|step| self.steps.over_before(step))
         {
