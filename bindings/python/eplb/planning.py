@@ -3,6 +3,7 @@
 import ctypes
 import threading
 from ctypes import byref, c_double, c_int32, c_size_t, c_uint32
+from types import SimpleNamespace
 from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 from eplb import arrays
@@ -139,12 +140,11 @@ def plan(
 
     Raises `EplbError` for a request that cannot be answered, `ValueError` for arrays of the wrong shape.
     """
-    options = dict(locals())
-    del options["loads"], options["threads"]
+    options = SimpleNamespace(**locals())
     kind = arrays.kind_of(loads)
     window = arrays.take(loads, c_double, "loads", (2, 3))
     steps, layers, experts = (1, *window.shape) if len(window.shape) == 2 else window.shape
-    request, held = describe(layers, **options)
+    request, held = describe(layers, options)
     request.loads = window.pointer
     request.steps, request.layers, request.experts = steps, layers, experts
     made = Handle("eplb_plan_free", "eplb_planner_plan", _planner(threads).pointer, byref(request))

@@ -1,11 +1,13 @@
 """Replay of traces: what a policy would have done, judged on steps that it had not seen."""
 
-import ctypes
+import inspect
 from ctypes import byref, c_double, c_size_t, c_uint64
+from types import SimpleNamespace
 from typing import Any, List, Union
 
 from eplb import arrays
 from eplb._native import Handle, ReplaySummary, call
+from eplb.planning import plan
 from eplb.request import describe
 from eplb.trace import Trace
 
@@ -74,7 +76,10 @@ def replay(
     if "current" in options:
         raise TypeError("replay starts from nothing; it takes no current placement")
     trace = trace if isinstance(trace, Trace) else Trace(trace)
-    request, held = describe(trace.shape[1], policy=policy, **options)
+    # Names and defaults are those of `plan`; a name that it does not have is a TypeError, as it is there.
+    given = inspect.signature(plan).bind(None, policy=policy, threads=threads, **options)
+    given.apply_defaults()
+    request, held = describe(trace.shape[1], SimpleNamespace(**given.arguments))
     handle = Handle(
         "eplb_replay_free",
         "eplb_replay_run",
