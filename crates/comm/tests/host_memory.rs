@@ -250,3 +250,18 @@ fn racing_readers_and_writers_never_see_half_a_write() {
         drop((memory.write(slot(n)).unwrap(), memory.write(staged(n as usize)).unwrap()));
     }
 }
+
+#[test]
+fn a_write_after_the_content_was_stated_makes_it_unknown_again() {
+    let memory = memory(vec![TensorLayout::contiguous("w", 32)], 0..2, 64);
+    for place in [slot(1), Place::staged(L, 0)] {
+        let mut guard = memory.write(place).unwrap();
+        guard.rows_mut(0).next().unwrap()[0] = 1;
+        guard.set_content(Content::Expert(ExpertId(3)));
+        let (_, stated) = guard.content();
+        guard.rows_mut(0).next().unwrap()[0] = 2;
+        let (content, generation) = guard.content();
+        assert_eq!(content, Content::Unknown, "{place}");
+        assert_ne!(generation, stated, "{place}: readers in other processes tell writes apart by it");
+    }
+}

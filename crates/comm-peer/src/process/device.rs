@@ -23,11 +23,11 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// A rank on a device that has joined others.
 #[derive(Debug)]
 pub struct Joined {
+    /// The slots of all ranks as this one reaches them, by rank: its own memory, and what it has opened. To be dropped before the
+    /// communicator, which tells the owners that nothing is open any more; fields drop in their order.
+    pub memories: Vec<Arc<DeviceMemory>>,
     /// Its communicator.
     pub communicator: PeerCommunicator,
-    /// The slots of all ranks as this one reaches them, by rank: its own memory, and what it has opened. To be dropped before the
-    /// communicator, which tells the owners that nothing is open any more.
-    pub memories: Vec<Arc<DeviceMemory>>,
 }
 
 /// Makes this rank's communicator on device memory; all ranks call it together, each in a process of its own. Each rank opens the slots of
@@ -65,9 +65,10 @@ pub fn join_device(
     };
     let met = meeting.meet(offer, open)?;
     let layout = memory.layout().clone();
+    // Before the memories, so that on an error these are closed when it says so.
+    let mut pages = met.pages;
     let memories: Vec<_> =
         met.opened.into_iter().map(|source| source.unwrap_or_else(|| memory.clone())).collect();
-    let mut pages = met.pages;
     // What others have open here is kept until they have closed it, or until their time is over.
     pages.keep(Box::new(Mutex::new((mark, memory.clone()))));
     let engine = Engine::new(memory, memories.clone(), options).map_err(cuda)?;

@@ -105,7 +105,9 @@ impl Meeting {
     ) -> Result<Met<T>, PeerError> {
         let nonce = self.draw()?;
         let page = OwnPage::create(self.rank, nonce).map_err(|error| PeerError::page(self.rank, &error))?;
-        let socket = format!("eplb-{:016x}{:016x}", nonce[0], nonce[1]);
+        // A number of its own: every user of the host can read the names of sockets, and the nonce is what opens this one.
+        let name = self.draw()?;
+        let socket = format!("eplb-{:016x}{:016x}", name[0], name[1]);
         let door = Door::open(&socket, nonce).map_err(|error| self.refused("a Unix socket", &error))?;
         let pitches = (0..offer.layout.layers()).map(|layer| {
             let tensors = offer.layout.layer(LayerId::at(layer)).tensors();
@@ -264,6 +266,34 @@ impl From<PeerError> for CommError {
                 code: -1,
                 detail: other.to_string(),
             },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use eplb_comm::host::HostMemory;
+    use eplb_comm::store::InProcessStore;
+    use eplb_core::TensorLayout;
+
+    use super::*;
+    use crate::process::join_host;
+
+    /// Names of abstract sockets stand in `/proc/net/unix` for every user of the host.
+    #[test]
+    fn the_name_of_a_socket_does_not_tell_what_opens_it() {
+        let layout = Arc::new(ModelLayout::new(vec![vec![TensorLayout::contiguous("w", 8)]]).unwrap());
+        let memory = HostMemory::shared(RankId(0), layout, 0..1, 0).unwrap();
+        let store: Arc<dyn Store> = Arc::new(InProcessStore::new());
+        let deadline = Instant::now() + Duration::from_millis(50);
+        let alone =
+            Meeting { rank: RankId(0), world_size: 2, store: store.clone(), host: "h".into(), deadline };
+        join_host(&alone, memory).unwrap_err();
+        let said = store.get("card/0", Instant::now() + Duration::from_secs(20)).unwrap().unwrap();
+        let card = Card::decode(&said).unwrap();
+        for word in card.nonce {
+            let told = format!("{word:016x}");
+            assert!(!card.socket.contains(&told), "{} tells {told}", card.socket);
         }
     }
 }

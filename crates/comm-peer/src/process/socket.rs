@@ -8,9 +8,10 @@ use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::io::retry_on_intr;
 use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags,
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags,
 };
 
 use super::card::Nonce;
@@ -141,7 +142,7 @@ fn send(stream: &UnixStream, files: &[BorrowedFd<'_>]) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     control.push(SendAncillaryMessage::ScmRights(files));
-    rustix::net::sendmsg(stream, &[IoSlice::new(&[1])], &mut control, SendFlags::NOSIGNAL)?;
+    retry_on_intr(|| rustix::net::sendmsg(stream, &[IoSlice::new(&[1])], &mut control, SendFlags::NOSIGNAL))?;
     Ok(())
 }
 
@@ -149,12 +150,11 @@ fn receive(stream: &UnixStream, files: &mut Vec<OwnedFd>) -> Result<()> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(BATCH))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
-    let got = rustix::net::recvmsg(
-        stream,
-        &mut [IoSliceMut::new(&mut byte)],
-        &mut control,
-        RecvFlags::CMSG_CLOEXEC,
-    )?;
+    // With a time limit on the socket, a signal ends the call even where its handler asks for calls to go on.
+    let got = retry_on_intr(|| {
+        let mut bytes = [IoSliceMut::new(&mut byte)];
+        rustix::net::recvmsg(stream, &mut bytes, &mut control, RecvFlags::CMSG_CLOEXEC)
+    })?;
     if got.bytes == 0 {
         return Err(ErrorKind::UnexpectedEof.into());
     }
@@ -164,8 +164,9 @@ fn receive(stream: &UnixStream, files: &mut Vec<OwnedFd>) -> Result<()> {
             files.extend(received);
         }
     }
-    // Without any, a descriptor could not be made here: the limit on open files.
-    if files.len() == before { Err(ErrorKind::InvalidData.into()) } else { Ok(()) }
+    // With too few, a descriptor could not be made here: the limit on open files. The rest does not come any more.
+    let cut_short = files.len() == before || got.flags.contains(ReturnFlags::CTRUNC);
+    if cut_short { Err(ErrorKind::InvalidData.into()) } else { Ok(()) }
 }
 
 #[cfg(test)]

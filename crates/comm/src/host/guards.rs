@@ -141,9 +141,10 @@ impl WriteGuard {
         view.is_gapless().then(slice)
     }
 
-    /// States what was written.
+    /// States what was written. A write after it makes the content unknown again.
     pub fn set_content(&mut self, content: Content) {
         self.memory.set_content(&self.site, content);
+        self.begun = false;
     }
 
     /// The content is unknown from now on.
