@@ -19,7 +19,10 @@ const CLOSE: [f64; 2] = [0.0025, 0.012];
 const CAPS: [f64; 3] = [0.8, 0.65, 0.85];
 const ENOUGH: f64 = 0.0125;
 
-/// How many packings are refined: those with the least cost, after the first only promising ones.
+/// A plan this far from what can be hoped for is in a dead end: counts that did not look promising may lead farther.
+const FAR: f64 = 0.02;
+
+/// How many packings are refined: those with the least cost, after the first only promising ones unless it ended far off.
 const MOST_REFINED: usize = 2;
 
 /// Memory for one layer.
@@ -99,13 +102,16 @@ impl Search {
             }
         }
         self.starts.sort_unstable_by(|a, b| a.cost.total_cmp(&b.cost).then(b.cap.total_cmp(&a.cap)));
+        // Caps next to each other often lead to the same counts: those are refined once.
+        self.starts.dedup_by(|a, b| a.cost == b.cost);
         let mut refined = usize::from(promising);
         for start in 0..self.starts.len() {
             let Start { cap, cost } = self.starts[start];
-            if best <= close || refined == MOST_REFINED || (refined > 0 && cost > hoped * (1.0 + PROMISING)) {
+            let doubtful = refined > 0 && cost > hoped * (1.0 + PROMISING);
+            if best <= close || refined == MOST_REFINED || (doubtful && best <= hoped * (1.0 + FAR)) {
                 break;
             }
-            if promising && cap == NO_CAP {
+            if promising && cost == packed {
                 continue;
             }
             if cap != NO_CAP && cap == saved {
