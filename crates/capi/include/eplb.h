@@ -465,8 +465,8 @@ enum eplb_status eplb_builder_layer_set(const struct eplb_builder *builder,
 //
 // # Safety
 // `builder` is a live handle or null; `tensors` is null or points to `count` tensors. Until `eplb_engine_shutdown` has returned
-// `EPLB_STATUS_OK`, or the engine is freed, every tensor's memory is valid for the bytes of all local slots, nobody writes it, and
-// a slot is read only while the maps of the step that runs name it.
+// `EPLB_STATUS_OK`, every tensor's memory is valid for the bytes of all local slots, nobody writes it, and a slot is read only
+// while the maps of the step that runs name it. Freeing an engine shuts it down too, but gives up after 5 s and cannot say so.
 enum eplb_status eplb_builder_register_layer(const struct eplb_builder *builder,
                                              uint32_t set,
                                              size_t layer,

@@ -338,9 +338,13 @@ impl<S: Stream> Driver<S> {
     }
 
     /// Gives up the exchange under way without asking the others: nothing further is started. The communicator, and a fence
-    /// that is passed when no copy of it can touch memory any more. Maps stay as they are.
+    /// that is passed when no copy of it can touch memory any more. Maps stay as they are; if others may switch theirs at a step that
+    /// this rank has acknowledged, no step from there on may run.
     pub fn abandon(&mut self, why: &str) -> Option<(Box<dyn Communicator>, Fence)> {
         let mut active = self.active.take()?;
+        if let Some(step) = active.exchange.bound_to() {
+            self.barred.get_or_insert(Bar::Undecided { step, wave: active.exchange.wave() });
+        }
         let fence = active.communicator.abort(why);
         Some((active.communicator, fence))
     }

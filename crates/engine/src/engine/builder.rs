@@ -137,7 +137,7 @@ impl Builder {
     /// that share bytes.
     ///
     /// # Safety
-    /// Until [`Engine::shutdown`] has returned `Ok`, or the engine is dropped:
+    /// Until [`Engine::shutdown`] has returned `Ok` (dropping the engine shuts it down too, but gives up after 5 s and cannot say so):
     /// - each address is valid for reads and writes of `(slots - 1) * slot_stride + (rows - 1) * pitch + row_bytes` bytes;
     /// - whoever else uses these bytes reads a slot only while the maps of the step that runs name it, and never writes one.
     #[allow(unsafe_code)]

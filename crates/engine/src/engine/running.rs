@@ -296,18 +296,18 @@ impl Progress {
         let fence = {
             let mut core = lock(&shared.core);
             let moving = core.moving.take();
+            let left = moving.and_then(|at| core.lanes[at].driver.abandon(why));
+            // Steps that must not run have to be told so before any is let past.
+            if core.lanes.iter().any(|lane| lane.driver.is_barred()) {
+                shared.raise(BARRED);
+            }
             shared.clear(EXCHANGE);
-            moving.and_then(|at| core.lanes[at].driver.abandon(why))
+            left
         };
         if let Some((communicator, fence)) = fence {
             // What cannot be waited for is left to the communicator's own end.
             drop(fence.wait(shared.rank, "the last copies", Instant::now() + LONGEST_HALT));
             drop(communicator);
-        }
-        // Steps may still have to be told that they must not run.
-        let core = lock(&shared.core);
-        if core.lanes.iter().any(|lane| lane.driver.is_barred()) {
-            shared.attention.fetch_or(BARRED, Ordering::SeqCst);
         }
     }
 }

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use eplb_core::RankId;
+use eplb_engine::EngineError;
 use eplb_engine::engine::{Engine, RoundOutcome, SetId, State};
 use eplb_engine::process::MadeUp;
 
@@ -148,6 +149,50 @@ fn a_commit_that_is_decided_is_applied_by_a_quiesce() {
     });
     assert_eq!(maps[0].0, maps[1].0);
     assert!(maps[0].1 > 0, "something was committed");
+}
+
+#[test]
+fn a_rank_that_leaves_an_exchange_runs_no_step_that_others_switch_at() {
+    let threads = Threads::new(2);
+    let barrier = Barrier::new(2);
+    let ran = threads.run(|rank| {
+        let (mut builder, set) = threads.builder(rank, config());
+        drop(builder.placement(set, eplb_core::Placement::round_robin(3, 12, 16).unwrap()));
+        let engine = builder.start().unwrap();
+        super::support::fill(&engine, set);
+        ask(&engine, set, &barrier, 1);
+        let mut next = 0;
+        let agreed = loop {
+            if let State::Armed { step } = engine.state() {
+                break step;
+            }
+            engine.step(next).unwrap();
+            next += 1;
+            std::thread::sleep(Duration::from_micros(300));
+        };
+        // Both have acknowledged the step, and it becomes a commit.
+        barrier.wait();
+        std::thread::sleep(Duration::from_millis(50));
+        if rank.0 == 0 {
+            // No time for an orderly end; then the end itself.
+            drop(engine.shutdown(Duration::ZERO));
+            engine.shutdown(LONG).unwrap();
+        }
+        barrier.wait();
+        for step in next..agreed {
+            engine.step(step).unwrap();
+        }
+        let maps = engine.step(agreed).map(|()| engine.maps(set).phy2log.clone());
+        barrier.wait();
+        drop(engine.shutdown(Duration::from_millis(100)));
+        maps
+    });
+    let switched = ran[1].as_ref().expect("the rank that stayed obeys the decision");
+    match &ran[0] {
+        // It was still in time to apply the commit.
+        Ok(maps) => assert_eq!(maps, switched),
+        Err(error) => assert!(matches!(error, EngineError::Undecided { .. }), "{error}"),
+    }
 }
 
 #[test]

@@ -191,6 +191,12 @@ impl Exchange {
         self.agreed
     }
 
+    /// The step at which this rank has to switch its maps with the others, or to know that nobody does, and neither has happened yet:
+    /// whoever drops the exchange now must not run it.
+    pub fn bound_to(&self) -> Option<u64> {
+        self.agreed.filter(|_| matches!(self.phase, Phase::Armed | Phase::Committing | Phase::Failing))
+    }
+
     /// Its deadlines.
     pub fn deadlines(&self) -> &Deadlines {
         &self.deadlines
