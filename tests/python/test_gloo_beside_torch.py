@@ -32,7 +32,7 @@ class Store(ctypes.Structure):
 class Options(ctypes.Structure):
     _fields_ = [("size", ctypes.c_size_t), ("rank", ctypes.c_int32), ("world_size", ctypes.c_int32),
                 ("address", ctypes.c_char_p), ("interface_name", ctypes.c_char_p),
-                ("connect_ms", ctypes.c_int64), ("store", Store)]
+                ("connect_ms", ctypes.c_int64), ("secret", ctypes.c_void_p), ("store", Store)]
 
 
 def on_two(work):
@@ -72,7 +72,7 @@ def connect(library):
         return 0
 
     def one(rank):
-        options = Options(ctypes.sizeof(Options), rank, 2, b"127.0.0.1", None, 20_000, Store(None, set_value, get_value))
+        options = Options(ctypes.sizeof(Options), rank, 2, b"127.0.0.1", None, 20_000, None, Store(None, set_value, get_value))
         context, error = ctypes.c_void_p(), ctypes.create_string_buffer(512)
         status = library.eplb_gloo_connect(ctypes.byref(options), ctypes.byref(context), error)
         assert status == 0, error.value
