@@ -35,13 +35,16 @@ pub(crate) enum Planted {
     Descriptors,
     /// A byte of a slot changes, once.
     Byte,
+    /// A key that is never deleted from the store, for each rebalance.
+    Keys,
 }
 
-const PLANTED: [(Planted, &str); 4] = [
+const PLANTED: [(Planted, &str); 5] = [
     (Planted::Nothing, "nothing"),
     (Planted::Memory, "leaked-memory"),
     (Planted::Descriptors, "leaked-descriptors"),
     (Planted::Byte, "changed-byte"),
+    (Planted::Keys, "left-keys"),
 ];
 
 impl FromStr for Planted {
@@ -162,6 +165,10 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
                 std::mem::forget(File::open("/dev/null").unwrap())
             }
             Planted::Byte if round == rounds / 2 => change_a_byte(&member),
+            Planted::Keys => {
+                let (store, deadline) = (member.session().store(), after(deadlines().store.operation));
+                store.set(&format!("left/{round}"), b"", deadline).unwrap();
+            }
             Planted::Descriptors | Planted::Byte => {}
         }
         moves += done.totals.moves as u64;

@@ -34,6 +34,7 @@ pub mod in_process;
 pub mod limits;
 pub mod liveness;
 pub mod locate;
+pub mod noted;
 pub mod prefix;
 mod table;
 pub mod tcp;
@@ -48,6 +49,7 @@ pub use in_process::InProcessStore;
 pub use limits::{Limits, MAX_KEY_BYTES};
 pub use liveness::{Life, Liveness, Pulse, Renewal};
 pub use locate::StoreAddress;
+pub use noted::NotedStore;
 pub use prefix::PrefixStore;
 pub use tcp::{ServerOptions, ServerStats, StoreServer, TcpStore, Token};
 

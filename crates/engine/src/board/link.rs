@@ -132,7 +132,7 @@ impl Link {
     }
 
     fn notes_key(&self, rank: RankId) -> String {
-        format!("{}/notes/{}", self.epoch, rank.0)
+        notes_key(self.epoch, rank)
     }
 
     fn decision_key(&self) -> String {
@@ -140,7 +140,7 @@ impl Link {
     }
 
     fn bell_key(&self) -> String {
-        format!("{}/bell", self.epoch)
+        bell_key(self.epoch)
     }
 
     pub(super) fn begin(&self, decision: Decision) {
@@ -419,6 +419,20 @@ impl Link {
         state.looks += 1;
         Ok(())
     }
+}
+
+/// Keys of a board that nobody needs when every member has left its epoch: the notes of `ranks`, and the bell. Not the decision: by
+/// it, closed for good, a rank that was stopped and resumes finds that its epoch is over.
+pub(crate) fn passing_keys(epoch: u64, ranks: &[RankId]) -> impl Iterator<Item = String> {
+    ranks.iter().map(move |&rank| notes_key(epoch, rank)).chain([bell_key(epoch)])
+}
+
+fn notes_key(epoch: u64, rank: RankId) -> String {
+    format!("{epoch}/notes/{}", rank.0)
+}
+
+fn bell_key(epoch: u64) -> String {
+    format!("{epoch}/bell")
 }
 
 /// A decision as the waves of one exchange count.

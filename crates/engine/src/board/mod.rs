@@ -11,6 +11,7 @@ mod local;
 mod store;
 mod wire;
 
+pub(crate) use link::passing_keys;
 pub use local::LocalBoard;
 pub use store::{BoardError, LastDecision, StoreBoard};
 

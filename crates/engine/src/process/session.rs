@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use eplb_comm::store::deadlines::after;
-use eplb_comm::store::{Absent, Formation, Group, Nonce, PrefixStore, Store};
+use eplb_comm::store::{Absent, Formation, Group, Nonce, NotedStore, PrefixStore, Store};
 use eplb_core::RankId;
 
 use super::hosts::HostId;
-use crate::board::{LastDecision, StoreBoard};
+use crate::board::{LastDecision, StoreBoard, passing_keys};
 use crate::deadlines::Deadlines;
 use crate::error::EngineError;
 
@@ -74,6 +74,30 @@ pub(crate) type Fact = (&'static str, String);
 /// Who belongs to an epoch, and this rank's ways to talk to them.
 type Place = (Vec<(RankId, Nonce)>, Group, Arc<StoreBoard>);
 
+/// What a rank leaves in the store with an epoch.
+struct Leaving<'a> {
+    nonce: Nonce,
+    roster: &'a [(RankId, Nonce)],
+    group: &'a Group,
+    corners: &'a NotedStore,
+}
+
+impl Leaving<'_> {
+    /// Keys that nobody needs any more once all starts of `next` have left the epoch: this rank's, and, by the lowest rank that goes
+    /// on, those of the starts that do not. The decision record stays, closed.
+    fn keys(&self, next: &[(RankId, Nonce)]) -> Vec<String> {
+        let goes_on = |nonce: Nonce| next.iter().any(|(_, other)| *other == nonce);
+        let (stay, gone): (Vec<_>, Vec<_>) = self.roster.iter().partition(|(_, nonce)| goes_on(*nonce));
+        let lowest = stay.first().is_some_and(|(_, nonce)| *nonce == self.nonce);
+        let mut ranks: Vec<RankId> = gone.into_iter().filter(|_| lowest).map(|(rank, _)| rank).collect();
+        let mut keys = self.group.left_behind(&ranks);
+        ranks.push(self.group.rank());
+        keys.extend(passing_keys(self.group.epoch(), &ranks));
+        keys.extend(self.corners.take());
+        keys
+    }
+}
+
 /// A member of an epoch: its group for collectives and its board for exchanges.
 #[derive(Debug)]
 pub struct Session {
@@ -88,6 +112,8 @@ pub struct Session {
     pub(crate) board: Arc<StoreBoard>,
     /// Communicators asked for in this epoch.
     communicators: u64,
+    /// The store as communicators of this epoch see it.
+    corners: NotedStore,
 }
 
 impl Session {
@@ -103,9 +129,8 @@ impl Session {
     ) -> Result<Self, EngineError> {
         let nonce = at(rank, Stage::Rendezvous, Nonce::draw())?;
         let expected: Vec<RankId> = (0..world_size).map(RankId::at).collect();
-        let (roster, group, board) = Self::form(&store, rank, nonce, &expected, None, deadlines)?;
-        let deadlines = *deadlines;
-        Ok(Self { store, rank, nonce, expected, roster, deadlines, group, board, communicators: 0 })
+        let place = Self::form(&store, rank, nonce, &expected, None, deadlines)?;
+        Ok(Self::at_place(store, (rank, nonce), expected, place, deadlines))
     }
 
     fn form(
@@ -144,8 +169,19 @@ impl Session {
         let stage = Stage::Reforming;
         let group = at(rank, stage, Group::new(store.clone(), epoch, rank, &expected))?;
         let board = StoreBoard::open(store.clone(), epoch, rank, &expected, &deadlines.store);
-        let (board, deadlines) = (at(rank, stage, board)?, *deadlines);
-        Ok(Self { store, rank, nonce, expected, roster, deadlines, group, board, communicators: 0 })
+        let place = (roster, group, at(rank, stage, board)?);
+        Ok(Self::at_place(store, (rank, nonce), expected, place, deadlines))
+    }
+
+    fn at_place(
+        store: Arc<dyn Store>,
+        (rank, nonce): (RankId, Nonce),
+        expected: Vec<RankId>,
+        (roster, group, board): Place,
+        deadlines: &Deadlines,
+    ) -> Self {
+        let (corners, deadlines) = (NotedStore::new(store.clone()), *deadlines);
+        Self { store, rank, nonce, expected, roster, deadlines, group, board, communicators: 0, corners }
     }
 
     /// Closes the epoch for all; its last decision.
@@ -159,17 +195,32 @@ impl Session {
     /// # Errors
     /// As [`Session::join`].
     pub fn rejoin(self, store: Option<Arc<dyn Store>>) -> Result<Self, EngineError> {
-        let Self { store: old, rank, nonce, expected, deadlines, group, board, .. } = self;
+        let Self { store: old, rank, nonce, expected, roster, deadlines, group, board, corners, .. } = self;
         // Where the store is lost there is nothing to close, and others may have closed it before.
         drop(board.close());
         drop(board);
         let last = if store.is_some() { None } else { Some(group.epoch()) };
         // By another handle it may be the same store after all, with the epoch that this rank leaves: no record in it may list this
         // rank's new name.
-        let nonce = if store.is_some() { at(rank, Stage::Rendezvous, Nonce::draw())? } else { nonce };
+        let next = if store.is_some() { at(rank, Stage::Rendezvous, Nonce::draw())? } else { nonce };
         let store = store.unwrap_or(old);
-        let (roster, group, board) = Self::form(&store, rank, nonce, &expected, last, &deadlines)?;
-        Ok(Self { store, rank, nonce, expected, roster, deadlines, group, board, communicators: 0 })
+        let mut place = Self::form(&store, rank, next, &expected, last, &deadlines)?;
+        // A store that may be another may have an epoch of the same number: nothing is deleted there.
+        if last.is_some_and(|last| last < place.1.epoch()) {
+            let leaving = Leaving { nonce, roster: &roster, group: &group, corners: &corners };
+            place.1.outdate(leaving.keys(&place.0));
+        }
+        Ok(Self::at_place(store, (rank, next), expected, place, &deadlines))
+    }
+
+    /// In place of this session, in the same store, that of the next epoch: what this rank leaves in the store with the old one is
+    /// deleted when all members have come.
+    pub(super) fn succeed(&mut self, mut next: Self) {
+        let Self { nonce, roster, group, corners, .. } = self;
+        if group.epoch() < next.epoch() {
+            next.group.outdate(Leaving { nonce: *nonce, roster, group, corners }.keys(&next.roster));
+        }
+        *self = next;
     }
 
     /// Which start of which rank belongs to the epoch, ranks ascending.
@@ -211,7 +262,7 @@ impl Session {
     pub(crate) fn corner(&mut self) -> Result<Arc<dyn Store>, EngineError> {
         self.communicators += 1;
         let prefix = format!("{}/comm/{}", self.epoch(), self.communicators);
-        Ok(Arc::new(PrefixStore::new(self.store.clone(), &prefix)?))
+        Ok(Arc::new(PrefixStore::new(Arc::new(self.corners.clone()), &prefix)?))
     }
 
     /// The host of every member.

@@ -1,15 +1,16 @@
 //! Ranks join, move experts, fail, and join again.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 
 use eplb_comm::fault::{Faults, FaultyCommunicator, Strike};
 use eplb_comm::host::HostMemory;
+use eplb_comm::store::{InProcessStore, Store};
 use eplb_comm::{Communicator, Memory};
 use eplb_core::{LayerId, Placement, RankId, SlotId};
-use eplb_engine::EngineError;
 use eplb_engine::cluster::{Hooks, weights};
 use eplb_engine::process::{GroupLayout, Member, Parallelism, RankOrder, Session, Stage};
+use eplb_engine::{BoardError, EngineError, StoreBoard};
 use eplb_exchange::Cause;
 
 use super::support::{Threads, deadlines, in_process, job, loads, on_threads, random, topology};
@@ -119,6 +120,45 @@ fn a_rank_that_is_started_anew_gets_its_experts_from_the_source() {
         member.placement().clone()
     });
     assert!(placements.iter().all(|placement| *placement == placements[0]));
+}
+
+/// Keys in the store after some epochs, each with a rebalance; between them all ranks join again, and rank 1 is started anew every
+/// other time. A board of rank 1 stays from the first epoch, as in a process that was stopped there; it must find it closed.
+fn keys_after(epochs: usize) -> usize {
+    let inner = InProcessStore::new();
+    let store: Arc<dyn Store> = Arc::new(inner.clone());
+    let transport = Arc::new(Threads::default());
+    let stopped = Mutex::new(None);
+    on_threads(3, |rank| {
+        let session = Session::join(store.clone(), rank, 3, &deadlines()).unwrap();
+        if rank == RankId(1) {
+            let (epoch, members) = (session.epoch(), session.members());
+            let board = StoreBoard::open(store.clone(), epoch, rank, members, &deadlines().store).unwrap();
+            *stopped.lock().unwrap() = Some(board);
+        }
+        let mut member = Member::start(session, job(3, &transport)).unwrap();
+        for epoch in 1..=epochs {
+            member.rebalance(&random(epoch as u64, &topology(3)), &loads()).unwrap();
+            member = match epoch {
+                _ if epoch == epochs => member,
+                _ if rank == RankId(1) && epoch % 2 == 1 => {
+                    drop(member);
+                    let session = Session::join(store.clone(), rank, 3, &deadlines()).unwrap();
+                    Member::start(session, job(3, &transport)).unwrap()
+                }
+                _ => member.rejoin(None).unwrap(),
+            };
+        }
+    });
+    let resumed = stopped.into_inner().unwrap().unwrap().begin();
+    assert!(epochs == 1 || matches!(resumed, Err(BoardError::Closed { .. })), "{resumed:?}");
+    inner.len()
+}
+
+#[test]
+fn an_epoch_that_is_over_leaves_its_closed_record_in_the_store_and_nothing_else() {
+    let first = keys_after(2);
+    assert_eq!(keys_after(6), first + 4);
 }
 
 #[test]

@@ -83,21 +83,32 @@ impl Group {
     /// # Errors
     /// [`GroupError::NotMember`].
     pub fn succeed(self, epoch: u64, members: &[RankId]) -> Result<Self, GroupError> {
-        let mut next = Self::new(self.store, epoch, self.rank, members)?;
-        next.outdated = self.outdated;
-        // A rank that is gone had at most its keys of the call before this rank's last, of that, and of the next.
-        let sequences = self.sequence.saturating_sub(1)..=self.sequence + 1;
-        let gone = self.members.iter().filter(|rank| !next.members.contains(rank));
+        let mut next = Self::new(self.store.clone(), epoch, self.rank, members)?;
         let lowest = next.members.first() == Some(&next.rank);
-        let gone: Vec<RankId> = gone.copied().filter(|_| lowest).collect();
-        for &rank in &gone {
-            next.outdated.extend(sequences.clone().map(|sequence| key(self.epoch, sequence, rank)));
-        }
-        for rank in gone.into_iter().chain([self.rank]) {
-            next.outdated.push(counter_key(self.epoch, rank));
-            next.outdated.extend(self.posted.iter().map(|name| post_key(self.epoch, name, rank)));
-        }
+        let gone = self.members.iter().copied().filter(|rank| lowest && !next.members.contains(rank));
+        next.outdate(self.left_behind(&gone.collect::<Vec<_>>()));
         Ok(next)
+    }
+
+    /// Keys in the store that are left of this rank in this epoch, and of members that are `gone`.
+    pub fn left_behind(&self, gone: &[RankId]) -> Vec<String> {
+        let mut keys = self.outdated.clone();
+        // A rank that is gone had at most its keys of the two calls before this rank's last, of that, and of the next: where the last
+        // failed, all have entered the one before it, but need not have done with the one before that.
+        let sequences = self.sequence.saturating_sub(2)..=self.sequence + 1;
+        for &rank in gone {
+            keys.extend(sequences.clone().map(|sequence| key(self.epoch, sequence, rank)));
+        }
+        for &rank in gone.iter().chain([&self.rank]) {
+            keys.push(counter_key(self.epoch, rank));
+            keys.extend(self.posted.iter().map(|name| post_key(self.epoch, name, rank)));
+        }
+        keys
+    }
+
+    /// Has keys deleted once the next collective is complete: those that only members still read which have not entered it.
+    pub fn outdate(&mut self, keys: impl IntoIterator<Item = String>) {
+        self.outdated.extend(keys);
     }
 
     /// The epoch.

@@ -40,12 +40,19 @@ impl Session {
         let own = presence(nonce, reform.hash64(), facts, layout);
         let timing = timing(&deadlines);
         let mut agreement = Agreement::new(self.epoch(), &seats, me, &reform.suspects, own, timing);
+        // Another handle may lead to another store, which may have an epoch of the same number: nothing is deleted there.
+        let same = store.is_none();
         let store = store.unwrap_or_else(|| self.store().clone());
         let record = agree(store.as_ref(), &mut agreement, call(&deadlines));
         let record = at(rank, Stage::Reforming, record)?;
         let (planned, roster) = numbered(&record.members);
         let place = at(rank, Stage::Reforming, place_of(&roster, nonce))?;
-        *self = Self::enter(store, record.epoch, (place, nonce), roster, &deadlines)?;
+        let next = Self::enter(store, record.epoch, (place, nonce), roster, &deadlines)?;
+        if same {
+            self.succeed(next)
+        } else {
+            *self = next
+        }
         Ok(planned)
     }
 
