@@ -6,6 +6,7 @@ mod bench;
 mod curve;
 mod doctor;
 mod machine;
+mod members;
 mod moves;
 mod objective;
 mod output;

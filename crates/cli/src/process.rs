@@ -2,6 +2,7 @@
 
 use std::process::{Command, ExitCode};
 use std::sync::Arc;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use eplb_comm::store::{StoreAddress, Token};
@@ -9,13 +10,17 @@ use eplb_core::RankId;
 use eplb_engine::EngineError;
 use eplb_engine::deadlines::Deadlines;
 use eplb_engine::machine::{Found, Machine, Pair, Reason};
+use eplb_engine::process::elastic::{Schedule, Walked};
 use eplb_engine::process::{
-    AutoTransport, Flags, GlooTransport, Join, Launch, PeerTransport, Rendezvous, Session, Transport,
+    AutoTransport, Flags, GlooTransport, Join, Launch, PeerTransport, RankEnd, Rendezvous, Session, Transport,
 };
-use eplb_engine::rebalance::{Position, Rebalance, Report};
+use eplb_engine::rebalance::{Position, Rebalance};
 use eplb_trace::Trace;
 
 use crate::output::Failure;
+
+/// How long processes that joined may take to end after those that began.
+const GRACE: Duration = Duration::from_secs(60);
 
 /// What carries experts between ranks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -145,8 +150,9 @@ impl ProcessArgs {
         join: &Join,
         rebalance: &Rebalance,
         trace: &Trace,
+        elastic: Option<(usize, &Schedule)>,
         progress: &mut dyn FnMut(Position),
-    ) -> Result<(&'static str, Report), Failure> {
+    ) -> Result<(&'static str, Walked), Failure> {
         let deadlines = Deadlines::new();
         let token = Token::from_env().map_err(EngineError::from)?;
         let store = join.store.as_ref().ok_or_else(|| Failure::input("no store is named"))?;
@@ -161,8 +167,17 @@ impl ProcessArgs {
         let mut name = transport.name();
         let job = rebalance.job(trace, transport)?;
         let rendezvous = Rendezvous::open(join, self.store_server.0, token.as_ref(), &deadlines)?;
-        let outcome = Session::join(rendezvous.store(), join.rank, join.world_size, &deadlines)
-            .and_then(|session| rebalance.run_as_rank(trace, session, job, progress));
+        let outcome = match elastic {
+            Some(elastic) => {
+                rebalance.run_elastic(trace, elastic, &rendezvous.store(), job, &deadlines, progress)
+            }
+            None => Session::join(rendezvous.store(), join.rank, join.world_size, &deadlines)
+                .and_then(|session| rebalance.run_as_rank(trace, session, job, progress))
+                .map(|report| {
+                    let (rank, ranks) = (Some(join.rank), join.world_size);
+                    Walked { report, changes: Vec::new(), rank, ranks }
+                }),
+        };
         rendezvous.leave();
         let reasons = auto.map(|auto| auto.reasons()).unwrap_or_default();
         tell(&reasons);
@@ -172,25 +187,38 @@ impl ProcessArgs {
         Ok((name, outcome?))
     }
 
-    /// Starts a process per rank with the arguments of this one; prints what the lowest has to say.
-    pub(crate) fn launch(&self, ranks: usize) -> Result<ExitCode, Failure> {
+    /// Whether experts travel over Gloo, and over nothing else.
+    pub(crate) fn over_gloo(&self) -> bool {
+        self.backend == BackendArg::Gloo
+    }
+
+    /// Starts a process per rank with the arguments of this one, and those that join later; prints what the lowest at the end
+    /// has to say.
+    pub(crate) fn launch(&self, ranks: usize, schedule: Option<&Schedule>) -> Result<ExitCode, Failure> {
         // A library that is missing is missing for all.
         if self.backend != BackendArg::Peer {
             GlooTransport::find_library()?;
         }
         let program = std::env::current_exe()
             .map_err(|error| Failure::Run(format!("this program's own file cannot be found: {error}")))?;
-        let launch = Launch::start(ranks, |rank, store| {
+        let processes = schedule.map_or(ranks, Schedule::processes);
+        let launch = Launch::start(processes, |process, store| {
             let mut command = Command::new(&program);
             command.args(std::env::args_os().skip(1));
-            command.args(["--rank", &rank.0.to_string(), "--world-size", &ranks.to_string()]);
+            let rank = if process.index() < ranks { process.0 } else { 0 };
+            command.args(["--rank", &rank.to_string(), "--world-size", &ranks.to_string()]);
+            if schedule.is_some() {
+                command.args(["--process", &process.0.to_string()]);
+            }
             command.args(["--store", &store.to_string(), "--store-server", "none"]);
             command
         })?;
-        let ends = launch.wait()?;
-        let failed: Vec<String> =
-            ends.iter().filter(|end| !end.status.success()).map(ToString::to_string).collect();
-        if let Some(first) = ends.first().filter(|end| end.status.success()) {
+        let ends = launch.wait_for(ranks, GRACE)?;
+        let killed = schedule.map(Schedule::killed).unwrap_or_default();
+        let failed = |end: &&RankEnd| !end.status.success() && !killed.contains(&end.rank.index());
+        let failed: Vec<String> = ends.iter().filter(failed).map(ToString::to_string).collect();
+        let lowest = schedule.map_or(0, |schedule| schedule.last()[0]);
+        if let Some(first) = ends.get(lowest).filter(|end| end.status.success()) {
             crate::output::print(&first.stdout)?;
         }
         if failed.is_empty() {

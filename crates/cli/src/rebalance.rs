@@ -7,11 +7,13 @@ use std::process::ExitCode;
 use clap::ValueEnum;
 use eplb_core::RankId;
 use eplb_engine::cluster::Verify;
+use eplb_engine::process::elastic::{Changed, Walked};
 use eplb_engine::rebalance::{Position, Rebalance, Report, Window};
 use eplb_plan::Policy;
 use serde_json::{Value, json};
 
 use crate::args::{PlanArgs, Steps, open, policy};
+use crate::members::{self, MemberArgs};
 use crate::output::{Failure, bytes, number, print, print_json, progress, table};
 use crate::process::{ProcessArgs, Way};
 
@@ -60,6 +62,9 @@ pub(crate) struct Args {
     #[command(flatten)]
     process: ProcessArgs,
 
+    #[command(flatten)]
+    members: MemberArgs,
+
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -97,28 +102,41 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
             VerifyArg::Off => Verify::Off,
         },
     };
+    let started = matches!(way, Way::Launch) || args.members.process.is_some();
+    if args.members.any() && !(started && args.process.over_gloo()) {
+        return Err(Failure::input(
+            "--leave, --join and --kill are for ranks that this command starts as processes: give --backend gloo --ranks W",
+        ));
+    }
+    let schedule = args.members.schedule(&rebalance.topology, &trace, args.window)?;
     if matches!(way, Way::Launch) {
         // What is wrong with the arguments is told once, and not by every rank.
         rebalance.check(&trace)?;
-        return args.process.launch(ranks);
+        return args.process.launch(ranks, schedule.as_ref());
     }
     let bar = progress("windows");
     let mut show = |position: Position| {
         bar.set_length(position.windows as u64);
         bar.set_position(position.done as u64);
     };
-    let (backend, rank, report) = match &way {
+    let (backend, rank, walked) = match &way {
         Way::Rank(join) => {
-            let outcome = args.process.run_rank(join, &rebalance, &trace, &mut show);
-            outcome.map(|(backend, report)| (backend, join.rank, report))
+            let process = args.members.process.unwrap_or(join.rank.index());
+            let elastic = schedule.as_ref().map(|schedule| (process, schedule));
+            let outcome = args.process.run_rank(join, &rebalance, &trace, elastic, &mut show);
+            outcome.map(|(backend, walked)| (backend, RankId::at(process), walked))
         }
         _ => {
-            rebalance.run(&trace, &mut show).map(|report| ("local", RankId(0), report)).map_err(Failure::from)
+            let report = rebalance.run(&trace, &mut show).map_err(Failure::from);
+            let whole = |report| Walked { report, changes: Vec::new(), rank: Some(RankId(0)), ranks };
+            report.map(|report| ("local", RankId(0), whole(report)))
         }
     }
     .inspect_err(|_| bar.finish_and_clear())?;
     bar.finish_and_clear();
-    let run = Run { args, policy: options.policy, ranks, backend, rank };
+    let Walked { report, changes, rank: last, ranks } = walked;
+    let lowest = last == Some(RankId(0));
+    let run = Run { args, policy: options.policy, ranks, backend, rank, lowest, changes };
     if args.json {
         print_json(&run.object(&report))?;
     } else {
@@ -138,12 +156,15 @@ struct Run<'a> {
     ranks: usize,
     backend: &'static str,
     rank: RankId,
+    /// Whether it is the lowest at the end, which tells of the whole run.
+    lowest: bool,
+    changes: Vec<Changed>,
 }
 
 impl Run<'_> {
     fn object(&self, report: &Report) -> Value {
-        let Self { args, policy, ranks, backend, rank } = *self;
-        if rank != RankId(0) {
+        let Self { args, policy, ranks, backend, rank, lowest, .. } = *self;
+        if !lowest {
             // The report of the run is the lowest rank's.
             return json!({ "rank": rank.0, "windows": report.windows.len(), "bytes_wrong": report.bytes_wrong });
         }
@@ -164,7 +185,7 @@ impl Run<'_> {
                 })
             })
             .collect();
-        json!({
+        let mut object = json!({
             "policy": policy.name(),
             "backend": backend,
             "ranks": ranks,
@@ -172,12 +193,16 @@ impl Run<'_> {
             "window": args.window,
             "windows": windows,
             "bytes_wrong": report.bytes_wrong,
-        })
+        });
+        if args.members.any() {
+            object["changes"] = members::objects(&self.changes).into();
+        }
+        object
     }
 
     fn text(&self, report: &Report) -> String {
-        let Self { args, policy, ranks, backend, rank } = *self;
-        if rank != RankId(0) {
+        let Self { args, policy, ranks, backend, rank, lowest, .. } = *self;
+        if !lowest {
             return format!("{rank}: {} windows, {} bytes wrong\n", report.windows.len(), report.bytes_wrong);
         }
         let head = [
@@ -219,11 +244,13 @@ impl Run<'_> {
             VerifyArg::Off => format!("slots checked by name only, {} bytes wrong", report.bytes_wrong),
         };
         format!(
-            "{}worst: least balancedness of any layer on the way\n\n{policy} on {} ranks ({backend}), {} slots: balancedness {:.4} -> {:.4} (mean of {} windows, each on its own loads), {moves} \
+            "{}{}worst: least balancedness of any layer on the way\n\n{policy} on {} ranks ({backend}), {} slots{}: balancedness {:.4} -> {:.4} (mean of {} windows, each on its own loads), {moves} \
          moves, {} moved, {checked}\n",
             table(&rows),
+            members::text(&self.changes),
             ranks,
             args.slots,
+            if args.members.any() { " at first" } else { "" },
             mean(|w| w.balancedness_before),
             mean(|w| w.balancedness),
             report.windows.len(),

@@ -84,6 +84,44 @@ fn processes_that_share_memory_do_what_threads_do() {
 }
 
 #[test]
+fn members_change_while_the_trace_is_walked() {
+    if !gloo() {
+        return;
+    }
+    let trace = shipped();
+    let common =
+        ["rebalance", "--trace", trace.to_str().unwrap(), "--json", "--ranks", "4", "--backend", "gloo"];
+    let run = ["--slots", "96", "--steps", "0:80", "--expert-bytes", "3001", "--window", "20"];
+    let changes = ["--leave", "1@20", "--join", "1@40", "--kill", "0@60"];
+    let report = json(&[&common[..], &run, &changes].concat());
+    assert_eq!((report["bytes_wrong"].as_u64(), report["ranks"].as_u64()), (Some(0), Some(3)));
+    assert_eq!(report["windows"].as_array().unwrap().len(), 4);
+    let told = report["changes"].as_array().unwrap();
+    let of = |at: usize, key: &str| told[at][key].as_u64().unwrap();
+    assert_eq!(told.len(), 3);
+    assert_eq!([of(0, "ranks"), of(1, "ranks"), of(2, "ranks")], [3, 4, 3]);
+    assert!(of(0, "moved_off") > 0 && of(0, "fetched") == 0, "{report}");
+    assert!(of(1, "filled") > 0 && of(1, "fetched") == 0, "{report}");
+    assert!(of(2, "fetched") > 0 && of(2, "epoch") > of(1, "epoch"), "{report}");
+}
+
+#[test]
+fn changes_of_members_that_cannot_be_are_refused() {
+    let trace = shipped();
+    let run = |rest: &[&str]| {
+        refused(
+            &[&["rebalance", "--trace", trace.to_str().unwrap(), "--ranks", "4"][..], &RUN, rest].concat(),
+        )
+    };
+    names(&run(&["--leave", "1@20"]), &["--leave", "--backend gloo"]);
+    names(&run(&["--leave", "1@20", "--backend", "peer"]), &["--leave", "--backend gloo"]);
+    names(&run(&["--leave", "x"]), &["NUMBER@STEP"]);
+    names(&run(&["--backend", "gloo", "--kill", "4@20"]), &["ranks are 0..4"]);
+    // 72 slots: 54 on three ranks, for 64 experts.
+    names(&run(&["--backend", "gloo", "--kill", "0@20"]), &["54 slots for 64 experts", "--slots"]);
+}
+
+#[test]
 fn ranks_join_by_hand_and_under_launchers() {
     if !gloo() {
         return;

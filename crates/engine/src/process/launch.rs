@@ -5,11 +5,15 @@ use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use eplb_comm::store::{ServerOptions, StoreAddress, StoreServer};
 use eplb_core::RankId;
 
 use crate::error::EngineError;
+
+/// How often it is looked whether a process has ended.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// How a rank's process ended.
 #[derive(Debug)]
@@ -121,11 +125,32 @@ impl Launch {
     ///
     /// # Errors
     /// The system does not say how a process ended.
-    pub fn wait(mut self) -> Result<Vec<RankEnd>, EngineError> {
+    pub fn wait(self) -> Result<Vec<RankEnd>, EngineError> {
+        let all = self.ranks.len();
+        self.wait_for(all, Duration::ZERO)
+    }
+
+    /// Waits for the first `ranks` processes, and after that for the others, which depend on them, for `grace`; those
+    /// that still run then are ended.
+    ///
+    /// # Errors
+    /// The system does not say how a process ended.
+    pub fn wait_for(mut self, ranks: usize, grace: Duration) -> Result<Vec<RankEnd>, EngineError> {
         let mut ends = Vec::new();
+        let mut deadline = None;
         for (rank, running) in &mut self.ranks {
             let lost =
                 |error: std::io::Error| EngineError::RankLost { rank: *rank, detail: error.to_string() };
+            if rank.index() >= ranks {
+                let deadline = *deadline.get_or_insert_with(|| Instant::now() + grace);
+                while running.child.try_wait().map_err(lost)?.is_none() {
+                    if Instant::now() > deadline {
+                        running.child.kill().map_err(lost)?;
+                        break;
+                    }
+                    std::thread::sleep(LOOK);
+                }
+            }
             let status = running.child.wait().map_err(lost)?;
             let text = |reader: Option<JoinHandle<String>>| {
                 reader.and_then(|reader| reader.join().ok()).unwrap_or_default()
@@ -213,6 +238,21 @@ mod tests {
         let ends = launch.wait().unwrap();
         assert!(ends[0].status.success());
         assert_eq!(ends[1].to_string(), "rank 1 was ended by signal 9");
+    }
+
+    #[test]
+    fn who_depends_on_others_is_ended_after_them() {
+        let launch = Launch::start(3, |rank, _| {
+            shell(match rank.0 {
+                0 => "echo done",
+                1 => "exec sleep 1000",
+                _ => "echo soon",
+            })
+        });
+        let ends = launch.unwrap().wait_for(1, Duration::from_millis(300)).unwrap();
+        assert_eq!(ends[0].stdout, "done\n");
+        assert_eq!(ends[1].to_string(), "rank 1 was ended by signal 9");
+        assert_eq!(ends[2].stdout, "soon\n");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 
 pub mod alone;
 pub mod auto;
+pub mod elastic;
 pub mod gloo;
 pub mod group_layout;
 pub mod hosts;

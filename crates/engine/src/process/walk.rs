@@ -63,7 +63,7 @@ impl Rebalance {
         Ok(report)
     }
 
-    fn rank_window(
+    pub(super) fn rank_window(
         &self,
         step: usize,
         loads: &LoadMatrix,
@@ -96,7 +96,11 @@ impl Rebalance {
 }
 
 /// What every rank found wrong, and whether all hold the same placement.
-fn take_reports(member: &mut Member, moved: &Exchanged, report: &mut Report) -> Result<(), EngineError> {
+pub(super) fn take_reports(
+    member: &mut Member,
+    moved: &Exchanged,
+    report: &mut Report,
+) -> Result<(), EngineError> {
     let rank = member.rank();
     let wrong = moved.bytes_wrong + member.check()?;
     let map = member.placement().hash64();
