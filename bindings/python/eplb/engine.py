@@ -10,6 +10,7 @@ from eplb._native import (
     AFTER_COMMIT,
     Choices,
     CountFaults,
+    EplbError,
     Handle,
     MapArrays,
     Pass,
@@ -19,6 +20,10 @@ from eplb._native import (
     library,
 )
 from eplb.store import Store, milliseconds
+
+
+#: Engines that could not be ended, with what they hold.
+_unfinished: List[Any] = []
 
 
 class Transport:
@@ -392,6 +397,15 @@ class Engine:
         call("eplb_engine_shutdown", self._engine.pointer, milliseconds(timeout))
         self._engine = None
         self._keep.clear()
+
+    def __del__(self) -> None:
+        if getattr(self, "_engine", None) is None:
+            return
+        try:
+            self.close()
+        except EplbError:
+            # Its thread may still write slots: neither it nor the tensors are let go of.
+            _unfinished.append((self._engine, self._keep))
 
     def __enter__(self) -> "Engine":
         return self

@@ -99,6 +99,20 @@ class Alone(unittest.TestCase):
         with self.assertRaisesRegex(eplb.EplbError, "layer 1"):
             engine.start()
 
+    def test_an_engine_that_cannot_be_ended_keeps_its_tensors(self):
+        engine = self.start()
+        held = len(module._unfinished)
+
+        def late(timeout=0):
+            raise eplb.EplbError("shutdown was not over in time", "timeout")
+
+        engine.close = late
+        del engine
+        self.assertEqual(len(module._unfinished), held + 1)
+        handle, kept = module._unfinished.pop()
+        self.assertIn(self.block, kept)
+        del handle
+
     def test_where_rows_are(self):
         described = module._describe("w", Block(4, 3, 8, pitch=10))
         self.assertEqual(
