@@ -5,7 +5,7 @@ use std::fmt;
 use std::ptr::NonNull;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use eplb_comm::store::Store;
 use eplb_comm::{CommError, Message, Pairs};
@@ -304,6 +304,10 @@ impl Shared {
         state.open.clear();
     }
 
+    fn late(&self, waited: Duration) -> CommError {
+        CommError::Timeout { rank: self.rank, what: "the messages of a batch".to_owned(), waited }
+    }
+
     /// Runs on a thread of its own: ends the batch whose deadline passes.
     fn keep_time(&self) {
         let mut state = self.lock();
@@ -320,8 +324,7 @@ impl Shared {
             }
             state.clock = None;
             drop(state);
-            let what = "the messages of a batch".to_owned();
-            self.fail(self.rank, &CommError::Timeout { rank: self.rank, what, waited: now - begin });
+            self.fail(self.rank, &self.late(now - begin));
             state = self.lock();
         }
     }
@@ -364,16 +367,23 @@ impl Pairs for GlooPairs {
             );
             return Err(CommError::Transfer { rank, peer: message.peer, cause });
         }
+        let begin = Instant::now();
         {
             let mut state = self.shared.lock();
             if let Some(error) = &state.failed {
                 return Err(error.clone());
             }
-            state.clock = Some((Instant::now(), deadline));
+            state.clock = Some((begin, deadline));
         }
         self.shared.changed.notify_all();
         // SAFETY: as the caller promises.
         let carried = unsafe { self.carry(sends, receives) };
+        // A clock that is gone was taken by the thread that keeps it: the connections are closed, or about to be.
+        let late = self.shared.lock().clock.take().is_none();
+        let carried = match carried {
+            Ok(()) if late => Err(self.shared.late(begin.elapsed())),
+            other => other,
+        };
         let carried = carried.map_err(|error| {
             let blamed = match &error {
                 CommError::Transfer { peer, .. } => *peer,

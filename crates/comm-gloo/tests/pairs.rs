@@ -3,7 +3,7 @@
 mod support;
 
 use std::ptr::NonNull;
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
 use eplb_comm::store::Store;
@@ -85,12 +85,19 @@ fn rounds(rank: usize, world: usize, pairs: &mut GlooPairs) -> bool {
 
 #[test]
 fn every_byte_arrives_in_the_order_of_each_pair() {
-    let right = ranks(3, Options::default, |rank, mut pairs| rounds(rank, 3, &mut pairs));
+    let parting = Barrier::new(3);
+    let right = ranks(3, Options::default, |rank, mut pairs| {
+        let right = rounds(rank, 3, &mut pairs);
+        parting.wait();
+        right
+    });
     assert_eq!(right, [true; 3]);
 }
 
 #[test]
 fn ranks_that_have_nothing_to_say_need_not_call() {
+    // Who leaves ends the batches of others: all part together.
+    let parting = Barrier::new(3);
     let done = ranks(3, Options::default, |rank, mut pairs| {
         let mut bytes = vec![rank as u8 + 1; 1 << 20];
         match rank {
@@ -99,6 +106,7 @@ fn ranks_that_have_nothing_to_say_need_not_call() {
             _ => {}
         }
         exchange(&mut pairs, &[], &[], soon()).unwrap();
+        parting.wait();
         (bytes[0], bytes[bytes.len() - 1], pairs.received_bytes())
     });
     assert_eq!(done, [(1, 1, 0), (1, 1, 1 << 20), (3, 3, 0)]);
@@ -159,13 +167,16 @@ fn a_peer_that_never_comes_is_a_deadline_and_one_that_leaves_an_error_at_once() 
 
 #[test]
 fn a_rank_that_is_none_is_refused_and_harms_nothing() {
+    let parting = Barrier::new(2);
     let right = ranks(2, Options::default, |rank, mut pairs| {
         let mut bytes = [0u8; 8];
         for peer in [rank, 2] {
             let error = exchange(&mut pairs, &[message(peer, &mut bytes)], &[], soon()).unwrap_err();
             assert!(error.to_string().contains("name another rank"), "{error}");
         }
-        rounds(rank, 2, &mut pairs)
+        let right = rounds(rank, 2, &mut pairs);
+        parting.wait();
+        right
     });
     assert_eq!(right, [true; 2]);
 }

@@ -23,7 +23,8 @@ pub struct Message {
 ///
 /// The messages from one rank to another match in the order in which they are given on both sides, batch by batch; sizes must be
 /// equal, and a batch in which they are not is an error on the receiving side before a byte of it lands. Ranks that exchange
-/// nothing with each other in a batch need not call at the same time, or at all.
+/// nothing with each other in a batch need not call at the same time, or at all. A rank that is dropped while batches of others are
+/// under way ends them with an error: all agree to part before the first one leaves.
 ///
 /// A [`crate::Communicator`] knows whole waves, and more: where an expert comes from, and that nobody reads what is written. This is
 /// for servers that keep that to themselves.
