@@ -39,14 +39,17 @@ fn loopback() -> Device {
 
 /// Runs `work` on every rank of a mesh, each on a thread.
 fn on_mesh<T: Send>(ranks: usize, work: impl Fn(Context) -> T + Sync) -> Vec<T> {
-    let store = Shared::default();
+    let (store, connected) = (Shared::default(), Barrier::new(ranks));
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..ranks)
             .map(|rank| {
-                let (mut store, work) = (store.clone(), &work);
+                let (mut store, work, connected) = (store.clone(), &work, &connected);
                 scope.spawn(move || {
                     let gloo = Gloo::load().expect("libeplb_gloo.so");
-                    work(gloo.connect(rank, ranks, &loopback(), &mut store, SOON, Some(&SECRET)).unwrap())
+                    let context = gloo.connect(rank, ranks, &loopback(), &mut store, SOON, Some(&SECRET));
+                    // A rank that is done may leave only when no other still connects to it.
+                    connected.wait();
+                    work(context.unwrap())
                 })
             })
             .collect();
