@@ -373,6 +373,17 @@ EXPORT CUresult cuStreamBeginCapture_v2(Stream *stream, int mode) {
   pthread_mutex_unlock(&stream->lock);
   return SUCCESS;
 }
+EXPORT CUresult cuStreamIsCapturing(Stream *stream, int *status) {
+  pthread_mutex_lock(&stream->lock);
+  *status = stream->captures != NULL;
+  pthread_mutex_unlock(&stream->lock);
+  return SUCCESS;
+}
+EXPORT CUresult cuThreadExchangeStreamCaptureMode(int *mode) {
+  record("cuThreadExchangeStreamCaptureMode mode=%d", *mode);
+  *mode = 0;
+  return SUCCESS;
+}
 EXPORT CUresult cuStreamEndCapture(Stream *stream, Graph **graph) {
   pthread_mutex_lock(&stream->lock);
   *graph = stream->captures;
@@ -463,13 +474,72 @@ static void copy_list(void *argument) {
   }
   free(list);
 }
+/* Twin of eplb_record_i32 and _i64 of kernels/dispatch.cu. */
+typedef struct { const void *ids; uint64_t row_stride; const int *valid; const uint8_t *mask; unsigned tokens, k; } Choices;
+typedef struct { uint64_t *loads, tag_stride; const int *tag; uint64_t *faults; const int *phy2log; unsigned tags, experts, slots, unused; } Counts;
+typedef struct { Choices choices; Counts counts; int wide; } Counting;
+static void count_choices(void *argument) {
+  Counting *counting = argument;
+  Choices *choices = &counting->choices;
+  Counts *counts = &counting->counts;
+  unsigned tag = counts->tag ? (unsigned)*counts->tag : 0, valid = choices->valid ? (unsigned)*choices->valid : choices->tokens;
+  for (unsigned token = 0; counts->loads && tag < counts->tags && token < choices->tokens && token < valid; token++)
+    for (unsigned i = 0; i < choices->k && !(choices->mask && !choices->mask[token]); i++) {
+      uint64_t at = token * choices->row_stride + i;
+      int64_t id = counting->wide ? ((const int64_t *)choices->ids)[at] : ((const int *)choices->ids)[at];
+      int known = id >= 0 && id < (counts->phy2log ? counts->slots : counts->experts);
+      int expert = known ? (counts->phy2log ? counts->phy2log[id] : (int)id) : -1;
+      if (expert >= 0) __atomic_fetch_add(&counts->loads[tag * counts->tag_stride + expert], 1, __ATOMIC_RELAXED);
+      else if (id != -1 && counts->faults) __atomic_fetch_add(&counts->faults[known], 1, __ATOMIC_RELAXED);
+    }
+  free(counting);
+}
+
+/* Twin of the kernel of the engine's example server: sums over the bytes of slots. */
+typedef struct { uint64_t base, rows, row_bytes, pitch, slot_stride; } ServeTensor;
+typedef struct { const unsigned *slots; const ServeTensor *tensors; uint64_t *sums; unsigned count, tensor_count; } Serving;
+static uint64_t mix(uint64_t z) {
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
+  return z ^ (z >> 31);
+}
+static void sum_slots(void *argument) {
+  Serving *serving = argument;
+  for (unsigned i = 0; i < serving->count; i++) {
+    uint64_t sum = 0, at = 0;
+    for (unsigned t = 0; t < serving->tensor_count; t++) {
+      const ServeTensor *tensor = &serving->tensors[t];
+      const uint8_t *slot = (const uint8_t *)(uintptr_t)(tensor->base + serving->slots[i] * tensor->slot_stride);
+      for (uint64_t row = 0; row < tensor->rows; row++)
+        for (uint64_t byte = 0; byte < tensor->row_bytes; byte++) sum += mix(at++ << 8 | slot[row * tensor->pitch + byte]);
+    }
+    serving->sums[i] = sum;
+  }
+  free(serving);
+}
+
+static CUresult call(Stream *stream, void (*function)(void *), const void *argument, size_t bytes) {
+  void *copy = malloc(bytes);
+  memcpy(copy, argument, bytes);
+  return push(stream, (Op){.kind = CALL, .function = function, .argument = copy});
+}
+
 /* Planted: the launch is forgotten. */
 EXPORT CUresult cuLaunchKernel(const char *kernel, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned v, unsigned w,
                                unsigned shared, Stream *stream, void **arguments, void **more) {
   (void)y; (void)z; (void)threads; (void)v; (void)w; (void)shared; (void)more;
   record("cuLaunchKernel kernel=%s stream=%p blocks=%u", kernel, (void *)stream, x);
-  if (strcmp(kernel, "eplb_commit") || *(unsigned *)arguments[4]) return INVALID_VALUE;
   if (planted("cuLaunchKernel")) return SUCCESS;
+  if (!strncmp(kernel, "eplb_record_i", 13)) {
+    Counting counting = {*(Choices *)arguments[0], *(Counts *)arguments[1], !strcmp(kernel, "eplb_record_i64")};
+    return call(stream, count_choices, &counting, sizeof counting);
+  }
+  if (!strcmp(kernel, "serve_sums")) {
+    Serving serving = {*(const unsigned **)arguments[0], *(const ServeTensor **)arguments[2], *(uint64_t **)arguments[4],
+                       *(unsigned *)arguments[1], *(unsigned *)arguments[3]};
+    return call(stream, sum_slots, &serving, sizeof serving);
+  }
+  if (strcmp(kernel, "eplb_commit") || *(unsigned *)arguments[4]) return INVALID_VALUE;
   List *list = malloc(sizeof *list);
   *list = (List){*(const RowCopy **)arguments[0], *(unsigned *)arguments[1]};
   if (!inside(list->entries, list->count * sizeof *list->entries)) return INVALID_VALUE;
@@ -494,7 +564,8 @@ EXPORT CUresult cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *bytes, CUdevi
 EXPORT CUresult cuPointerGetAttribute(void *data, int attribute, CUdeviceptr address) {
   Block block;
   if (!find((void *)(uintptr_t)address, &block)) return INVALID_VALUE;
-  if (attribute == 10) *(uint8_t *)data = block.kind == PLAIN && !set("EPLB_FAKE_UNSHARED");
+  if (attribute == 9) *(int *)data = block.device;
+  else if (attribute == 10) *(uint8_t *)data = block.kind == PLAIN && !set("EPLB_FAKE_UNSHARED");
   else if (attribute == 14) *(uint64_t *)data = block.handles;
   else return INVALID_VALUE;
   return SUCCESS;

@@ -65,6 +65,11 @@ pub enum Fill {
 }
 
 impl Fill {
+    /// Whether bytes are copied; else only the map changes.
+    pub fn copies(&self) -> bool {
+        matches!(self, Fill::Staged { .. } | Fill::FromSlot { .. })
+    }
+
     /// The expert that the slot holds afterwards.
     pub fn expert(&self) -> Option<ExpertId> {
         match *self {

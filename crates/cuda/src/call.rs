@@ -61,8 +61,10 @@ const NEEDED: &[&str] = &[
     "cuPointerGetAttribute",
     "cuStreamCreateWithPriority",
     "cuStreamDestroy_v2",
+    "cuStreamIsCapturing",
     "cuStreamSynchronize",
     "cuStreamWaitEvent",
+    "cuThreadExchangeStreamCaptureMode",
 ];
 
 /// Loads and starts the driver, once. Every object of this crate begins here, so that its calls find the library.

@@ -52,6 +52,11 @@ impl DeviceStream {
         &self.stream
     }
 
+    /// Commits on another stream from now on. The caller orders the two.
+    pub(crate) fn set_stream(&mut self, stream: Arc<CudaStream>) {
+        self.stream = stream;
+    }
+
     /// Where a commit's bytes come from; `None` if it only changes the map.
     fn source(&self, commit: &SlotCommit) -> Option<Place> {
         match commit.fill {

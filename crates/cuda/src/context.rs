@@ -108,6 +108,32 @@ impl Context {
         }
     }
 
+    /// Checks that memory lies on this device.
+    ///
+    /// # Errors
+    /// [`CudaError::Address`] with where it lies.
+    pub fn check_address(&self, address: u64, bytes: usize) -> Result<(), CudaError> {
+        let _entered = self.enter()?;
+        let ends = if bytes == 0 { vec![] } else { vec![address, address + (bytes - 1) as u64] };
+        for at in ends {
+            let mut ordinal = -1i32;
+            let which = sys::CUpointer_attribute_enum::CU_POINTER_ATTRIBUTE_DEVICE_ORDINAL;
+            // SAFETY: writes one integer, which is what this attribute is; any number may be asked about.
+            let code =
+                unsafe { sys::cuPointerGetAttribute(std::ptr::from_mut(&mut ordinal).cast(), which, at) };
+            let lies = match code {
+                sys::CUresult::CUDA_SUCCESS if ordinal == self.device => continue,
+                sys::CUresult::CUDA_SUCCESS => format!("on device {ordinal}"),
+                _ => "in no memory of a device".into(),
+            };
+            return Err(CudaError::Address(format!(
+                "address {at:#x} lies {lies}, not on device {}: register what lies on the engine's device",
+                self.ordinal
+            )));
+        }
+        Ok(())
+    }
+
     /// Free and total bytes of the device.
     ///
     /// # Errors

@@ -31,6 +31,12 @@ pub enum CudaError {
     /// Memory that other processes cannot open.
     #[error("{0}")]
     NotShareable(String),
+    /// Streams that passes cannot run on.
+    #[error("streams of a pass: {0}")]
+    Streams(String),
+    /// An address that is not what it was said to be.
+    #[error("{0}")]
+    Address(String),
     /// Memory or a layout that cannot be used.
     #[error(transparent)]
     Comm(#[from] CommError),
@@ -77,6 +83,12 @@ impl CudaError {
             CudaError::Absent(_) | CudaError::NoDevice { .. } => {
                 CommError::Foreign { rank, call: "cuInit".into(), code: -1, detail: self.to_string() }
             }
+            CudaError::Streams(_) | CudaError::Address(_) => CommError::Foreign {
+                rank,
+                call: "using what the server gave".into(),
+                code: -1,
+                detail: self.to_string(),
+            },
         }
     }
 }

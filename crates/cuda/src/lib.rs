@@ -9,6 +9,7 @@
 
 mod batch;
 mod call;
+pub mod capture;
 pub mod compute;
 pub mod context;
 pub mod copy;
@@ -19,22 +20,27 @@ pub mod inspect;
 #[cfg(unix)]
 pub mod ipc;
 pub mod kernels;
+pub mod maps;
 pub mod memory;
 pub mod module;
 pub mod peer;
 pub mod pool;
 pub mod probe;
+pub mod server;
 pub mod stream;
 
+pub use capture::keep_out_of_captures;
 pub use compute::DeviceStream;
 pub use context::Context;
 pub use copy::Rows;
 pub use error::CudaError;
 pub use event::{CudaFence, Events};
 pub use inspect::Inspector;
+pub use maps::{MapAddresses, MapBlock, MapEntries, MapShape, Upload};
 pub use memory::DeviceMemory;
 pub use module::Module;
 pub use peer::Puller;
 pub use pool::{DeviceBlock, PinnedBlock};
 pub use probe::{DeviceFacts, Probe, probe};
+pub use server::{MOST_STREAMS, ServerStreams};
 pub use stream::CudaStream;

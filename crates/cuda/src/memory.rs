@@ -205,6 +205,11 @@ impl DeviceMemory {
         Ok(Arc::new(Self { context: context.clone(), layout, extent, bases, _owned, staging }))
     }
 
+    /// Address on the device of the first local slot of a tensor.
+    pub fn address(&self, layer: LayerId, tensor: usize) -> Option<u64> {
+        self.bases.get(layer.index())?.get(tensor).copied()
+    }
+
     /// Where slots lie: address and bytes of all local slots of each tensor of each layer, in that order.
     ///
     /// # Errors

@@ -8,6 +8,8 @@ use cudarc::driver::sys;
 use crate::call::check;
 use crate::context::Context;
 use crate::error::CudaError;
+use crate::kernels::{Shape, compile, start};
+use crate::stream::CudaStream;
 
 /// A loaded image, unloaded when dropped.
 #[derive(Debug)]
@@ -49,6 +51,14 @@ impl Module {
         Ok(Arc::new(Self { context: context.clone(), raw }))
     }
 
+    /// What NVRTC makes of a source in CUDA C++ for the context's device.
+    ///
+    /// # Errors
+    /// There is no NVRTC, or it refused the source; the message holds its log.
+    pub fn compile(context: &Arc<Context>, text: &str) -> Result<Arc<Self>, CudaError> {
+        Self::load(context, &compile(context, text)?)
+    }
+
     /// A kernel by its C name.
     ///
     /// # Errors
@@ -80,6 +90,25 @@ impl Kernel {
 
     pub(crate) fn raw(&self) -> *mut sys::CUfunc_st {
         self.raw
+    }
+
+    /// Launches it on a one-dimensional grid without dynamic shared memory.
+    ///
+    /// # Errors
+    /// The driver refused.
+    ///
+    /// # Safety
+    /// `arguments` point to what the kernel declares; what it reads and writes is live until it has run, and used by nobody else in a way that
+    /// it does not expect.
+    pub unsafe fn launch(
+        &self,
+        stream: &CudaStream,
+        (blocks, threads): (u32, u32),
+        arguments: &mut [*mut std::ffi::c_void],
+    ) -> Result<(), CudaError> {
+        let shape = Shape { blocks, threads, shared: 0 };
+        // SAFETY: passed on to the caller.
+        unsafe { start(self, stream, shape, arguments) }
     }
 
     /// The handle, for a launch.

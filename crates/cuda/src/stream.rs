@@ -116,6 +116,32 @@ impl CudaStream {
         check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&shape, self.raw) })
     }
 
+    /// Enqueues a copy of bytes from the host to the device.
+    ///
+    /// # Errors
+    /// The driver refused.
+    ///
+    /// # Safety
+    /// Both sides are `bytes` bytes of live memory, the host's pinned, and stay so and are written by nobody else until the copy has run.
+    pub unsafe fn to_device(&self, from: *const u8, to: u64, bytes: usize) -> Result<(), CudaError> {
+        let _entered = self.context.enter()?;
+        // SAFETY: passed on to the caller.
+        check("cuMemcpyHtoDAsync", unsafe { sys::cuMemcpyHtoDAsync_v2(to, from.cast(), bytes, self.raw) })
+    }
+
+    /// Enqueues a copy of bytes from the device to the host.
+    ///
+    /// # Errors
+    /// The driver refused.
+    ///
+    /// # Safety
+    /// As for [`CudaStream::to_device`]; and the host does not read the copy before it has run.
+    pub unsafe fn to_host(&self, from: u64, to: *mut u8, bytes: usize) -> Result<(), CudaError> {
+        let _entered = self.context.enter()?;
+        // SAFETY: passed on to the caller.
+        check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, self.raw) })
+    }
+
     /// Waits on the host for everything enqueued, on a stream of our own. For start-up and checks, never for the forward
     /// path. Does nothing on a borrowed stream: that is the server's to wait for.
     ///

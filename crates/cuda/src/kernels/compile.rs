@@ -5,7 +5,6 @@ use std::ffi::CString;
 use cudarc::driver::sys as driver;
 use cudarc::nvrtc::sys;
 
-use super::image::Source;
 use crate::call::check as check_driver;
 use crate::context::Context;
 use crate::error::CudaError;
@@ -71,13 +70,13 @@ fn capability(context: &Context) -> Result<(i32, i32), CudaError> {
 ///
 /// # Errors
 /// There is no NVRTC, or it refused the source or the architecture.
-pub(super) fn compile(context: &Context, source: Source) -> Result<Vec<u8>, CudaError> {
+pub(crate) fn compile(context: &Context, text: &str) -> Result<Vec<u8>, CudaError> {
     // SAFETY: opens the library by its usual names; its initialisers are NVIDIA's own.
     if !unsafe { sys::is_culib_present() } {
         return Err(CudaError::Absent("libnvrtc.so cannot be loaded".into()));
     }
     let (major, minor) = capability(context)?;
-    let text = CString::new(source.text).map_err(|error| CudaError::Absent(error.to_string()))?;
+    let text = CString::new(text).map_err(|error| CudaError::Absent(error.to_string()))?;
     let architecture = CString::new(format!("--gpu-architecture=sm_{major}{minor}"))
         .map_err(|error| CudaError::Absent(error.to_string()))?;
     let options = [architecture.as_ptr(), c"--std=c++17".as_ptr()];

@@ -62,7 +62,7 @@ pub(super) fn load(
             "{words}; set {FOLDER} to the folder that `make kernels` wrote"
         )));
     }
-    match compile(context, source).and_then(|image| Module::load(context, &image)) {
+    match compile(context, source.text).and_then(|image| Module::load(context, &image)) {
         Ok(module) => Ok((module, "NVRTC".into())),
         Err(error) => {
             tried.push(format!("NVRTC: {error}"));

@@ -199,10 +199,10 @@ impl Kernels {
 
 /// Grid, block and dynamic shared memory of a launch.
 #[derive(Debug, Clone, Copy)]
-struct Shape {
-    blocks: u32,
-    threads: u32,
-    shared: u32,
+pub(crate) struct Shape {
+    pub(crate) blocks: u32,
+    pub(crate) threads: u32,
+    pub(crate) shared: u32,
 }
 
 fn arg<T>(value: &T) -> *mut c_void {
@@ -211,7 +211,7 @@ fn arg<T>(value: &T) -> *mut c_void {
 
 /// # Safety
 /// `args` point to what the kernel declares; what those name is as the callers' contracts say.
-unsafe fn start(
+pub(crate) unsafe fn start(
     kernel: &Kernel,
     stream: &CudaStream,
     shape: Shape,

@@ -10,4 +10,6 @@ mod image;
 mod launch;
 
 pub use args::{DeviceChoices, DeviceCounts, DeviceList, DeviceMaps, IdType};
+pub(crate) use compile::compile;
 pub use launch::Kernels;
+pub(crate) use launch::{Shape, start};

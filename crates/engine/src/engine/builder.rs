@@ -6,14 +6,17 @@ use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
 
-use eplb_comm::host::{Content, HostMemory};
+use eplb_comm::Stream;
+use eplb_comm::host::HostMemory;
 use eplb_comm::store::Store;
-use eplb_comm::{Place, Stream};
-use eplb_core::{LayerId, ModelLayout, Placement, RankId, SlotId, TensorLayout, Topology};
+use eplb_core::{LayerId, ModelLayout, Placement, RankId, TensorLayout, Topology};
+use eplb_cuda::DeviceMemory;
+use eplb_cuda::kernels::Kernels;
 use eplb_exchange::Limits;
 use eplb_trace::Trace;
 
 use super::config::EngineConfig;
+use super::device::{Device, DeviceSide};
 use super::lead::Lead;
 use super::maps::{History, make};
 use super::progress::Progress;
@@ -21,7 +24,8 @@ use super::record::Counters;
 use super::reform::agree;
 use super::register::{Claims, RegisterError, TensorView};
 use super::shared::{Lane, Set, Shared, lock};
-use super::stream::{AfterCommit, Hook, Hooked, InlineStream};
+use super::slots::Slots;
+use super::stream::{AfterCommit, Compute, Hook, Hooked, InlineStream};
 use super::window::Window;
 use super::{Engine, SetId};
 use crate::driver::Driver;
@@ -66,6 +70,7 @@ pub struct Builder {
     claims: Claims,
     hook: Option<Hook>,
     source: Option<Arc<dyn Source>>,
+    device: Option<Device>,
 }
 
 /// A layer set so far.
@@ -87,7 +92,28 @@ type Bases = Vec<usize>;
 
 impl Builder {
     pub(super) fn new(config: EngineConfig, world: World) -> Self {
-        Self { config, world, sets: Vec::new(), claims: Claims::default(), hook: None, source: None }
+        Self {
+            config,
+            world,
+            sets: Vec::new(),
+            claims: Claims::default(),
+            hook: None,
+            source: None,
+            device: None,
+        }
+    }
+
+    /// All slots of this rank lie on a device. To be said before the first layer is registered or lent; without it they lie in host memory.
+    ///
+    /// # Errors
+    /// Layers are there already.
+    pub fn device(&mut self, device: Device) -> Result<(), EngineError> {
+        if self.sets.iter().any(|set| !set.tensors.is_empty() || set.stream.is_some()) {
+            let late = "name the device before layers are registered or lent and before streams are given";
+            return Err(EngineError::Options(late.into()));
+        }
+        self.device = Some(device);
+        Ok(())
     }
 
     /// Names a layer set: `layers` layers of `experts` experts, whose slots the ranks own as the topology says.
@@ -138,7 +164,7 @@ impl Builder {
     ///
     /// # Safety
     /// Until [`Engine::shutdown`] has returned `Ok` (dropping the engine shuts it down too, but gives up after 5 s and cannot say so):
-    /// - each address is valid for reads and writes of `(slots - 1) * slot_stride + (rows - 1) * pitch + row_bytes` bytes;
+    /// - each address, of the host or of the engine's [`Device`], is valid for reads and writes of `(slots - 1) * slot_stride + (rows - 1) * pitch + row_bytes` bytes;
     /// - whoever else uses these bytes reads a slot only while the maps of the step that runs name it, and never writes one.
     #[allow(unsafe_code)]
     pub unsafe fn register_layer(
@@ -154,14 +180,21 @@ impl Builder {
         let layouts: Vec<TensorLayout> = tensors.iter().map(TensorView::layout).collect();
         let mut bases = Vec::new();
         for tensor in tensors {
-            let base = self.claims.claim(&name, LayerId::at(layer), slots, tensor)?;
+            let (base, bytes) = self.claims.claim(&name, LayerId::at(layer), slots, tensor)?;
+            if let Some(device) = &self.device {
+                let checked = device.context.check_address(base.as_ptr().addr() as u64, bytes);
+                checked.map_err(|error| {
+                    let (layer, tensor, why) = (LayerId::at(layer), tensor.name.clone(), error.to_string());
+                    RegisterError::OffDevice { layer, tensor, why }
+                })?;
+            }
             bases.push(base.as_ptr().expose_provenance());
         }
         self.draft(set)?.tensors.insert(layer, (layouts, Some(bases)));
         Ok(())
     }
 
-    /// Has the engine allocate a layer, zeroed; see [`Engine::lent`] for addresses. Strides are those given.
+    /// Has the engine allocate a layer (zeroed in host memory); see [`Engine::lent`] for addresses. Strides are those given.
     ///
     /// # Errors
     /// [`RegisterError`]: a layer that does not exist or is registered already.
@@ -206,6 +239,10 @@ impl Builder {
         set: SetId,
         make: impl FnOnce(Arc<HostMemory>) -> Box<dyn Stream> + Send + 'static,
     ) -> Result<(), EngineError> {
+        if self.device.is_some() {
+            let how = "the streams of a device are given to Engine::step_on";
+            return Err(EngineError::Options(how.into()));
+        }
         self.draft(set)?.stream = Some(Box::new(make));
         Ok(())
     }
@@ -227,7 +264,7 @@ impl Builder {
     /// # Errors
     /// What is missing or contradicts itself; in a group also who did not come, or what differs.
     pub fn start(self) -> Result<Engine, EngineError> {
-        let Self { config, world, sets: drafts, claims: _, hook, source } = self;
+        let Self { config, world, sets: drafts, claims: _, hook, source, device } = self;
         config.check()?;
         let deadlines = config.all_deadlines()?;
         let (rank, world_size) = world.place();
@@ -235,8 +272,11 @@ impl Builder {
             return Err(EngineError::Options("an engine needs at least one layer set".into()));
         }
         let (mut sets, mut lanes) = (Vec::new(), Vec::new());
+        let kernels = device.as_ref().map(Device::load);
+        let place =
+            device.as_ref().map(|device| (device, kernels.as_ref().and_then(|loaded| loaded.as_ref().ok())));
         for (at, draft) in drafts.into_iter().enumerate() {
-            let (set, lane) = draft.build(SetId(at), rank, &config, hook.clone())?;
+            let (set, lane) = draft.build(SetId(at), rank, &config, hook.clone(), place)?;
             sets.push(set);
             lanes.push(lane);
         }
@@ -306,6 +346,7 @@ impl Draft {
         rank: RankId,
         config: &EngineConfig,
         hook: Option<Hook>,
+        place: Option<(&Device, Option<&Arc<Kernels>>)>,
     ) -> Result<(Set, Lane), EngineError> {
         let missing = (0..self.layers).find(|layer| !self.tensors.contains_key(layer));
         if let Some(layer) = missing {
@@ -332,22 +373,23 @@ impl Draft {
         let most = topology.ranks().min(topology.slots() - experts + 1);
         let columns = config.max_replicas.unwrap_or(most).max(start.max_replicas());
         limits.max_replicas = Some(columns);
-        let memory = memory(rank, &layout, slots.clone(), &bases, limits.staging_bytes, &name)?;
-        for layer in (0..layers).map(LayerId::at) {
-            for slot in slots.clone().map(SlotId::at) {
-                let content = start.expert_at(layer, slot).map_or(Content::Empty, Content::Expert);
-                memory.declare(Place::slot(layer, slot), content)?;
-            }
-        }
+        let device = place.map(|(device, _)| device);
+        let memory = memory(rank, &layout, slots, &bases, limits.staging_bytes, (&name, device))?;
+        memory.declare(&start)?;
         let expert_bytes = (0..layers).map(|layer| layout.layer(LayerId::at(layer)).expert_bytes() as u64);
         let options = config.options(expert_bytes.collect(), columns);
         let first = make(&start.phy2log().to_owned(), experts, columns, None)?;
         let topology = Arc::new(topology);
-        let inner = match stream {
-            Some(make) => make(memory.clone()),
-            None => Box::new(InlineStream::new(memory.clone())),
+        let (inner, device_maps) = match (&memory, stream) {
+            (Slots::Host(memory), Some(make)) => (Compute::Host(make(memory.clone())), None),
+            (Slots::Host(memory), None) => (Compute::Host(Box::new(InlineStream::new(memory.clone()))), None),
+            (Slots::Device(memory), _) => {
+                let kernels = place.and_then(|(_, kernels)| kernels.cloned());
+                let (side, block) = DeviceSide::new(memory.clone(), kernels, &first)?;
+                (Compute::Device(Box::new(side)), Some(block))
+            }
         };
-        let driver = Driver::new(rank, topology.clone(), Hooked { inner, set: id, hook }, &start);
+        let driver = Driver::new(rank, topology.clone(), Hooked::new(inner, rank, id, hook), &start);
         let lane = Lane {
             published: driver.phy2log().clone(),
             driver,
@@ -368,6 +410,7 @@ impl Draft {
             columns,
             layout,
             memory,
+            device_maps,
             limits,
             options,
             start,
@@ -384,14 +427,35 @@ fn memory(
     slots: std::ops::Range<usize>,
     bases: &[Option<Bases>],
     staging_bytes: usize,
-    name: &str,
-) -> Result<Arc<HostMemory>, EngineError> {
+    (name, device): (&str, Option<&Device>),
+) -> Result<Slots, EngineError> {
     let registered = bases.first().is_some_and(Option::is_some);
     if let Some(layer) = bases.iter().position(|bases| bases.is_some() != registered) {
         return Err(RegisterError::Mixed { layer: LayerId::at(layer), set: name.to_owned() }.into());
     }
-    if !registered {
-        return Ok(HostMemory::new(rank, layout.clone(), slots, staging_bytes)?);
+    let layout = layout.clone();
+    match (registered, device) {
+        (false, None) => {
+            return Ok(Slots::Host(HostMemory::new(rank, layout, slots, staging_bytes)?));
+        }
+        (false, Some(device)) => {
+            return Ok(Slots::Device(DeviceMemory::new(
+                &device.context,
+                rank,
+                layout,
+                slots,
+                staging_bytes,
+            )?));
+        }
+        (true, Some(device)) => {
+            let bases = bases.iter().flatten().map(|bases| bases.iter().map(|&base| base as u64).collect());
+            // SAFETY: as below, for memory of the device, which `register_layer` has checked that it is.
+            let memory = unsafe {
+                DeviceMemory::from_raw(&device.context, rank, layout, slots, bases.collect(), staging_bytes)
+            }?;
+            return Ok(Slots::Device(memory));
+        }
+        (true, None) => {}
     }
     let pointer = |&base: &usize| NonNull::new(std::ptr::with_exposed_provenance_mut::<u8>(base));
     // Claims refused null addresses.
@@ -400,7 +464,7 @@ fn memory(
     // SAFETY: `Builder::register_layer` has the caller promise that each address is valid for the bytes of all local slots
     // until the engine, which alone owns this memory, is shut down or dropped, and that others keep the order of the engine;
     // `Claims` has checked that no two tensors share bytes.
-    Ok(unsafe { HostMemory::from_raw(rank, layout.clone(), slots, &bases, staging_bytes) }?)
+    Ok(Slots::Host(unsafe { HostMemory::from_raw(rank, layout, slots, &bases, staging_bytes) }?))
 }
 
 /// What must be the same on all ranks.

@@ -1,7 +1,10 @@
 //! What the host asks of an engine, and how long it waits for it.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, Instant};
+
+use eplb_comm::CommError;
+use eplb_comm::store::deadlines::after;
 
 use super::report::Report;
 use super::shared::lock;
@@ -103,13 +106,14 @@ impl Engine {
     /// called with no pass under way: a commit that is decided is applied.
     ///
     /// # Errors
-    /// [`EngineError::Late`]: the progress thread is still in a call that does not return; memory that was registered must stay
+    /// [`EngineError::Late`]: the progress thread is still in a call that does not return, or a commit has not run; memory that was registered must stay
     /// valid. The engine is stopped all the same.
     pub fn shutdown(&self, timeout: Duration) -> Result<(), EngineError> {
         drop(self.shared.on(Event::Stop));
+        let deadline = after(timeout);
         if lock(&self.thread).is_none() {
             self.alone();
-            return Ok(());
+            return self.last_writes(timeout, deadline);
         }
         // Half of the time for an orderly end, the rest for any.
         if self.shared.wait(timeout / 2, |view| view.over).is_none() {
@@ -123,6 +127,24 @@ impl Engine {
         if let Some(thread) = thread.take() {
             // A panic in it was printed; there is nothing left to tell.
             drop(thread.join());
+        }
+        drop(thread);
+        self.last_writes(timeout, deadline)
+    }
+
+    /// Waits until the commits and changes of maps that were enqueued have run.
+    fn last_writes(&self, timeout: Duration, deadline: Instant) -> Result<(), EngineError> {
+        let written: Vec<_> = lock(&self.shared.core)
+            .lanes
+            .iter_mut()
+            .filter_map(|lane| lane.driver.stream().written())
+            .collect();
+        for fence in written {
+            // One that failed writes no more.
+            if let Err(CommError::Timeout { .. }) = fence.wait(self.shared.rank, "the last commit", deadline)
+            {
+                return self.in_time(None, "shutdown", timeout).map(drop);
+            }
         }
         Ok(())
     }

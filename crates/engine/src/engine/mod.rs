@@ -32,6 +32,7 @@
 mod builder;
 mod config;
 mod control;
+mod device;
 mod joined;
 mod lead;
 mod leading;
@@ -45,6 +46,7 @@ mod register;
 mod report;
 mod running;
 mod shared;
+mod slots;
 mod state;
 mod step;
 mod stream;
@@ -59,9 +61,11 @@ use std::thread::JoinHandle;
 use eplb_comm::host::HostMemory;
 use eplb_comm::kernels::Faults;
 use eplb_core::{LayerId, Placement, RankId, Share};
+use eplb_cuda::DeviceMemory;
 
 pub use builder::{Builder, World};
 pub use config::{BudgetConfig, ConfigError, EngineConfig, KEYS, TriggerConfig, WorthConfig};
+pub use device::{Device, DeviceMapsView};
 pub use joined::JoinedStreams;
 pub use maps::Maps;
 pub use record::{Counts, Pass, RecordError};
@@ -72,6 +76,7 @@ pub use stream::{AfterCommit, InlineStream};
 
 use crate::error::EngineError;
 use shared::{Shared, lock};
+use slots::Slots;
 
 /// A layer set of an engine: layers with one number of experts and slots, such as a model, or its draft model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -139,7 +144,8 @@ impl Engine {
         Ok(set.counters.add(pass, counts, &set.history)?)
     }
 
-    /// Address of the first local slot of a tensor that the engine lends; `None` where it does not exist.
+    /// Address of the first local slot of a tensor that the engine lends; `None` where it does not exist. Of a set on a device it is an address
+    /// there, which the host must not follow.
     pub fn lent(&self, set: SetId, layer: usize, tensor: usize) -> Option<NonNull<u8>> {
         self.shared.sets.get(set.0)?.memory.address(LayerId::at(layer), tensor)
     }
@@ -147,9 +153,23 @@ impl Engine {
     /// This rank's slots and staging, for a server that reads them through guards.
     ///
     /// # Panics
-    /// A set of another engine.
+    /// A set of another engine, or on a device: see [`Engine::device_memory`].
     pub fn memory(&self, set: SetId) -> &Arc<HostMemory> {
-        &self.shared.sets[set.0].memory
+        match &self.shared.sets[set.0].memory {
+            Slots::Host(memory) => memory,
+            Slots::Device(_) => panic!("layer set {} lies on a device", set.0),
+        }
+    }
+
+    /// This rank's slots and staging on a device; `None` if they lie in host memory.
+    ///
+    /// # Panics
+    /// A set of another engine.
+    pub fn device_memory(&self, set: SetId) -> Option<&Arc<DeviceMemory>> {
+        match &self.shared.sets[set.0].memory {
+            Slots::Host(_) => None,
+            Slots::Device(memory) => Some(memory),
+        }
     }
 
     /// What the last round of a set did.

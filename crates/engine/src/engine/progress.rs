@@ -101,6 +101,11 @@ impl Progress {
 
     /// Runs until the engine is stopped.
     pub(super) fn run(mut self) {
+        if self.shared.sets.iter().any(|set| set.device_maps.is_some())
+            && let Err(error) = eplb_cuda::keep_out_of_captures()
+        {
+            tracing::warn!(%error, "captures of graphs by the server may fail while this thread works");
+        }
         loop {
             for order in self.shared.take_orders() {
                 if let Err(error) = self.obey(order) {
@@ -307,10 +312,10 @@ impl Progress {
                 rank: shared.rank,
                 world_size: shared.world_size,
                 store: session.corner()?,
-                memory: set.memory.clone(),
+                memory: (),
                 deadline: after(shared.deadlines.communicator),
             };
-            made.push(while_renewing(session, || transport.connect(meeting))?);
+            made.push(while_renewing(session, || set.memory.connect(&*transport, meeting))?);
         }
         let mut core = lock(&shared.core);
         for (lane, communicator) in core.lanes.iter_mut().zip(made) {

@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use eplb_comm::Memory;
 use eplb_comm::store::deadlines::after;
 use eplb_core::{LayerId, Placement, SlotId};
 use ndarray::Array2;
@@ -83,6 +82,7 @@ pub(super) fn agree(
         } else if fresh {
             // No step has run yet, and the host reads the maps before the first.
             shared.publish(which, &mut lane, 0)?;
+            lane.driver.stream().release()?;
         } else {
             shared.raise(PUBLISH);
         }
@@ -100,7 +100,7 @@ fn refill(
     source: Option<&dyn Source>,
 ) -> Result<(), EngineError> {
     for layer in 0..placement.layers() {
-        for slot in set.memory.slots() {
+        for slot in set.memory.range() {
             let wanted = placement.phy2log()[(layer, slot)];
             if wanted < 0 || mine[(layer, slot)] == wanted {
                 continue;
@@ -112,7 +112,7 @@ fn refill(
                     "{layer} {expert} has to be put into {slot} from the checkpoint; give the builder a source"
                 )));
             };
-            source.fill(&set.memory, layer, slot, expert)?;
+            set.memory.fill(source, layer, slot, expert)?;
         }
     }
     Ok(())

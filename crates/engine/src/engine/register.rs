@@ -94,6 +94,16 @@ pub enum RegisterError {
         /// Name of the layer set.
         set: String,
     },
+    /// An address of the host, or of another device.
+    #[error("{layer}, tensor {tensor:?}: {why}")]
+    OffDevice {
+        /// The layer.
+        layer: LayerId,
+        /// The tensor.
+        tensor: String,
+        /// Where it lies.
+        why: String,
+    },
     /// Memory that does not fit the address space.
     #[error(
         "{layer}, tensor {tensor:?}: {slots} slots from address {address:#x} on do not fit the address space"
@@ -137,14 +147,14 @@ pub(super) struct Claims {
 }
 
 impl Claims {
-    /// Takes a tensor's bytes; its address.
+    /// Takes a tensor's bytes; its address, and how many they are.
     pub(super) fn claim(
         &mut self,
         set: &str,
         layer: LayerId,
         slots: usize,
         tensor: &TensorView,
-    ) -> Result<NonNull<u8>, RegisterError> {
+    ) -> Result<(NonNull<u8>, usize), RegisterError> {
         let name = || tensor.name.clone();
         let data = NonNull::new(tensor.data).ok_or_else(|| RegisterError::Null { layer, tensor: name() })?;
         let (address, align) = (tensor.data as usize, tensor.align());
@@ -159,7 +169,7 @@ impl Claims {
             _ => return Err(RegisterError::TooLarge { layer, tensor: name(), slots, address }),
         };
         if slots == 0 {
-            return Ok(data);
+            return Ok((data, 0));
         }
         let at = self.taken.partition_point(|(start, ..)| *start < address);
         let before =
@@ -168,7 +178,7 @@ impl Claims {
             return Err(RegisterError::Overlap { layer, tensor: name(), other: other.clone() });
         }
         self.taken.insert(at, (address, end, format!("tensor {:?} of {layer} of set {set:?}", tensor.name)));
-        Ok(data)
+        Ok((data, bytes))
     }
 }
 
@@ -185,7 +195,7 @@ mod tests {
     fn overlaps_are_found_on_both_sides() {
         let mut claims = Claims::default();
         let mut claim = |name: &str, at: usize, bytes: usize| {
-            claims.claim("main", LayerId(1), 4, &tensor(name, at, bytes)).map(|at| at.as_ptr() as usize)
+            claims.claim("main", LayerId(1), 4, &tensor(name, at, bytes)).map(|(at, _)| at.as_ptr() as usize)
         };
         assert_eq!(claim("a", 4096, 64), Ok(4096));
         assert_eq!(claim("b", 4096 + 256, 64), Ok(4096 + 256));

@@ -11,7 +11,8 @@ use eplb_exchange::{Cause, Exchange, ExchangePlan, Outcome, Phase};
 use eplb_plan::Dispatch;
 
 use super::SetId;
-use super::maps::{Maps, Wanted, make};
+use super::device::Ready;
+use super::maps::{Wanted, make};
 use super::progress::Progress;
 use super::report::{Report, RoundOutcome};
 use super::shared::{BARRED, EXCHANGE, PUBLISH, Shared, lock};
@@ -36,7 +37,7 @@ pub(super) struct Running {
 
 impl Running {
     /// The maps that steps will need in a wave, so that none has to make them.
-    fn make_ready(&self, shared: &Shared, wave: usize) -> Result<Vec<Maps>, EngineError> {
+    fn make_ready(&self, shared: &Shared, wave: usize) -> Result<Vec<Ready>, EngineError> {
         let set = &shared.sets[self.plan.set];
         if wave >= self.waves.waves().len() {
             return Ok(Vec::new());
@@ -44,7 +45,8 @@ impl Running {
         let wanted = self.wanted.as_ref().map(|wanted| (wanted, set.topology.as_ref()));
         let mut ready = Vec::new();
         for map in [self.waves.phy2log_drained(wave), self.waves.phy2log_after(wave + 1)] {
-            ready.push(make(&map, set.experts, set.columns, wanted)?);
+            let maps = make(&map, set.experts, set.columns, wanted)?;
+            ready.push(Ready::new(maps, set.device_maps.as_ref())?);
         }
         Ok(ready)
     }
@@ -160,8 +162,11 @@ impl Progress {
         let Some(at) = core.moving else { return Ok(()) };
         let first_step = shared.next_step.load(Ordering::SeqCst);
         let lane = &mut core.lanes[at];
-        lane.driver.step(step)?;
-        shared.publish(at, lane, first_step)
+        let passed = lane.driver.step(step);
+        let published = passed.and_then(|()| shared.publish(at, lane, first_step));
+        let released = lane.driver.stream().release();
+        published?;
+        Ok(released?)
     }
 
     /// The exchange under way is over.

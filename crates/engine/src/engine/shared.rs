@@ -8,18 +8,20 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use eplb_comm::host::HostMemory;
-use eplb_comm::{Communicator, Memory};
+use eplb_comm::Communicator;
 use eplb_core::{ModelLayout, Placement, RankId, Topology};
+use eplb_cuda::MapBlock;
 use eplb_exchange::Limits;
 use eplb_plan::Options;
 use ndarray::Array2;
 
 use super::config::EngineConfig;
-use super::maps::{History, Maps, Wanted, make};
+use super::device::{Given, Ready};
+use super::maps::{History, Wanted, make};
 use super::meters::Meters;
 use super::record::Counters;
 use super::report::Report;
+use super::slots::Slots;
 use super::state::{Event, Machine, Misfit, Order, State};
 use super::stream::Hooked;
 use super::window::Window;
@@ -43,7 +45,9 @@ pub(super) struct Set {
     /// `C`.
     pub(super) columns: usize,
     pub(super) layout: Arc<ModelLayout>,
-    pub(super) memory: Arc<HostMemory>,
+    pub(super) memory: Slots,
+    /// Their maps on the device, where they lie on one.
+    pub(super) device_maps: Option<Arc<MapBlock>>,
     pub(super) limits: Limits,
     pub(super) options: Options,
     pub(super) start: Placement,
@@ -63,7 +67,7 @@ impl Set {
     pub(super) fn memory_bytes(&self) -> u64 {
         let layers =
             (0..self.layers()).map(|layer| self.layout.layer(eplb_core::LayerId::at(layer)).expert_bytes());
-        (layers.sum::<usize>() * self.memory.slots().len() + self.limits.staging_bytes) as u64
+        (layers.sum::<usize>() * self.memory.range().len() + self.limits.staging_bytes) as u64
     }
 }
 
@@ -76,7 +80,7 @@ pub(super) struct Lane {
     pub(super) published: Arc<Array2<i32>>,
     pub(super) wanted: Option<Wanted>,
     /// Maps that steps will need soon, made off the forward path.
-    pub(super) ready: Vec<Maps>,
+    pub(super) ready: Vec<Ready>,
     /// Shares have changed, and wait to be published.
     pub(super) reshared: bool,
     /// Waves committed since the start of the run.
@@ -107,6 +111,8 @@ pub(super) struct Shared {
     pub(super) core: Mutex<Core>,
     control: Mutex<Control>,
     changed: Condvar,
+    /// Streams that the server gave last.
+    pub(super) given: Given,
     pub(super) meters: Meters,
     /// Whether the progress thread is gone.
     pub(super) over: AtomicBool,
@@ -165,6 +171,7 @@ impl Shared {
             core: Mutex::new(Core { lanes, moving: None }),
             control: Mutex::new(control),
             changed: Condvar::new(),
+            given: Given::default(),
             meters: Meters::default(),
             over: AtomicBool::new(false),
         }
@@ -280,19 +287,25 @@ impl Shared {
 
     /// Publishes the maps of a layer set if they have changed, for steps from `first_step` on. For boundaries only.
     pub(super) fn publish(&self, at: usize, lane: &mut Lane, first_step: u64) -> Result<(), EngineError> {
-        let map = lane.driver.phy2log();
+        let map = &lane.driver.phy2log().clone();
         if Arc::ptr_eq(map, &lane.published) && !lane.reshared {
             return Ok(());
         }
         let set = &self.sets[at];
         if *map != lane.published || lane.reshared {
-            let maps = match lane.ready.iter().position(|ready| ready.phy2log == **map) {
+            let Ready { maps, upload } = match lane.ready.iter().position(|ready| ready.maps.phy2log == **map)
+            {
                 Some(at) => lane.ready.swap_remove(at),
                 None => {
                     let wanted = lane.wanted.as_ref().map(|wanted| (wanted, set.topology.as_ref()));
-                    make(map, set.experts, set.columns, wanted)?
+                    Ready { maps: make(map, set.experts, set.columns, wanted)?, upload: None }
                 }
             };
+            // The device first: if it refuses, no pass runs, and the next boundary tries again.
+            if let Err(error) = lane.driver.stream().switch(&maps, upload) {
+                self.raise(PUBLISH);
+                return Err(error.into());
+            }
             set.history.publish(maps, first_step);
         }
         lane.published = map.clone();

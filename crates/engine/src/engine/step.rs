@@ -4,8 +4,12 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Engine;
-use super::shared::{BARRED, EXCHANGE, PUBLISH, Shared, lock};
+use super::shared::{BARRED, EXCHANGE, Lane, PUBLISH, Shared, lock};
 use crate::error::EngineError;
+
+/// Streams that a server has vouched for.
+#[derive(Debug, Clone, Copy)]
+struct Streams<'a>(&'a [u64]);
 
 impl Engine {
     /// To be called before each forward pass, by one thread at a time, with ids that rise strictly and are the same on all
@@ -20,11 +24,7 @@ impl Engine {
     #[inline]
     pub fn step(&self, id: u64) -> Result<(), EngineError> {
         let shared = &*self.shared;
-        let before = shared.next_step.load(Ordering::Relaxed);
-        if id < before || id == u64::MAX {
-            return Err(EngineError::StepOrder { rank: shared.rank, step: id, last: before.wrapping_sub(1) });
-        }
-        shared.next_step.store(id + 1, Ordering::SeqCst);
+        shared.begin_step(id)?;
         if shared.attention.load(Ordering::SeqCst) == 0 {
             return Ok(());
         }
@@ -46,10 +46,33 @@ impl Engine {
 }
 
 impl Shared {
+    /// Takes an id, which must rise.
+    #[inline]
+    pub(super) fn begin_step(&self, id: u64) -> Result<(), EngineError> {
+        let before = self.next_step.load(Ordering::Relaxed);
+        if id < before || id == u64::MAX {
+            return Err(EngineError::StepOrder { rank: self.rank, step: id, last: before.wrapping_sub(1) });
+        }
+        self.next_step.store(id + 1, Ordering::SeqCst);
+        Ok(())
+    }
+
     #[cold]
     fn slow_step(&self, id: u64) -> Result<(), EngineError> {
+        self.timed_step(id, None)
+    }
+
+    /// # Safety
+    /// As for [`Engine::step_on`].
+    #[cold]
+    #[allow(unsafe_code)]
+    pub(super) unsafe fn slow_step_on(&self, id: u64, streams: &[u64]) -> Result<(), EngineError> {
+        self.timed_step(id, Some(Streams(streams)))
+    }
+
+    fn timed_step(&self, id: u64, streams: Option<Streams<'_>>) -> Result<(), EngineError> {
         let start = Instant::now();
-        let result = self.boundary(Some(id));
+        let result = self.boundary(Some(id), streams);
         self.meters.stall(start.elapsed());
         if let Err(error) = &result {
             if matches!(error, EngineError::Undecided { .. } | EngineError::Broken { .. }) {
@@ -62,23 +85,49 @@ impl Shared {
 
     #[cold]
     fn slow_tick(&self) -> Result<(), EngineError> {
-        self.boundary(None)
+        self.boundary(None, None)
+    }
+
+    /// Tells a lane on which streams passes run. False: one is captured.
+    #[allow(unsafe_code)]
+    fn take_streams(&self, lane: &mut Lane, streams: Option<Streams<'_>>) -> Result<bool, EngineError> {
+        match (lane.driver.stream().device(), streams) {
+            // SAFETY: `Streams` are made by `slow_step_on` alone, whose caller promises what this asks.
+            (Some(side), Some(Streams(streams))) => Ok(unsafe { side.streams.give(streams) }?),
+            (Some(side), None) => Ok(side.streams.run()?),
+            (None, None) => Ok(true),
+            (None, Some(_)) => Err(EngineError::Options(
+                "step_on: this engine's slots lie in host memory; call step, or name the device to the builder".into(),
+            )),
+        }
     }
 
     /// A step boundary, before step `id` or while the rank is idle.
-    fn boundary(&self, id: Option<u64>) -> Result<(), EngineError> {
+    fn boundary(&self, id: Option<u64>, streams: Option<Streams<'_>>) -> Result<(), EngineError> {
         let mut core = lock(&self.core);
         let core = &mut *core;
+        for lane in &mut core.lanes {
+            // A pass that is captured does not run.
+            if !self.take_streams(lane, streams)? {
+                return Ok(());
+            }
+        }
+        if let Some(Streams(streams)) = streams {
+            self.given.set(streams);
+        }
         let first_step = id.unwrap_or_else(|| self.next_step.load(Ordering::SeqCst));
         for (at, lane) in core.lanes.iter_mut().enumerate() {
-            match id {
+            let passed = match id {
                 // The exchange began after this step's id was known and before this: to it the step has begun, with the maps
                 // that are in force.
                 Some(id) if core.moving == Some(at) && lane.driver.last_step() >= Some(id) => continue,
-                Some(id) => lane.driver.step(id)?,
-                None => lane.driver.tick()?,
-            }
-            self.publish(at, lane, first_step)?;
+                Some(id) => lane.driver.step(id),
+                None => lane.driver.tick(),
+            };
+            let published = passed.and_then(|()| self.publish(at, lane, first_step));
+            let released = lane.driver.stream().release();
+            published?;
+            released?;
         }
         if core.moving.is_none() {
             self.clear(EXCHANGE | PUBLISH);

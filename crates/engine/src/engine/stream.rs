@@ -7,9 +7,12 @@ use std::time::Duration;
 use eplb_comm::host::{HostMemory, copy};
 use eplb_comm::store::deadlines::after;
 use eplb_comm::{CommError, Fence, Place, Stream};
-use eplb_core::{ExpertId, Fill, LayerId, SlotCommit, SlotId};
+use eplb_core::{ExpertId, Fill, LayerId, RankId, SlotCommit, SlotId};
+use eplb_cuda::Upload;
 
 use super::SetId;
+use super::device::DeviceSide;
+use super::maps::Maps;
 
 /// Longest wait of [`InlineStream::wait`].
 const LONGEST_WAIT: Duration = Duration::from_secs(30);
@@ -78,18 +81,76 @@ impl fmt::Debug for Hook {
     }
 }
 
+/// What commits run on.
+#[derive(Debug)]
+pub(super) enum Compute {
+    Host(Box<dyn Stream>),
+    Device(Box<DeviceSide>),
+}
+
+impl Compute {
+    fn stream(&mut self) -> &mut dyn Stream {
+        match self {
+            Self::Host(stream) => &mut **stream,
+            Self::Device(side) => &mut side.streams,
+        }
+    }
+}
+
 /// A stream that calls the host's hook when a commit has been enqueued.
 #[derive(Debug)]
 pub(super) struct Hooked {
-    pub(super) inner: Box<dyn Stream>,
-    pub(super) set: SetId,
-    pub(super) hook: Option<Hook>,
+    inner: Compute,
+    rank: RankId,
+    set: SetId,
+    hook: Option<Hook>,
+    /// Behind the last commit in host memory.
+    last: Option<Fence>,
+}
+
+impl Hooked {
+    pub(super) fn new(inner: Compute, rank: RankId, set: SetId, hook: Option<Hook>) -> Self {
+        Self { inner, rank, set, hook, last: None }
+    }
+
+    /// What is on a device.
+    pub(super) fn device(&mut self) -> Option<&mut DeviceSide> {
+        match &mut self.inner {
+            Compute::Host(_) => None,
+            Compute::Device(side) => Some(side),
+        }
+    }
+
+    /// Changes the maps on the device, if there is one.
+    pub(super) fn switch(&mut self, maps: &Maps, upload: Option<Upload>) -> Result<(), CommError> {
+        let rank = self.rank;
+        self.device().map_or(Ok(()), |side| side.switch(maps, upload)).map_err(|error| error.at(rank))
+    }
+
+    /// Ends a boundary: what passes enqueue from now on runs after what was written.
+    pub(super) fn release(&mut self) -> Result<(), CommError> {
+        let rank = self.rank;
+        self.device().map_or(Ok(()), |side| side.streams.release()).map_err(|error| error.at(rank))
+    }
+
+    /// A fence behind the last bytes that a commit or a change of maps writes, if there was any.
+    pub(super) fn written(&self) -> Option<Fence> {
+        match &self.inner {
+            Compute::Host(_) => self.last.clone(),
+            Compute::Device(side) => side.streams.written(),
+        }
+    }
 }
 
 impl Stream for Hooked {
     fn commit(&mut self, commits: &[SlotCommit]) -> Result<Fence, CommError> {
-        let fence = self.inner.commit(commits)?;
+        let fence = self.inner.stream().commit(commits)?;
+        self.last = Some(fence.clone());
         let Some(Hook(hook)) = &self.hook else { return Ok(fence) };
+        if let Compute::Device(side) = &mut self.inner {
+            // What the hook writes, no pass before may see, and all that follow must, as with the commit itself.
+            side.streams.lead_alone().map_err(|error| error.at(self.rank))?;
+        }
         // A hook that panicked once is called again: it is the host's.
         let mut hook = hook.lock().unwrap_or_else(PoisonError::into_inner);
         // Commits are in order of layers.
@@ -102,14 +163,16 @@ impl Stream for Hooked {
         }
         drop(hook);
         // What the hook enqueued belongs to the commit.
-        self.inner.record()
+        let fence = self.inner.stream().record()?;
+        self.last = Some(fence.clone());
+        Ok(fence)
     }
 
     fn record(&mut self) -> Result<Fence, CommError> {
-        self.inner.record()
+        self.inner.stream().record()
     }
 
     fn wait(&mut self, fence: &Fence) -> Result<(), CommError> {
-        self.inner.wait(fence)
+        self.inner.stream().wait(fence)
     }
 }

@@ -6,6 +6,7 @@
 
 pub mod alone;
 pub mod auto;
+pub mod device;
 pub mod elastic;
 pub mod gloo;
 pub mod group_layout;
@@ -13,6 +14,7 @@ pub mod hosts;
 pub mod join;
 pub mod launch;
 pub mod local;
+mod meeting_point;
 pub mod member;
 pub mod membership;
 pub mod peer;
@@ -25,6 +27,7 @@ mod walk;
 
 pub use alone::Alone;
 pub use auto::AutoTransport;
+pub use device::{DevicePeerTransport, NcclTransport};
 pub use gloo::GlooTransport;
 pub use group_layout::{GroupLayout, LayoutError, Parallelism, RankOrder};
 pub use hosts::HostId;

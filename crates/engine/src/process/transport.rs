@@ -9,12 +9,13 @@ use eplb_comm::Communicator;
 use eplb_comm::host::HostMemory;
 use eplb_comm::store::Store;
 use eplb_core::{ModelLayout, RankId};
+use eplb_cuda::DeviceMemory;
 
 use crate::error::EngineError;
 
-/// What a rank brings when all ranks make a communicator together.
+/// What a rank brings when all ranks make a communicator together. `M` is its memory: of the host, or of a device.
 #[derive(Debug)]
-pub struct Meeting {
+pub struct Meeting<M = Arc<HostMemory>> {
     /// This rank.
     pub rank: RankId,
     /// Number of ranks.
@@ -22,12 +23,12 @@ pub struct Meeting {
     /// A corner of the store that no other communicator has used, of this epoch or another.
     pub store: Arc<dyn Store>,
     /// This rank's slots and staging.
-    pub memory: Arc<HostMemory>,
+    pub memory: M,
     /// When it must be made.
     pub deadline: Instant,
 }
 
-/// Makes communicators between processes.
+/// Makes communicators between ranks.
 pub trait Transport: Debug + Send + Sync {
     /// Name of the backend.
     fn name(&self) -> &'static str;
@@ -51,6 +52,18 @@ pub trait Transport: Debug + Send + Sync {
     /// # Errors
     /// The backend cannot be used here, or the ranks did not come together by the deadline.
     fn connect(&self, meeting: Meeting) -> Result<Box<dyn Communicator>, EngineError>;
+
+    /// As [`Transport::connect`], for slots on a device.
+    ///
+    /// # Errors
+    /// As there; and this backend carries host memory alone.
+    fn connect_device(
+        &self,
+        _meeting: Meeting<Arc<DeviceMemory>>,
+    ) -> Result<Box<dyn Communicator>, EngineError> {
+        let detail = "it carries host memory; these slots lie on a device: use peer, nccl or pynccl".into();
+        Err(EngineError::Backend { backend: self.name(), detail })
+    }
 }
 
 /// Puts an expert's bytes into a slot when no other rank has them: reads it from the checkpoint.
@@ -66,6 +79,22 @@ pub trait Source: Debug + Send + Sync {
         slot: eplb_core::SlotId,
         expert: eplb_core::ExpertId,
     ) -> Result<(), EngineError>;
+
+    /// As [`Source::fill`], for a slot on a device. The bytes are there when it returns.
+    ///
+    /// # Errors
+    /// The expert cannot be had, or this source fills host memory alone.
+    fn fill_device(
+        &self,
+        _memory: &Arc<DeviceMemory>,
+        layer: eplb_core::LayerId,
+        slot: eplb_core::SlotId,
+        expert: eplb_core::ExpertId,
+    ) -> Result<(), EngineError> {
+        Err(EngineError::Options(format!(
+            "{layer} {expert} has to be put into {slot} on a device, and this source fills host memory alone"
+        )))
+    }
 }
 
 /// Experts of the model that is made up ([`crate::cluster::weights`]).
@@ -81,5 +110,16 @@ impl Source for MadeUp {
         expert: eplb_core::ExpertId,
     ) -> Result<(), EngineError> {
         Ok(memory.fill(layer, slot, expert)?)
+    }
+
+    fn fill_device(
+        &self,
+        memory: &Arc<DeviceMemory>,
+        layer: eplb_core::LayerId,
+        slot: eplb_core::SlotId,
+        expert: eplb_core::ExpertId,
+    ) -> Result<(), EngineError> {
+        use eplb_comm::conformance::RankMemory;
+        Ok(eplb_cuda::Inspector::new(memory.clone())?.fill(layer, slot, expert)?)
     }
 }

@@ -1,0 +1,237 @@
+//! The streams of a server, which a rank's commits and changes of maps are ordered with.
+
+use std::any::Any;
+use std::sync::Arc;
+
+use eplb_comm::{CommError, Fence, FenceState, Stream};
+use eplb_core::SlotCommit;
+
+use crate::compute::DeviceStream;
+use crate::error::CudaError;
+use crate::event::{CudaFence, Events};
+use crate::kernels::Kernels;
+use crate::memory::DeviceMemory;
+use crate::stream::CudaStream;
+
+/// Most streams of a server at a time.
+pub const MOST_STREAMS: usize = 16;
+/// Events made at start-up: an exchange keeps one per step that runs and stream.
+const EVENTS: usize = 64;
+
+/// All streams of a server on which passes read slots or maps, as one [`Stream`]. They are borrowed, and may change from pass to pass.
+///
+/// What is written (commits, maps) goes on the first of them, the *lead*. Before the first write of a boundary the lead waits for
+/// everything enqueued on all streams so far ([`Stream::commit`], [`ServerStreams::lead_alone`]); at its end the others wait for the lead
+/// ([`ServerStreams::release`]). So a pass runs before all of it or after all of it, whatever stream it is on. Before a server
+/// has named a stream, a stream of ours is the lead.
+#[derive(Debug)]
+pub struct ServerStreams {
+    inner: DeviceStream,
+    events: Arc<Events>,
+    memory: Arc<DeviceMemory>,
+    own: Arc<CudaStream>,
+    given: Vec<Arc<CudaStream>>,
+    /// Behind the work of streams that are not given any more.
+    left: Vec<Arc<CudaFence>>,
+    /// The lead is behind everything that other streams had to do.
+    alone: bool,
+    /// Behind the last write.
+    written: Option<Arc<CudaFence>>,
+}
+
+impl ServerStreams {
+    /// No stream of the server yet. For start-up: makes a stream and events, and takes memory for lists of the commit kernel.
+    ///
+    /// # Errors
+    /// The device has no room.
+    pub fn new(memory: Arc<DeviceMemory>, kernels: Option<Arc<Kernels>>) -> Result<Self, CudaError> {
+        let own = CudaStream::new(memory.context(), 0)?;
+        let events = Events::new(memory.context(), EVENTS)?;
+        let mut inner = DeviceStream::new(memory.clone(), own.clone())?;
+        if let Some(kernels) = kernels {
+            inner = inner.with_kernels(kernels)?;
+        }
+        let (given, left) = (Vec::with_capacity(MOST_STREAMS), Vec::new());
+        Ok(Self { inner, events, memory, own, given, left, alone: false, written: None })
+    }
+
+    /// From now on passes run on these streams, and on no other. False, and nothing has changed: one of them, or of those before, is being
+    /// captured.
+    ///
+    /// # Errors
+    /// 0, which is no stream, too many, or the driver refused.
+    ///
+    /// # Safety
+    /// Each handle is a `CUstream` of the memory's context that lives until a later call without it has returned, or this is dropped.
+    pub unsafe fn give(&mut self, handles: &[u64]) -> Result<bool, CudaError> {
+        if handles.len() > MOST_STREAMS {
+            return Err(CudaError::Streams(format!("{} streams: at most {MOST_STREAMS}", handles.len())));
+        }
+        if handles.contains(&0) {
+            let default = "0 is the implicit default stream: pass 1 (CU_STREAM_LEGACY) or 2 (CU_STREAM_PER_THREAD) if passes run there";
+            return Err(CudaError::Streams(default.into()));
+        }
+        let same = self.given.len() == handles.len()
+            && self.given.iter().zip(handles).all(|(stream, &handle)| stream.as_raw() as u64 == handle);
+        if same {
+            return self.none_captures(&self.given);
+        }
+        let context = self.memory.context();
+        let mut next = Vec::with_capacity(MOST_STREAMS);
+        for &handle in handles {
+            let known = self.given.iter().find(|stream| stream.as_raw() as u64 == handle);
+            next.push(match known {
+                Some(stream) => stream.clone(),
+                // SAFETY: passed on to the caller.
+                None => unsafe { CudaStream::borrow(context, handle as *mut std::ffi::c_void) },
+            });
+        }
+        if !self.none_captures(&next)? || !self.none_captures(&self.given)? {
+            return Ok(false);
+        }
+        let rank = self.memory.rank();
+        for stream in &self.given {
+            if !next.iter().any(|other| Arc::ptr_eq(other, stream)) {
+                self.left.push(self.events.record(stream, rank)?);
+            }
+        }
+        if let Some(written) = &self.written {
+            for stream in next.iter().filter(|stream| !self.given.iter().any(|old| Arc::ptr_eq(old, stream)))
+            {
+                written.order(stream)?;
+            }
+        }
+        self.given = next;
+        self.inner.set_stream(self.lead().clone());
+        self.alone = false;
+        Ok(true)
+    }
+
+    /// Whether none of the streams that passes run on is being captured.
+    ///
+    /// # Errors
+    /// The driver refused.
+    pub fn run(&self) -> Result<bool, CudaError> {
+        self.none_captures(&self.given)
+    }
+
+    fn none_captures(&self, streams: &[Arc<CudaStream>]) -> Result<bool, CudaError> {
+        for stream in streams {
+            if stream.is_capturing()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    /// The stream that writes run on.
+    pub fn lead(&self) -> &Arc<CudaStream> {
+        self.given.first().unwrap_or(&self.own)
+    }
+
+    /// The lead, behind everything that was enqueued on any stream so far: for writes that all passes before must not see.
+    ///
+    /// # Errors
+    /// The driver refused.
+    pub fn lead_alone(&mut self) -> Result<&Arc<CudaStream>, CudaError> {
+        if !self.alone {
+            let rank = self.memory.rank();
+            self.forget_passed()?;
+            let lead = self.lead();
+            for fence in &self.left {
+                fence.order(lead)?;
+            }
+            for other in self.given.iter().skip(1) {
+                self.events.record(other, rank)?.order(lead)?;
+            }
+            // What was written before any stream was given ran on our own.
+            if let Some(written) = &self.written {
+                written.order(lead)?;
+            }
+            self.alone = true;
+        }
+        Ok(self.lead())
+    }
+
+    /// Ends a boundary: whatever is enqueued on any stream from now on runs after what was written.
+    ///
+    /// # Errors
+    /// The driver refused.
+    pub fn release(&mut self) -> Result<(), CudaError> {
+        if std::mem::take(&mut self.alone) {
+            let written = self.events.record(self.lead(), self.memory.rank())?;
+            for other in self.given.iter().skip(1) {
+                written.order(other)?;
+            }
+            self.written = Some(written);
+        }
+        Ok(())
+    }
+
+    /// A fence behind the last write, if there was any.
+    pub fn written(&self) -> Option<Fence> {
+        self.written.as_ref().map(CudaFence::fence)
+    }
+
+    fn forget_passed(&mut self) -> Result<(), CudaError> {
+        let mut failed = None;
+        self.left.retain(|fence| match fence.poll() {
+            Ok(passed) => !passed,
+            Err(error) => {
+                failed = Some(error);
+                true
+            }
+        });
+        failed.map_or(Ok(()), |error| Err(CudaError::Comm(error)))
+    }
+}
+
+/// Passed when all are.
+#[derive(Debug)]
+struct All(Vec<Arc<CudaFence>>);
+
+impl FenceState for All {
+    fn poll(&self) -> Result<bool, CommError> {
+        for fence in &self.0 {
+            if !fence.poll()? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
+}
+
+impl Stream for ServerStreams {
+    fn commit(&mut self, commits: &[SlotCommit]) -> Result<Fence, CommError> {
+        let rank = self.memory.rank();
+        if commits.iter().any(|commit| commit.fill.copies()) {
+            self.lead_alone().map_err(|error| error.at(rank))?;
+        }
+        self.inner.commit(commits)
+    }
+
+    fn record(&mut self) -> Result<Fence, CommError> {
+        let rank = self.memory.rank();
+        self.forget_passed().map_err(|error| error.at(rank))?;
+        let mut fences = self.left.clone();
+        let streams = if self.given.is_empty() { std::slice::from_ref(&self.own) } else { &self.given[..] };
+        for stream in streams {
+            fences.push(self.events.record(stream, rank).map_err(|error| error.at(rank))?);
+        }
+        match fences.len() {
+            1 => Ok(fences[0].fence()),
+            _ => Ok(Fence::new(Arc::new(All(fences)))),
+        }
+    }
+
+    fn wait(&mut self, fence: &Fence) -> Result<(), CommError> {
+        let rank = self.memory.rank();
+        self.lead_alone().map_err(|error| error.at(rank))?;
+        self.inner.wait(fence)?;
+        self.release().map_err(|error| error.at(rank))
+    }
+}

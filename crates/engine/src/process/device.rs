@@ -1,0 +1,140 @@
+//! The backends that carry experts between devices, as engines use them.
+
+use std::sync::Arc;
+
+use eplb_comm::Communicator;
+use eplb_comm_nccl::{Backend, Options as NcclOptions, Rendezvous, connect};
+use eplb_comm_peer::PeerCommunicator;
+use eplb_cuda::DeviceMemory;
+
+use super::meeting_point::MeetingPoint;
+use super::transport::{Meeting, Transport};
+use crate::error::EngineError;
+
+const PEER: &str = "peer";
+
+fn refused(backend: &'static str, detail: String) -> EngineError {
+    EngineError::Backend { backend, detail }
+}
+
+fn devices_only(backend: &'static str) -> EngineError {
+    refused(
+        backend,
+        "it carries experts between devices; these slots lie in host memory: use another, or name the device"
+            .into(),
+    )
+}
+
+/// Copy engines that pull from the devices of other ranks: the `peer` backend.
+#[derive(Debug)]
+pub struct DevicePeerTransport {
+    options: eplb_comm_peer::Options,
+    /// Of ranks that are threads.
+    point: Option<MeetingPoint<Arc<DeviceMemory>, PeerCommunicator>>,
+}
+
+impl DevicePeerTransport {
+    /// For ranks that are threads of this process, a device each: all of them share this one.
+    pub fn threads() -> Arc<Self> {
+        Arc::new(Self { options: eplb_comm_peer::Options::default(), point: Some(MeetingPoint::new()) })
+    }
+
+    /// For ranks that are processes of one host, a device each.
+    pub fn processes() -> Arc<Self> {
+        Arc::new(Self { options: eplb_comm_peer::Options::default(), point: None })
+    }
+
+    /// Communicators of all ranks of this process.
+    fn all(&self, memories: &[Arc<DeviceMemory>]) -> Result<Vec<PeerCommunicator>, String> {
+        for from in memories {
+            for to in memories {
+                let reached = from.context().enable_peer(to.context());
+                reached.map_err(|error| format!("{} from {}: {error}", to.rank(), from.rank()))?;
+            }
+        }
+        eplb_comm_peer::connect(memories, &self.options).map_err(|error| error.to_string())
+    }
+}
+
+impl Transport for DevicePeerTransport {
+    fn name(&self) -> &'static str {
+        PEER
+    }
+
+    fn connect(&self, _: Meeting) -> Result<Box<dyn Communicator>, EngineError> {
+        Err(devices_only(PEER))
+    }
+
+    fn connect_device(
+        &self,
+        meeting: Meeting<Arc<DeviceMemory>>,
+    ) -> Result<Box<dyn Communicator>, EngineError> {
+        let Some(point) = &self.point else { return join(meeting, &self.options) };
+        let Meeting { rank, world_size, memory, deadline, .. } = meeting;
+        let made = point.meet((rank, world_size), memory, deadline, |memories| self.all(&memories));
+        made.map(|mine| Box::new(mine) as _).map_err(|detail| refused(PEER, detail))
+    }
+}
+
+/// Joins ranks that are processes. What was opened of others is closed when the communicator is dropped.
+#[cfg(target_os = "linux")]
+fn join(
+    meeting: Meeting<Arc<DeviceMemory>>,
+    options: &eplb_comm_peer::Options,
+) -> Result<Box<dyn Communicator>, EngineError> {
+    let Meeting { rank, world_size, store, memory, deadline } = meeting;
+    let host = super::hosts::HostId::here().name().to_owned();
+    let meeting = eplb_comm_peer::process::Meeting { rank, world_size, store, host, deadline };
+    match eplb_comm_peer::process::join_device(&meeting, memory, options) {
+        Ok(joined) => Ok(Box::new(joined.communicator)),
+        Err(error) => Err(refused(PEER, error.to_string())),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn join(
+    _: Meeting<Arc<DeviceMemory>>,
+    _: &eplb_comm_peer::Options,
+) -> Result<Box<dyn Communicator>, EngineError> {
+    Err(refused(PEER, "processes open each other's device memory on Linux only".into()))
+}
+
+/// NCCL over a communicator of our own: the `nccl` and `pynccl` backends, for threads and processes.
+#[derive(Debug, Clone)]
+pub struct NcclTransport {
+    backend: Backend,
+    options: NcclOptions,
+}
+
+impl NcclTransport {
+    /// NCCL as the backend finds it: on the library path, or the one that the process has loaded.
+    pub fn new(backend: Backend) -> Self {
+        Self::with_options(backend, NcclOptions::default())
+    }
+
+    /// With options of its own. Waves are launched by the communicator's thread.
+    pub fn with_options(backend: Backend, options: NcclOptions) -> Self {
+        let launch = eplb_comm_nccl::Launch::Thread;
+        Self { backend, options: NcclOptions { launch, ..options } }
+    }
+}
+
+impl Transport for NcclTransport {
+    fn name(&self) -> &'static str {
+        self.backend.name()
+    }
+
+    fn connect(&self, _: Meeting) -> Result<Box<dyn Communicator>, EngineError> {
+        Err(devices_only(self.name()))
+    }
+
+    fn connect_device(
+        &self,
+        meeting: Meeting<Arc<DeviceMemory>>,
+    ) -> Result<Box<dyn Communicator>, EngineError> {
+        let Meeting { world_size, store, memory, deadline, .. } = meeting;
+        // The corner of the store is this communicator's alone, so one number does for all.
+        let rendezvous = Rendezvous { store, size: world_size, epoch: 1 };
+        Ok(Box::new(connect(self.backend, memory, &rendezvous, self.options.clone(), deadline)?))
+    }
+}
