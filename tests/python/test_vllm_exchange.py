@@ -1,6 +1,7 @@
-"""vLLM's own exchange, `rearrange_expert_weights_inplace`, over our communicator: real processes, host memory, every byte checked.
+"""vLLM's own exchange, `rearrange_expert_weights_inplace` and `transfer_layer`, over our communicator: real processes, host memory, every
+byte checked. On GPUs the same runs from `tests/gpu/beside_torch.py`.
 
-Needs `.venv/peers`, which `make test-integrations` fills. On a machine with at least two GPUs (`EPLB_TEST_DEVICE=cuda`) the weights are on them.
+Needs `.venv/peers`, which `make test-integrations` fills.
 """
 
 import os
@@ -9,92 +10,45 @@ import sys
 import unittest
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-RANKS, SLOTS, LAYERS, EXPERTS = 4, 5, 3, 14
-if os.environ.get("EPLB_TEST_DEVICE") == "cuda":
-    import torch
-
-    RANKS = min(torch.cuda.device_count(), 4)
-
-
-def weights_of(layer, expert, tensor):
-    """The bytes that an expert must have, from who it is."""
-    import torch
-
-    rows, columns, dtype = [(8, 96, torch.bfloat16), (5, 7, torch.float32), (1, 3, torch.uint8)][tensor]
-    start = (layer * 1009 + expert * 131 + tensor * 17) % 251
-    values = (torch.arange(rows * columns) * 3 + start) % 251
-    return values.reshape(rows, columns).to(dtype)
+HERE = Path(__file__).resolve().parent
+ROOT = HERE.parents[1]
+RANKS = 4
 
 
 def worker(rank, world, address, port):
     """One rank; prints what it found."""
-    sys.path.insert(0, str(Path(__file__).resolve().parent))
-    sys.path.insert(0, str(ROOT / ".venv/peers"))
-    import torch
+    sys.path[:0] = [str(HERE), str(ROOT / ".venv/peers")]
     import torch.distributed as dist
-    import vllm_stand_ins
-
-    vllm_stand_ins.stand_in()
-    from vllm.distributed.eplb.rebalance_execute import rearrange_expert_weights_inplace
+    import vllm_ranks
 
     import eplb
     from eplb.integrations.vllm import EplbCommunicator
 
-    device = "cpu"
-    if os.environ.get("EPLB_TEST_DEVICE") == "cuda":
-        device = f"cuda:{rank}"
-        torch.cuda.set_device(rank)
     dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     if address == "torch":
         store = eplb.Store.of_torch(dist.distributed_c10d._get_default_store())
     else:
         store = eplb.Store.open(address)
-    communicator = EplbCommunicator(eplb.Pairs(rank, world, store.corner("pairs")), timeout=30)
-    generator = torch.Generator().manual_seed(7)
-
-    def placement():
-        """Every expert somewhere; what is left is drawn, -1 among it."""
-        rows = []
-        for _ in range(LAYERS):
-            spare = world * SLOTS - EXPERTS if EXPERTS <= world * SLOTS else 0
-            extra = torch.randint(-1, EXPERTS, (spare,), generator=generator)
-            row = torch.cat([torch.arange(EXPERTS)[: world * SLOTS], extra])
-            rows.append(row[torch.randperm(len(row), generator=generator)])
-        return torch.stack(rows)
-
-    old = placement()
-    weights = [
-        [
-            torch.stack(
-                [weights_of(layer, max(int(old[layer, rank * SLOTS + slot]), 0), tensor) for slot in range(SLOTS)]
-            ).to(device)
-            for tensor in range(3)
-        ]
-        for layer in range(LAYERS)
-    ]
-    buffers = [torch.empty_like(weight) for weight in weights[0]]
-    wrong = checked = 0
-    for _ in range(8):
-        new = placement()
-        rearrange_expert_weights_inplace(old, new, weights, buffers, dist.group.WORLD, communicator)
-        if device != "cpu":
-            torch.cuda.current_stream().synchronize()
-        for layer in range(LAYERS):
-            for slot in range(SLOTS):
-                expert = int(new[layer, rank * SLOTS + slot])
-                for tensor in range(3):
-                    if expert >= 0:
-                        checked += 1
-                        wrong += not torch.equal(weights[layer][tensor][slot].cpu(), weights_of(layer, expert, tensor))
-        old = new
-    print(f"rank {rank}: {checked} checked, {wrong} wrong, {communicator._pairs.received_bytes} bytes")
+    pairs = eplb.Pairs(rank, world, store.corner("pairs"))
+    mine = vllm_ranks.Rank(rank, world, "cpu", dist.group.WORLD, EplbCommunicator(pairs, timeout=60))
+    ways = [("rearrange", mine.rearrange)] * 4
+    ways += [("transfer", lambda: mine.transfer_layers(False))] * 3 + [("batched", lambda: mine.transfer_layers(True))] * 3
+    found = {name: [0, 0, 0] for name, _ in ways}
+    for name, way in ways:
+        before = pairs.received_bytes
+        way()
+        if name == os.environ.get("EPLB_TEST_PLANT") and rank == 0:
+            mine.weights[0][0][[int(e) >= 0 for e in mine.old[0, :5]].index(True)].view(-1)[3] += 1
+        more = (*mine.look(), pairs.received_bytes - before)
+        found[name] = [a + b for a, b in zip(found[name], more)]
+    for name, (checked, wrong, received) in found.items():
+        print(f"rank {rank}: {name}: {checked} checked, {wrong} wrong, {received} bytes")
     dist.barrier()
     if rank == world - 1 and "EPLB_TEST_LEAVE" in os.environ:
         os._exit(0)
     if "EPLB_TEST_LEAVE" in os.environ:
         try:
-            rearrange_expert_weights_inplace(old, old.roll(SLOTS, 1), weights, buffers, dist.group.WORLD, communicator)
+            mine.rearrange()
             print(f"rank {rank}: nothing was noticed")
         except eplb.EplbError as error:
             print(f"rank {rank}: {error.kind}: {error}")
@@ -116,12 +70,12 @@ def run(address="torch", **environment):
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            env={**os.environ, **environment},
+            env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
         )
         for rank in range(RANKS)
     ]
     try:
-        return [rank.communicate(timeout=180)[0] for rank in ranks]
+        return [rank.communicate(timeout=300)[0] for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()
@@ -130,7 +84,8 @@ def run(address="torch", **environment):
 class Exchange(unittest.TestCase):
     def check(self, said):
         for rank, text in enumerate(said):
-            self.assertRegex(text, rf"rank {rank}: [1-9]\d* checked, 0 wrong, [1-9]\d* bytes")
+            for way in ("rearrange", "transfer", "batched"):
+                self.assertRegex(text, rf"rank {rank}: {way}: [1-9]\d* checked, 0 wrong, [1-9]\d* bytes")
 
     def test_every_byte_through_torchs_own_store(self):
         self.check(run())
@@ -146,6 +101,10 @@ class Exchange(unittest.TestCase):
         self.check(said)
         for rank, text in enumerate(said[:-1]):
             self.assertRegex(text, rf"rank {rank}: transfer: .*rank {RANKS - 1}", said)
+
+    def test_a_wrong_value_is_noticed(self):
+        for way in ("rearrange", "transfer"):
+            self.assertRegex(run(EPLB_TEST_PLANT=way)[0], rf"rank 0: {way}: [1-9]\d* checked, [1-9]\d* wrong")
 
 
 if __name__ == "__main__":

@@ -280,6 +280,7 @@ _FUNCTIONS = {
         POINTER(c_uint8),
     ],
     "eplb_pairs_connect": [c_char_p, c_uint32, c_size_t, c_void_p, c_char_p, c_uint64, POINTER(c_void_p)],
+    "eplb_pairs_connect_device": [c_char_p, c_uint32, c_uint32, c_size_t, c_void_p, c_uint64, POINTER(c_void_p)],
     "eplb_pairs_exchange": [c_void_p, POINTER(PairMessage), c_size_t, POINTER(PairMessage), c_size_t, c_uint64],
     "eplb_pairs_received_bytes": [c_void_p, POINTER(c_uint64)],
     "eplb_transport_local": [c_size_t, POINTER(c_void_p)],

@@ -15,6 +15,7 @@
 mod call;
 mod engine;
 mod host_store;
+mod log;
 mod options;
 mod pairs;
 mod plan;
@@ -30,6 +31,7 @@ mod transport;
 pub use call::eplb_last_error;
 pub use engine::*;
 pub use host_store::*;
+pub use log::*;
 pub use pairs::*;
 pub use plan::*;
 pub use planner::*;

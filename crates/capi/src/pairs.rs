@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use eplb_comm::{CommError, Message, Pairs};
 use eplb_comm_gloo::{Device, GlooError, GlooPairs, Options};
+use eplb_comm_nccl::{Backend, NcclCommError, NcclPairs, Options as NcclOptions, Rendezvous};
 use eplb_core::RankId;
 
 use crate::call::{self, Failure};
@@ -73,7 +74,9 @@ pub unsafe extern "C" fn eplb_pairs_connect(
             return Err(Failure::argument("pairs is null"));
         }
         if backend != "gloo" {
-            return Err(Failure::argument(format!("backend is {backend:?}; gloo is what there is")));
+            return Err(Failure::argument(format!(
+                "backend is {backend:?}; gloo is what there is for host memory, eplb_pairs_connect_device has others"
+            )));
         }
         let options = match interface_name.is_null() {
             true => Options::default(),
@@ -89,6 +92,55 @@ pub unsafe extern "C" fn eplb_pairs_connect(
         let until = store::deadline(timeout_ms);
         let made = GlooPairs::connect(RankId(rank), world_size, store.0.clone(), options, until);
         let made = Box::new(PairsHandle(Mutex::new(Box::new(made.map_err(not_connected)?))));
+        // SAFETY: as the caller promises.
+        unsafe { call::put(Box::into_raw(made), pairs, "pairs") }
+    })
+}
+
+fn device_not_connected(error: NcclCommError) -> Failure {
+    let status = match &error {
+        _ if error.is_timeout() => Status::Timeout,
+        NcclCommError::Store(_) => Status::Store,
+        NcclCommError::Peer { .. } => Status::InvalidArgument,
+        _ => Status::Transfer,
+    };
+    Failure::new(status, error)
+}
+
+/// As `eplb_pairs_connect`, for memory of the CUDA device whose number is `device` (its primary context, which PyTorch and NCCL use too).
+///
+/// `backend` is `nccl`, over the library that is found (`EPLB_NCCL_SO`, then the copy that the process has loaded, then where the
+/// system and Python keep it), or `pynccl`, over the copy that the process has loaded and no other. What is sent must be complete on
+/// the device when `eplb_pairs_exchange` is called; the call waits on the host for its own stream alone.
+///
+/// # Safety
+/// `backend` is null or a text; `store` is a live handle or null; `pairs` is null or points to room for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_pairs_connect_device(
+    backend: *const c_char,
+    device: u32,
+    rank: u32,
+    world_size: usize,
+    store: *const Store,
+    timeout_ms: u64,
+    pairs: *mut *mut PairsHandle,
+) -> Status {
+    call::run(|| {
+        // SAFETY: as the caller promises.
+        let name = unsafe { call::text(backend, "backend") }?;
+        // SAFETY: as the caller promises.
+        let store = unsafe { call::handle(store, "store") }?;
+        if pairs.is_null() {
+            return Err(Failure::argument("pairs is null"));
+        }
+        let known = [Backend::Nccl, Backend::PyNccl].into_iter().find(|backend| backend.name() == name);
+        let backend = known
+            .ok_or_else(|| Failure::argument(format!("backend is {name:?}; nccl and pynccl are what there is")))?;
+        let meeting = Rendezvous { store: store.0.clone(), size: world_size, epoch: 1 };
+        let until = store::deadline(timeout_ms);
+        let rank = RankId(rank);
+        let made = NcclPairs::connect(backend, device as usize, rank, &meeting, &NcclOptions::default(), until);
+        let made = Box::new(PairsHandle(Mutex::new(Box::new(made.map_err(device_not_connected)?))));
         // SAFETY: as the caller promises.
         unsafe { call::put(Box::into_raw(made), pairs, "pairs") }
     })

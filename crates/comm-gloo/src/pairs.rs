@@ -8,10 +8,9 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use eplb_comm::store::Store;
-use eplb_comm::{CommError, Message, Pairs};
+use eplb_comm::{BatchHeader, CommError, Message, Pairs};
 use eplb_core::RankId;
 use gloo_sys::{Buffer, Gloo, Wait};
-use xxhash_rust::xxh3::Xxh3;
 
 use crate::alarm::Fault;
 use crate::communicator::start;
@@ -23,11 +22,6 @@ use crate::slot::WaveId;
 
 /// What a batch's header is matched by, beside its number.
 const HEADER: usize = usize::MAX;
-
-/// Messages, bytes, and a hash of the sizes in their order.
-type Header = [u64; 3];
-
-const HEADER_BYTES: usize = size_of::<Header>();
 
 /// [`Pairs`] over TCP through Gloo.
 ///
@@ -41,7 +35,7 @@ pub struct GlooPairs {
     received: Vec<u64>,
     received_bytes: u64,
     /// Headers to each rank, then from each rank.
-    headers: Box<[UnsafeCell<Header>]>,
+    headers: Box<[UnsafeCell<BatchHeader>]>,
     threads: Vec<JoinHandle<()>>,
 }
 
@@ -115,7 +109,7 @@ impl GlooPairs {
             sent: vec![0; world_size],
             received: vec![0; world_size],
             received_bytes: 0,
-            headers: (0..2 * world_size).map(|_| UnsafeCell::new([0; 3])).collect(),
+            headers: (0..2 * world_size).map(|_| UnsafeCell::new(BatchHeader::default())).collect(),
             threads: Vec::new(),
         };
         let clock = shared.clone();
@@ -140,11 +134,11 @@ impl GlooPairs {
             let batch = next(&mut self.sent[peer]);
             let header = self.headers[peer].get();
             // SAFETY: no operation has it: those of the batch before were closed. The cell lives as long as `self`.
-            unsafe { header.write(summary(&messages)) };
+            unsafe { header.write(BatchHeader::of(&messages)) };
             let slot = shared.slot(me, peer, batch, HEADER, 0);
             let base = NonNull::from(&self.headers[peer]).cast();
             // SAFETY: the cell is not touched before the next batch, and this one is closed before that.
-            going.push(unsafe { shared.post(base, HEADER_BYTES, peer, Way::Out, slot) }?);
+            going.push(unsafe { shared.post(base, BatchHeader::BYTES, peer, Way::Out, slot) }?);
             for (at, message) in messages.iter().enumerate().filter(|(_, message)| message.bytes > 0) {
                 let slot = shared.slot(me, peer, batch, at, message.bytes);
                 // SAFETY: as the caller promises.
@@ -161,7 +155,7 @@ impl GlooPairs {
             let slot = shared.slot(peer, me, batch, HEADER, 0);
             let base = NonNull::from(&self.headers[world + peer]).cast();
             // SAFETY: as above; it is read after the wait only.
-            let header = unsafe { shared.post(base, HEADER_BYTES, peer, Way::In, slot) }?;
+            let header = unsafe { shared.post(base, BatchHeader::BYTES, peer, Way::In, slot) }?;
             coming.push((messages, batch, header));
         }
         let mut landing = Vec::new();
@@ -170,12 +164,12 @@ impl GlooPairs {
             shared.wait(&header)?;
             // SAFETY: the one operation that writes it is complete.
             let told = unsafe { self.headers[world + peer].get().read() };
-            let expected = summary(&messages);
+            let expected = BatchHeader::of(&messages);
             if told != expected && !shared.options.has(Planted::HeaderIgnored) {
                 return Err(CommError::Transfer {
                     rank: shared.rank,
                     peer: header.peer,
-                    cause: differ(told, expected),
+                    cause: told.differs(expected),
                 });
             }
             for (at, message) in messages.iter().enumerate().filter(|(_, message)| message.bytes > 0) {
@@ -196,25 +190,6 @@ fn of(messages: &[Message], peer: usize) -> Vec<Message> {
 fn next(count: &mut u64) -> u64 {
     *count += 1;
     *count
-}
-
-fn differ(told: Header, expected: Header) -> String {
-    let words = |[count, bytes, _]: Header| format!("{count} messages of {bytes} bytes in all");
-    match told[..2] == expected[..2] {
-        true => format!("it sends {}, as expected, but in other sizes", words(expected)),
-        false => format!("it sends {}; expected {}", words(told), words(expected)),
-    }
-}
-
-/// What both sides of a pair must agree on.
-fn summary(messages: &[Message]) -> Header {
-    let mut hasher = Xxh3::new();
-    let mut bytes = 0;
-    for message in messages {
-        hasher.update(&(message.bytes as u64).to_le_bytes());
-        bytes += message.bytes as u64;
-    }
-    [messages.len() as u64, bytes, hasher.digest()]
 }
 
 impl Shared {

@@ -22,10 +22,10 @@ use crate::shared::{Counters, Shared};
 const EVENTS: usize = 32;
 
 /// Longest wait for messages that were given up to leave the device.
-const LAST_WAIT: Duration = Duration::from_secs(10);
+pub(crate) const LAST_WAIT: Duration = Duration::from_secs(10);
 
 /// Bytes that each pair of ranks exchanges at start-up, so that NCCL opens it.
-const GREETING_BYTES: usize = 1024;
+pub(crate) const GREETING_BYTES: usize = 1024;
 
 /// Where the ranks of a communicator meet.
 #[derive(Debug, Clone)]
@@ -127,7 +127,7 @@ fn spawn(shared: &Arc<Shared>, rank: RankId) -> Result<std::thread::JoinHandle<(
 }
 
 /// The name of the communicator, drawn by the lowest rank.
-fn unique_id(library: &Library, group: &mut Group, deadline: Instant) -> Result<UniqueId, NcclCommError> {
+pub(crate) fn unique_id(library: &Library, group: &mut Group, deadline: Instant) -> Result<UniqueId, NcclCommError> {
     let root = RankId(0);
     let drawn = if group.rank() == root { library.unique_id()?.0.to_vec() } else { Vec::new() };
     let id = group.broadcast("unique id", root, &drawn, deadline)?;
@@ -138,7 +138,7 @@ fn unique_id(library: &Library, group: &mut Group, deadline: Instant) -> Result<
 }
 
 /// Sends a few bytes between every pair of ranks, so that NCCL takes its buffers now and not in the first wave.
-fn greet(
+pub(crate) fn greet(
     mut comm: Comm,
     scratch: &DeviceBlock,
     stream: &Arc<CudaStream>,

@@ -35,6 +35,18 @@ pub enum NcclCommError {
     Comm(#[from] CommError),
 }
 
+impl NcclCommError {
+    /// Whether the ranks did not come in time.
+    pub fn is_timeout(&self) -> bool {
+        match self {
+            NcclCommError::Nccl(NcclError::Timeout { .. }) | NcclCommError::Group(GroupError::Missing { .. }) => true,
+            NcclCommError::Comm(CommError::Timeout { .. }) => true,
+            NcclCommError::Store(error) => error.is_timeout(),
+            _ => false,
+        }
+    }
+}
+
 /// An error of NCCL as one of a rank's communicator.
 pub(crate) fn foreign(error: NcclError, rank: RankId) -> CommError {
     let (call, code) = match &error {

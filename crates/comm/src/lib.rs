@@ -23,5 +23,5 @@ pub use communicator::{Carried, Communicator, Progress, Ticket};
 pub use error::CommError;
 pub use fence::{Fence, FenceState};
 pub use memory::{Extent, Located, Memory, Place, places_apart};
-pub use pairs::{Message, Pairs};
+pub use pairs::{BatchHeader, Message, Pairs};
 pub use stream::Stream;

@@ -87,9 +87,11 @@ def install(name: Optional[str] = None, **options: Any) -> Type[Any]:
 class EplbCommunicator:
     """vLLM's communicator interface on `eplb.Pairs`.
 
-    Tensors in host memory travel from where they are to where they go, without a copy if they are contiguous. Those on a device
-    are staged through host memory, in the order of the stream given with `set_stream` (else the current one): the calling thread
-    waits for that stream alone.
+    Tensors travel from where they are to where they go, without a copy if they are contiguous: those in host memory over pairs of
+    "gloo", those on a device over pairs of "nccl" or "pynccl" of that device. Over "gloo", those on a device are staged through
+    host memory. Either way the calling thread waits for the stream given with `set_stream` (else the current one) alone: for
+    what was to be done with the tensors before, and, when `execute` returns, what was received is there for all streams that
+    are ordered behind this one.
 
     timeout: seconds that one `execute` may take; after it, or when a rank dies, `execute` raises `EplbError` with the rank and the cause,
     instead of waiting for ever, and so does every later one.
@@ -126,8 +128,8 @@ class EplbCommunicator:
         if not sends and not receives:
             return
         out = [self._readable(tensor) for tensor, _ in sends]
-        into = [_writable(tensor) for tensor, _ in receives]
-        self._settle([tensor for tensor, _ in sends])
+        into = [self._writable(tensor) for tensor, _ in receives]
+        self._settle([tensor for tensor, _ in sends + receives])
         self._pairs.exchange(
             [_message(tensor, peer) for tensor, (_, peer) in zip(out, sends)],
             [_message(tensor, peer) for tensor, (_, peer) in zip(into, receives)],
@@ -136,18 +138,43 @@ class EplbCommunicator:
         for landed, (tensor, _) in zip(into, receives):
             if landed is not tensor:
                 with _on(self._stream, tensor):
-                    tensor.copy_(landed, non_blocking=landed.is_pinned())
+                    tensor.copy_(landed, non_blocking=landed.device == tensor.device or landed.is_pinned())
         # Pinned memory must outlive the copies; torch's allocator sees to that for copies on streams it knows.
 
-    def _readable(self, tensor: Any) -> Any:
-        """The tensor itself, or a contiguous copy in host memory, perhaps still under way on the stream."""
+    def _travels(self, tensor: Any) -> bool:
+        """Whether the pairs move memory of the tensor's device."""
+        device = self._pairs.device
         if tensor.device.type == "cpu":
-            return tensor if tensor.is_contiguous() else tensor.contiguous()
+            if device is not None:
+                raise ValueError(f"a tensor in host memory over pairs of device {device}: make them with backend='gloo'")
+            return True
+        if device is not None and tensor.device.index != device:
+            raise ValueError(f"a tensor on {tensor.device} over pairs of device {device}")
+        return device is not None
+
+    def _readable(self, tensor: Any) -> Any:
+        """The tensor itself, or a contiguous copy that the pairs move, perhaps still under way on the stream."""
+        if self._travels(tensor):
+            if tensor.is_contiguous():
+                return tensor
+            with _on(self._stream, tensor):
+                return tensor.contiguous()
         with _on(self._stream, tensor):
             return _host_like(tensor).copy_(tensor, non_blocking=True)
 
+    def _writable(self, tensor: Any) -> Any:
+        """The tensor itself where bytes can land in it, else memory of its shape that the pairs move."""
+        if not self._travels(tensor):
+            return _host_like(tensor)
+        if tensor.is_contiguous():
+            return tensor
+        import torch
+
+        with _on(self._stream, tensor):
+            return torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+
     def _settle(self, tensors: List[Any]) -> None:
-        """Waits for the copies to host memory."""
+        """Waits for what the stream does with tensors of a device."""
         device = next((tensor for tensor in tensors if tensor.device.type != "cpu"), None)
         if device is None:
             return
@@ -161,11 +188,6 @@ class EplbCommunicator:
 
 def _listed(tensors: Any) -> List[Any]:
     return list(tensors) if isinstance(tensors, (list, tuple)) else [tensors]
-
-
-def _writable(tensor: Any) -> Any:
-    """The tensor itself where bytes can land in it, else host memory of its shape."""
-    return tensor if tensor.device.type == "cpu" and tensor.is_contiguous() else _host_like(tensor)
 
 
 def _host_like(tensor: Any) -> Any:

@@ -29,7 +29,7 @@ fn builder(weights: &mut [u8; 32]) -> *mut Builder {
     builder
 }
 
-fn engine(weights: &mut [u8; 32]) -> *mut Engine {
+pub(crate) fn engine(weights: &mut [u8; 32]) -> *mut Engine {
     let (builder, mut engine) = (builder(weights), null_mut());
     // SAFETY: live handles, room for a pointer.
     unsafe {

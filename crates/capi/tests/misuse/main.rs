@@ -1,6 +1,7 @@
 //! Every entry with null, wrong sizes, wrong values, and from two threads: an error with words, never a crash.
 
 mod engine;
+mod log;
 mod planning;
 mod store;
 

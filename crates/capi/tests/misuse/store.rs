@@ -161,8 +161,34 @@ fn pairs_name_what_is_wrong() {
     // Without its library it says so, with it that nobody came.
     assert!(matches!(connect(c"gloo", 0, 2), Status::Timeout | Status::Transfer), "{}", said());
     assert!(pairs.is_null());
+    let mut on_device = |backend: &CStr, rank, world| {
+        // SAFETY: as above.
+        unsafe { eplb_pairs_connect_device(backend.as_ptr(), 0, rank, world, corner, 50, &mut pairs) }
+    };
+    is(on_device(c"gloo", 0, 2), Status::InvalidArgument, "nccl and pynccl");
+    is(on_device(c"nccl", 2, 2), Status::InvalidArgument, "one of them");
+    is(on_device(c"nccl", 0, 1), Status::InvalidArgument, "at least 2");
+    // Without a device or NCCL it says so, with both that nobody came.
+    assert!(matches!(on_device(c"nccl", 0, 2), Status::Timeout | Status::Transfer), "{}", said());
+    assert!(pairs.is_null());
     // SAFETY: null is allowed to be passed; live handles.
     unsafe {
+        let name = c"nccl".as_ptr();
+        is(
+            eplb_pairs_connect_device(null(), 0, 0, 2, corner, 1, &mut pairs),
+            Status::InvalidArgument,
+            "backend is null",
+        );
+        is(
+            eplb_pairs_connect_device(name, 0, 0, 2, null(), 1, &mut pairs),
+            Status::InvalidArgument,
+            "store is null",
+        );
+        is(
+            eplb_pairs_connect_device(name, 0, 0, 2, corner, 1, null_mut()),
+            Status::InvalidArgument,
+            "pairs is null",
+        );
         is(
             eplb_pairs_connect(c"gloo".as_ptr(), 0, 2, null(), null(), 1, &mut pairs),
             Status::InvalidArgument,
