@@ -10,7 +10,7 @@ REPORT := target/report.html
 # Where cargo puts what it builds.
 DEBUG := $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
 
-.PHONY: help run report test test-python test-integrations check test-faults test-report bench wheel bench-peers vllm-exchange kernels kernel-check gloo gloo-tools tools python gpu-bundle bindings bindings-check
+.PHONY: help run report test test-python test-integrations check test-faults test-report bench wheel install bench-peers vllm-exchange kernels kernel-check gloo gloo-tools tools python gpu-bundle bindings bindings-check
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -46,6 +46,11 @@ test-python: tools gloo-tools python
 
 wheel: tools python ## Build the Python package for all versions of Python into target/wheels
 	python3 bindings/python/build_backend/eplb_build.py target/wheels
+
+PREFIX ?= /usr/local
+install: tools ## Build the C library and install it with header and pkg-config file into PREFIX (default /usr/local; DESTDIR as ever)
+	$(CARGO) build --release --locked --quiet -p eplb-capi
+	bindings/c/install.sh $(or $(CARGO_TARGET_DIR),target)/release $(PREFIX)
 
 test-integrations: tools gloo-tools python ## Tests with torch and numpy, installed into .venv: torch's dumps, its Gloo beside ours, vLLM and SGLang
 	python3 benches/peers/packages.py

@@ -31,11 +31,21 @@ def parse():
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
     parser.add_argument("--peers", help="folder with vLLM's and SGLang's files")
+    parser.add_argument("--libraries", help="folder with the libraries that libeplb_gloo.so needs")
     parser.add_argument("--limit", type=float, default=70, help="seconds for all")
     parser.add_argument("--plant", default="", help="stage in which a value is spoiled")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
     return parser.parse_args()
+
+
+def preload(folder):
+    """Opens what `libeplb_gloo.so` needs from a folder, where the system does not have it; each with its own symbols, as the library itself."""
+    for name in ("libnl-3.so.200", "libnl-route-3.so.200", "libibverbs.so.1", "libhiredis.so.0.14", "libgloo.so.0"):
+        try:
+            ctypes.CDLL(name, mode=os.RTLD_LOCAL | os.RTLD_DEEPBIND)
+        except OSError:
+            ctypes.CDLL(str(Path(folder) / name), mode=os.RTLD_LOCAL | os.RTLD_DEEPBIND)
 
 
 class Wrong(Exception):
@@ -51,6 +61,8 @@ class Rank:
 
         import eplb
 
+        if args.libraries:
+            preload(args.libraries)
         self.args, self.rank, self.world = args, args.rank, args.ranks
         self.torch, self.dist, self.eplb = torch, dist, eplb
         self.on_gpu = args.device == "cuda"
@@ -165,12 +177,18 @@ class Rank:
 
     def stage_pairs(self):
         """Our NCCL communicator beside torch's, on the library that torch has loaded."""
-        if self.on_gpu:
-            pairs = self.eplb.Pairs(self.rank, self.world, self.store.corner("pairs"), "pynccl", device=self.rank)
-        else:
-            pairs = self.eplb.Pairs(self.rank, self.world, self.store.corner("pairs"))
+        backend = "pynccl" if self.on_gpu else "gloo"
+        where = {"device": self.rank} if self.on_gpu else {}
+        try:
+            pairs = self.eplb.Pairs(self.rank, self.world, self.store.corner("pairs"), backend, **where)
+        except self.eplb.EplbError as error:
+            if "no NCCL found" not in str(error):
+                raise
+            # A torch that has NCCL inside itself: then there are two, and both must work.
+            backend = "nccl"
+            pairs = self.eplb.Pairs(self.rank, self.world, self.store.corner("pairs-nccl"), backend, **where)
         self.pairs = pairs
-        return f"{self.batches(pairs, 'pairs', self.device)} messages, {pairs.received_bytes} bytes"
+        return f"{backend}: {self.batches(pairs, 'pairs', self.device)} messages, {pairs.received_bytes} bytes"
 
     def stage_gloo(self):
         """Our Gloo beside torch's: host memory, and tensors of the device staged through it."""

@@ -4,9 +4,10 @@
 //!
 //! - It returns [`Status`]; [`eplb_last_error`] then tells in words what was wrong, for the calling thread. Results are
 //!   written through pointers, and only if the status is `Ok`.
-//! - Handles (`eplb_planner`, `eplb_plan`, `eplb_trace`) are made by one function and freed by another, once; freeing null does
-//!   nothing. A handle may be used by several threads at a time, but not be freed while it is used.
-//! - Memory that a caller passes in is only read or written during the call; nothing of it is kept.
+//! - Handles are made by one function and freed by another, once; freeing null does nothing. A handle may be used by several threads at
+//!   a time, but not be freed while it is used.
+//! - Memory that a caller passes in is only read or written during the call, but for registered tensors and callbacks: the
+//!   header's opening lines (`cbindgen.toml`) say how long each is kept, and which thread calls what.
 //! - Structures begin with `struct_size`, set by their `_init` function: a library that knows more fields than the caller
 //!   takes the defaults for them, one that knows fewer says so.
 //! - A panic inside becomes [`Status::Internal`]; it never crosses the boundary.

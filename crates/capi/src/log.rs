@@ -68,7 +68,10 @@ pub unsafe extern "C" fn eplb_log_set(log: LogFn, state: *mut c_void, level: u32
             return Err(Failure::argument(format!("level is {level}; there are 0 (off) to 5 (trace)")));
         }
         if INSIDE.get() {
-            return Err(Failure::new(Status::State, "eplb_log_set inside the log's own function: it would wait for itself"));
+            return Err(Failure::new(
+                Status::State,
+                "eplb_log_set inside the log's own function: it would wait for itself",
+            ));
         }
         static IS_OURS: OnceLock<bool> = OnceLock::new();
         // Another subscriber is there only where this crate is part of a Rust program that has one: it gets the log as ever.

@@ -134,12 +134,14 @@ pub unsafe extern "C" fn eplb_pairs_connect_device(
             return Err(Failure::argument("pairs is null"));
         }
         let known = [Backend::Nccl, Backend::PyNccl].into_iter().find(|backend| backend.name() == name);
-        let backend = known
-            .ok_or_else(|| Failure::argument(format!("backend is {name:?}; nccl and pynccl are what there is")))?;
+        let backend = known.ok_or_else(|| {
+            Failure::argument(format!("backend is {name:?}; nccl and pynccl are what there is"))
+        })?;
         let meeting = Rendezvous { store: store.0.clone(), size: world_size, epoch: 1 };
         let until = store::deadline(timeout_ms);
         let rank = RankId(rank);
-        let made = NcclPairs::connect(backend, device as usize, rank, &meeting, &NcclOptions::default(), until);
+        let made =
+            NcclPairs::connect(backend, device as usize, rank, &meeting, &NcclOptions::default(), until);
         let made = Box::new(PairsHandle(Mutex::new(Box::new(made.map_err(device_not_connected)?))));
         // SAFETY: as the caller promises.
         unsafe { call::put(Box::into_raw(made), pairs, "pairs") }

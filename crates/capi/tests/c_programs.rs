@@ -121,11 +121,63 @@ fn a_use_after_free_is_noticed() {
     assert!(String::from_utf8_lossy(&done.stderr).contains("heap-use-after-free"));
 }
 
+/// What a C project does with an installed copy: asks pkg-config, compiles, links with either library, runs.
+#[test]
+fn an_installed_copy_is_found_by_pkg_config() {
+    let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join("installed");
+    // What an earlier version installed must not be taken for this one's.
+    drop(std::fs::remove_dir_all(&prefix));
+    let install = root().join("bindings/c/install.sh");
+    succeed(Command::new(&install).arg(libraries()).arg(&prefix));
+    assert_eq!(output(Command::new(&install).arg(libraries()).arg("here")).status.code(), Some(2));
+    let asks = output(Command::new("sh").args(["-c", "command -v pkg-config"])).status.success();
+    let flags = |more: &[&str]| -> Vec<String> {
+        if !asks {
+            eprintln!("pkg-config is not here: the file is read by hand");
+            let pc = std::fs::read_to_string(prefix.join("lib/pkgconfig/eplb.pc")).unwrap();
+            let value = |key: &str| {
+                let line = pc.lines().find_map(|line| line.strip_prefix(key)).unwrap().trim();
+                line.replace("${libdir}", "${prefix}/lib").replace("${includedir}", "${prefix}/include")
+            };
+            let all = match more.contains(&"--static") {
+                true => [value("Cflags:"), value("Libs:"), value("Libs.private:")].join(" "),
+                false => [value("Cflags:"), value("Libs:")].join(" "),
+            };
+            let all = all.replace("${prefix}", &value("prefix="));
+            return all.split_whitespace().map(str::to_owned).collect();
+        }
+        let mut command = Command::new("pkg-config");
+        command.env("PKG_CONFIG_PATH", prefix.join("lib/pkgconfig")).args(["--cflags", "--libs"]).args(more);
+        let told = succeed(command.arg("eplb"));
+        told.split_whitespace().map(str::to_owned).collect()
+    };
+    for (name, more, libraries) in [("shared", &[][..], "lib"), ("static", &["--static"][..], "nowhere")] {
+        let program = prefix.join(name);
+        let mut command = Command::new("cc");
+        command
+            .args(["-std=c11"])
+            .args(WARNINGS)
+            .arg(root().join("bindings/c/plan.c"))
+            .arg("-o")
+            .arg(&program);
+        for flag in flags(more) {
+            // The archive by its name: the linker prefers the shared library of the same folder.
+            command.arg(if name == "static" && flag == "-leplb" { "-l:libeplb.a" } else { &flag });
+        }
+        succeed(&mut command);
+        let told = succeed(Command::new(&program).env("LD_LIBRARY_PATH", prefix.join(libraries)));
+        assert!(told.contains("as expected: 16 slots for 32 experts"), "{told}");
+    }
+    // The shared one needs the library by its soname, which the folder has; without the folder it does not start.
+    assert!(!output(Command::new(prefix.join("shared")).env("LD_LIBRARY_PATH", "")).status.success());
+}
+
 #[test]
 fn the_shared_library_has_a_soname_and_exports_only_its_interface() {
     let library = libraries().join("libeplb.so");
     let dynamic = succeed(Command::new("readelf").args(["-d", "-W"]).arg(&library));
-    assert!(dynamic.contains("soname: [libeplb.so.0]"), "{dynamic}");
+    let soname = format!("soname: [libeplb.so.{}]", eplb::EPLB_ABI_VERSION);
+    assert!(dynamic.contains(&soname), "{dynamic}");
     let symbols = succeed(Command::new("nm").args(["-D", "--defined-only"]).arg(&library));
     let foreign: Vec<&str> = symbols
         .lines()

@@ -39,7 +39,8 @@ impl NcclCommError {
     /// Whether the ranks did not come in time.
     pub fn is_timeout(&self) -> bool {
         match self {
-            NcclCommError::Nccl(NcclError::Timeout { .. }) | NcclCommError::Group(GroupError::Missing { .. }) => true,
+            NcclCommError::Nccl(NcclError::Timeout { .. })
+            | NcclCommError::Group(GroupError::Missing { .. }) => true,
             NcclCommError::Comm(CommError::Timeout { .. }) => true,
             NcclCommError::Store(error) => error.is_timeout(),
             _ => false,

@@ -71,7 +71,10 @@ impl NcclPairs {
     ) -> Result<Self, NcclCommError> {
         let (store, size, epoch) = (&rendezvous.store, rendezvous.size, rendezvous.epoch);
         if size < 2 || rank.index() >= size {
-            let reason = format!("it is rank {} of {size}; there must be at least 2, and it must be one of them", rank.0);
+            let reason = format!(
+                "it is rank {} of {size}; there must be at least 2, and it must be one of them",
+                rank.0
+            );
             return Err(NcclCommError::Peer { rank, reason });
         }
         let context = Context::primary(device)?;
@@ -126,7 +129,12 @@ impl NcclPairs {
 
     /// # Safety
     /// As [`Pairs::exchange`], until an error was dealt with by [`Self::fail`].
-    unsafe fn carry(&mut self, sends: &[Message], receives: &[Message], clock: Clock) -> Result<(), CommError> {
+    unsafe fn carry(
+        &mut self,
+        sends: &[Message],
+        receives: &[Message],
+        clock: Clock,
+    ) -> Result<(), CommError> {
         let (out, into) = (self.by_peer(sends), self.by_peer(receives));
         if sends.is_empty() && receives.is_empty() {
             return Ok(());
@@ -141,8 +149,10 @@ impl NcclPairs {
             let at = pairs.headers.device() + pairs.header(peer, incoming).start as u64;
             (!is_empty).then_some((peer, at, BatchHeader::BYTES))
         };
-        let sent: Vec<_> = (0..self.size).filter_map(|peer| told(self, peer, false, out[peer].is_empty())).collect();
-        let taken: Vec<_> = (0..self.size).filter_map(|peer| told(self, peer, true, into[peer].is_empty())).collect();
+        let sent: Vec<_> =
+            (0..self.size).filter_map(|peer| told(self, peer, false, out[peer].is_empty())).collect();
+        let taken: Vec<_> =
+            (0..self.size).filter_map(|peer| told(self, peer, true, into[peer].is_empty())).collect();
         // SAFETY: each header has its place in the block, which lives as long as `self`.
         unsafe { self.launch(&sent, &taken, clock) }?;
         self.headers.pull(&self.stream, half..2 * half).map_err(|error| error.at(self.rank))?;
@@ -237,7 +247,11 @@ impl NcclPairs {
         })
     }
 
-    fn wait(&self, clock: Clock, is_over: impl Fn(&Self) -> Result<bool, CommError>) -> Result<(), CommError> {
+    fn wait(
+        &self,
+        clock: Clock,
+        is_over: impl Fn(&Self) -> Result<bool, CommError>,
+    ) -> Result<(), CommError> {
         let (start, mut watched) = (Instant::now(), Instant::now());
         while !is_over(self)? {
             let now = Instant::now();
@@ -280,7 +294,8 @@ impl NcclPairs {
 
 /// Messages that have bytes.
 fn filled(messages: &[Vec<Message>]) -> Vec<Vec<Message>> {
-    let some = |messages: &Vec<Message>| messages.iter().filter(|message| message.bytes > 0).copied().collect();
+    let some =
+        |messages: &Vec<Message>| messages.iter().filter(|message| message.bytes > 0).copied().collect();
     messages.iter().map(some).collect()
 }
 
@@ -319,7 +334,8 @@ impl Pairs for NcclPairs {
 
 /// Messages go to and come from other ranks.
 fn check_peers(rank: RankId, size: usize, sends: &[Message], receives: &[Message]) -> Result<(), CommError> {
-    let wrong = sends.iter().chain(receives).find(|message| message.peer == rank || message.peer.index() >= size);
+    let wrong =
+        sends.iter().chain(receives).find(|message| message.peer == rank || message.peer.index() >= size);
     let Some(Message { peer, .. }) = wrong else { return Ok(()) };
     let cause = format!("a message to or from {peer} of {size} ranks on {rank}: name another rank");
     Err(CommError::Transfer { rank, peer: *peer, cause })

@@ -59,7 +59,10 @@ fn the_log_comes_up_to_its_level_and_ends_when_it_is_told_to() {
         assert_eq!(eplb_log_set(Some(keep), state, EPLB_LOG_DEBUG), Status::Ok);
         speak();
         let said = mine();
-        assert!(said.iter().any(|(level, text)| *level == EPLB_LOG_DEBUG && text.contains("to=quiesced")), "{said:?}");
+        assert!(
+            said.iter().any(|(level, text)| *level == EPLB_LOG_DEBUG && text.contains("to=quiesced")),
+            "{said:?}"
+        );
         assert_eq!(eplb_log_set(Some(keep), state, EPLB_LOG_ERROR), Status::Ok);
         speak();
         assert_eq!(mine(), []);
@@ -76,7 +79,10 @@ fn the_log_is_not_set_inside_the_log() {
     let told = Mutex::new(Vec::<Status>::new());
     // SAFETY: as above.
     unsafe {
-        assert_eq!(eplb_log_set(Some(again), (&raw const told).cast_mut().cast(), EPLB_LOG_TRACE), Status::Ok);
+        assert_eq!(
+            eplb_log_set(Some(again), (&raw const told).cast_mut().cast(), EPLB_LOG_TRACE),
+            Status::Ok
+        );
         speak();
         assert_eq!(eplb_log_set(None, null_mut(), EPLB_LOG_OFF), Status::Ok);
     }
