@@ -1,10 +1,28 @@
 /* eplb: expert-parallel load balancing. Generated from crates/capi; do not edit.
  *
- * Every function that returns eplb_status writes its results through pointers, and only if the status is
- * EPLB_STATUS_OK; eplb_last_error then says what was wrong, for the calling thread. Handles are made by one function and
- * freed by another, once; freeing NULL does nothing. Several threads may use a handle at a time; none may while it is
- * freed. Memory that a caller passes in is read or written during the call only, unless a function says otherwise.
- * Structures start with struct_size: set them up with their _init function, or set it to sizeof.
+ * Results. Every function that returns eplb_status writes its results through pointers, and only if the status is
+ * EPLB_STATUS_OK; eplb_last_error then says what was wrong, for the calling thread. Null where something is needed, and
+ * lengths that do not fit, are errors that name the argument. No panic and no C++ exception crosses this interface.
+ *
+ * Ownership. Handles are made by one function and freed by another (eplb_NAME_free), once; freeing NULL does nothing.
+ * What is made with a handle keeps what it needs of it: a store, a transport or a builder may be freed as soon as the call
+ * that took it has returned. Memory that a caller passes in is read or written during the call only, but for
+ *   - tensors of eplb_builder_register_layer, which are the engine's to write until eplb_engine_shutdown is OK;
+ *   - functions and states of callbacks, which stay valid until what they were given to is freed (a store and everything made
+ *     with it; an engine), or, for the log, until another eplb_log_set has returned.
+ * Pointers that the library hands out belong to it: eplb_last_error's text until the thread's next failure, arrays of maps
+ * until eplb_maps_free, lent memory until eplb_engine_free.
+ *
+ * Threads. Several threads may use a handle at a time; none may while it is freed. Of an engine, eplb_engine_step and
+ * eplb_engine_tick (and the functions that name streams) are for one thread at a time, all else is for any. A second thread
+ * that uses a builder or pairs waits for the first. Calls with a timeout block, no others do but where they say so. Callbacks of a
+ * store and of the log come from any thread, several at once; that of a commit comes inside eplb_engine_step or
+ * eplb_engine_tick; that of missing experts from the thread that starts the engine, or the
+ * engine's own. An engine in a group has one thread, alone it has none.
+ * After fork, a child uses nothing of its parent's.
+ *
+ * Versions. Structures that may grow start with struct_size: set them up with their _init function, or set it to sizeof. A
+ * program is served by every later library of the same EPLB_ABI_VERSION, which is part of the soname.
  */
 
 #ifndef EPLB_H
@@ -34,6 +52,24 @@
 
 // Anything else went wrong; why is handed over with `eplb_value_set`.
 #define EPLB_STORE_FAILED 5
+
+// Log nothing.
+#define EPLB_LOG_OFF 0
+
+// What went wrong.
+#define EPLB_LOG_ERROR 1
+
+// What may go wrong.
+#define EPLB_LOG_WARN 2
+
+// A line for each round.
+#define EPLB_LOG_INFO 3
+
+// Changes of state.
+#define EPLB_LOG_DEBUG 4
+
+// Everything.
+#define EPLB_LOG_TRACE 5
 
 // How a call ended.
 typedef enum eplb_status {
@@ -254,6 +290,11 @@ typedef struct eplb_store_callbacks {
   // Largest value that it takes, bytes; 0: 1 MiB.
   size_t max_value;
 } eplb_store_callbacks;
+
+// Gets a line of the log: one of the `EPLB_LOG_..` numbers, the part of the library that says it, and what it says, as texts that are valid
+// during the call. It is called from any thread of the library or of the host, perhaps from several at once, within a forward pass
+// too: it should be quick. It must not call `eplb_log_set`, nor end or free what the library is busy with.
+typedef void (*eplb_log_fn)(void *state, uint32_t level, const char *target, const char *message);
 
 // Bytes to or from another rank.
 typedef struct eplb_message {
@@ -711,6 +752,15 @@ enum eplb_status eplb_engine_save(const struct eplb_engine *engine,
 enum eplb_status eplb_store_from_callbacks(const struct eplb_store_callbacks *callbacks,
                                            struct eplb_store **store);
 
+// Has the library's log handed to a function, up to a level; null, or `EPLB_LOG_OFF`: to nobody any more. When it returns, the function
+// given before is not called any more. One function serves the whole process, whichever engine speaks.
+//
+// # Safety
+// `log` is null or a function that does what its documentation says, valid with its state until another call of this returns.
+enum eplb_status eplb_log_set(eplb_log_fn log,
+                              void *state,
+                              uint32_t level);
+
 // Connects this rank with the others; every rank calls it with the same store, a corner of its own that nothing else uses, and the
 // same `world_size`, at least 2. Blocks until all are there.
 //
@@ -726,6 +776,22 @@ enum eplb_status eplb_pairs_connect(const char *backend,
                                     const char *interface_name,
                                     uint64_t timeout_ms,
                                     struct eplb_pairs **pairs);
+
+// As `eplb_pairs_connect`, for memory of the CUDA device whose number is `device` (its primary context, which PyTorch and NCCL use too).
+//
+// `backend` is `nccl`, over the library that is found (`EPLB_NCCL_SO`, then the copy that the process has loaded, then where the
+// system and Python keep it), or `pynccl`, over the copy that the process has loaded and no other. What is sent must be complete on
+// the device when `eplb_pairs_exchange` is called; the call waits on the host for its own stream alone.
+//
+// # Safety
+// `backend` is null or a text; `store` is a live handle or null; `pairs` is null or points to room for a pointer.
+enum eplb_status eplb_pairs_connect_device(const char *backend,
+                                           uint32_t device,
+                                           uint32_t rank,
+                                           size_t world_size,
+                                           const struct eplb_store *store,
+                                           uint64_t timeout_ms,
+                                           struct eplb_pairs **pairs);
 
 // Sends and receives a batch: returns when what is received is in and what is sent may be written again. Messages from one rank to
 // another match in the order in which both sides give them, batch by batch, and must have equal sizes. After an error the connections

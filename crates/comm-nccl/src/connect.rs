@@ -127,7 +127,11 @@ fn spawn(shared: &Arc<Shared>, rank: RankId) -> Result<std::thread::JoinHandle<(
 }
 
 /// The name of the communicator, drawn by the lowest rank.
-pub(crate) fn unique_id(library: &Library, group: &mut Group, deadline: Instant) -> Result<UniqueId, NcclCommError> {
+pub(crate) fn unique_id(
+    library: &Library,
+    group: &mut Group,
+    deadline: Instant,
+) -> Result<UniqueId, NcclCommError> {
     let root = RankId(0);
     let drawn = if group.rank() == root { library.unique_id()?.0.to_vec() } else { Vec::new() };
     let id = group.broadcast("unique id", root, &drawn, deadline)?;
