@@ -1,9 +1,10 @@
 //! How notes and the decision record look in a store: little-endian fields behind a version byte.
 
+use eplb_core::RankId;
 use eplb_exchange::{Note, Part, Touched, Verdict};
 
 /// Version of both formats. Ranks compare it before anything else, with the version of the program.
-pub(super) const FORMAT: u8 = 2;
+pub(super) const FORMAT: u8 = 3;
 
 /// Longest cause in a note, bytes; longer ones are cut.
 const LONGEST_CAUSE: usize = 1024;
@@ -108,7 +109,7 @@ pub(super) fn wave_of(note: &Note) -> Option<usize> {
         | Note::Prepared { wave, .. }
         | Note::Proposed { wave, .. }
         | Note::Acknowledged { wave }
-        | Note::TooLate { wave }
+        | Note::TooLate { wave, .. }
         | Note::Committed { wave, .. }
         | Note::Broken { wave, .. }
         | Note::Stopped { wave, .. } => Some(wave),
@@ -128,7 +129,7 @@ fn encode_note(out: &mut Vec<u8>, note: &Note) {
         Note::Prepared { wave, last_step: Some(last) } => put(3, &[*wave as u64, *last]),
         Note::Proposed { wave, step } => put(4, &[*wave as u64, *step]),
         Note::Acknowledged { wave } => put(5, &[*wave as u64]),
-        Note::TooLate { wave } => put(6, &[*wave as u64]),
+        Note::TooLate { wave, rank } => put(6, &[*wave as u64, u64::from(rank.0)]),
         Note::Committed { wave, first_step } => put(7, &[*wave as u64, *first_step]),
         Note::Stopped { wave, touched } => put(8, &[*wave as u64, bits(*touched)]),
         Note::Failed { cause } => {
@@ -169,7 +170,7 @@ fn decode_note(fields: &mut Fields<'_>) -> Result<Note, Malformed> {
         3 => Note::Prepared { wave, last_step: Some(fields.u64()?) },
         4 => Note::Proposed { wave, step: fields.u64()? },
         5 => Note::Acknowledged { wave },
-        6 => Note::TooLate { wave },
+        6 => Note::TooLate { wave, rank: fields.rank()? },
         7 => Note::Committed { wave, first_step: fields.u64()? },
         8 => Note::Stopped { wave, touched: touched(fields.u64()?)? },
         10 => Note::Broken { wave, detail: fields.text()? },
@@ -227,6 +228,10 @@ impl<'a> Fields<'a> {
         usize::try_from(self.u64()?).map_err(|_| Malformed("a number in it is too large for this machine"))
     }
 
+    fn rank(&mut self) -> Result<RankId, Malformed> {
+        u32::try_from(self.u64()?).map(RankId).map_err(|_| Malformed("a rank in it is none"))
+    }
+
     fn text(&mut self) -> Result<String, Malformed> {
         let length = self.index()?;
         let text = std::str::from_utf8(self.take(length)?);
@@ -256,7 +261,7 @@ mod tests {
             Note::Prepared { wave, last_step: Some(0) },
             Note::Proposed { wave, step: 99 },
             Note::Acknowledged { wave },
-            Note::TooLate { wave },
+            Note::TooLate { wave, rank: RankId(u32::MAX) },
             Note::Committed { wave, first_step: 100 },
             Note::Stopped { wave, touched: Touched::ALL },
             Note::Stopped { wave, touched: Touched { ahead: true, ..Touched::default() } },

@@ -222,7 +222,7 @@ impl Cluster {
             moved.time = start.elapsed();
             match outcome {
                 Outcome::Completed => return Ok(moved),
-                Outcome::Aborted { cause, .. } if is_too_late(&cause) && margin < 1 << 16 => {
+                _ if outcome.came_too_late() && margin < 1 << 16 => {
                     margin *= 4;
                     self.settings.margin = margin;
                     self.make_communicators()?;
@@ -354,10 +354,6 @@ impl Drop for Cluster {
             drop(thread.join());
         }
     }
-}
-
-fn is_too_late(cause: &Cause) -> bool {
-    matches!(cause, Cause::TooLate { .. } | Cause::ReachedFirst { .. })
 }
 
 /// Whether a cause names what happened here, and not only that another rank said so.

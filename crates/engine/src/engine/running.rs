@@ -200,6 +200,7 @@ impl Progress {
         }
         drop(shared.on(Event::Ended));
         let quiesced = shared.state() == State::Quiesced;
+        let late = outcome.came_too_late();
         let result = match outcome {
             Outcome::Completed if waves == 0 => self.end(running, RoundOutcome::NothingToMove, 0),
             Outcome::Completed => self.end(running, RoundOutcome::Moved, waves),
@@ -207,7 +208,6 @@ impl Progress {
             Outcome::Aborted { wave, .. } if wave == waves => self.end(running, RoundOutcome::Moved, waves),
             Outcome::Aborted { cause, silent, .. } => {
                 self.followed = matches!(cause, Cause::PeerFailed { .. });
-                let late = silent.is_empty() && is_too_late(&cause);
                 let fatal = (!silent.is_empty() || is_fatal(&cause)).then(|| cause.to_string());
                 let how = match late {
                     true => RoundOutcome::TooLate,
@@ -315,12 +315,6 @@ impl Progress {
             drop(communicator);
         }
     }
-}
-
-/// Whether nothing is wrong but a margin that was too small. By the end of an exchange every rank has heard why another
-/// failed; so an abort that nobody explained was that of a rank that reached the step first.
-fn is_too_late(cause: &Cause) -> bool {
-    matches!(cause, Cause::TooLate { .. } | Cause::ReachedFirst { .. } | Cause::ByRecord { .. })
 }
 
 /// Whether no later round of this epoch can do better.

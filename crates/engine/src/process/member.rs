@@ -9,19 +9,23 @@ use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{Nonce, Store};
 use eplb_comm::{Communicator, Fence, Memory};
 use eplb_core::{LayerId, ModelLayout, Placement, RankId, SlotId, Topology};
-use eplb_exchange::{Cause, Exchange, ExchangePlan, Outcome, Totals};
+use eplb_exchange::{Exchange, ExchangePlan, Outcome, Totals};
 use ndarray::Array2;
 
 use super::session::{Fact, Session, Stage, at};
 use super::standing::{Standing, reconcile};
 use super::steps::StepClock;
 use super::transport::{Meeting, Source, Transport};
+use crate::board::Board;
 use crate::cluster::Settings;
 use crate::cluster::lockstep::Route;
 use crate::cluster::serve::Findings;
 use crate::cluster::serving::Serving;
 use crate::driver::{Driver, Ended, Held};
 use crate::error::EngineError;
+
+/// Proposals are not made with a larger margin than this, in steps.
+const LARGEST_MARGIN: u64 = 1 << 16;
 
 /// What all ranks are started with alike.
 #[derive(Debug, Clone)]
@@ -295,14 +299,20 @@ impl Member {
             exchanged.time = start.elapsed();
             match outcome {
                 Outcome::Completed => return Ok(exchanged),
-                Outcome::Aborted { cause, silent, .. }
-                    if is_too_late(&cause) && silent.is_empty() && self.margin < 1 << 16 =>
-                {
+                _ if outcome.came_too_late() && self.margin < LARGEST_MARGIN => {
                     self.margin *= 4;
                     sum = Some(exchanged);
                     self.connect()?;
                 }
-                Outcome::Aborted { wave, cause, .. } | Outcome::Broken { wave, cause, .. } => {
+                Outcome::Aborted { wave, cause, silent, .. } => {
+                    let mut error = EngineError::Aborted { rank, wave, cause };
+                    // Another rank may have heard of all that they stopped, find it worth another try, and wait for this one.
+                    if !silent.is_empty() && self.session.board.lost().is_none() {
+                        error = self.give_up(error);
+                    }
+                    return at(rank, Stage::Moving, Err(error));
+                }
+                Outcome::Broken { wave, cause, .. } => {
                     return at(rank, Stage::Moving, Err(EngineError::Aborted { rank, wave, cause }));
                 }
                 Outcome::Undecided { wave, cause, .. } => {
@@ -466,12 +476,6 @@ impl Member {
         let message = self.session.group.broadcast("plan", leader, &message, deadline);
         at(rank, Stage::Planning, message)
     }
-}
-
-/// Whether nothing is wrong but a margin that was too small. By the end of an exchange every rank has heard why another
-/// failed; so an abort that nobody explained was that of a rank that reached the step first.
-fn is_too_late(cause: &Cause) -> bool {
-    matches!(cause, Cause::TooLate { .. } | Cause::ReachedFirst { .. } | Cause::ByRecord { .. })
 }
 
 pub(super) fn step_time(job: &Job) -> Duration {

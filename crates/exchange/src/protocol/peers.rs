@@ -14,7 +14,6 @@ pub(super) struct Heard {
     pub(super) drained: [Option<u64>; 2],
     pub(super) prepared: Option<Option<u64>>,
     pub(super) acknowledged: bool,
-    pub(super) too_late: bool,
     /// First step that runs with the maps of the commit.
     pub(super) committed: Option<u64>,
     /// The commit failed on the rank's device.
@@ -29,6 +28,10 @@ pub(super) struct Peers {
     plans: BTreeMap<RankId, (u64, u64)>,
     waves: BTreeMap<usize, BTreeMap<RankId, Heard>>,
     proposed: BTreeMap<usize, u64>,
+    /// What the lowest rank that cannot go on said of it.
+    failed: Option<(RankId, String)>,
+    /// The lowest rank that was at a step before the others.
+    late: Option<RankId>,
     /// Observed time since the last sign of life.
     silence: BTreeMap<RankId, Duration>,
 }
@@ -41,6 +44,8 @@ impl Peers {
             plans: BTreeMap::new(),
             waves: BTreeMap::new(),
             proposed: BTreeMap::new(),
+            failed: None,
+            late: None,
             silence: members.iter().map(|&r| (r, Duration::ZERO)).collect(),
         }
     }
@@ -85,14 +90,20 @@ impl Peers {
         match *note {
             Note::Plan { hash, next_step } => drop(self.plans.insert(rank, (hash, next_step))),
             Note::Proposed { wave, step } => drop(self.proposed.insert(wave, step)),
-            Note::Failed { .. } => {}
+            Note::Failed { ref cause } => {
+                if self.failed.as_ref().is_none_or(|(lowest, _)| rank < *lowest) {
+                    self.failed = Some((rank, cause.clone()));
+                }
+            }
+            Note::TooLate { rank: late, .. } => {
+                self.late = Some(self.late.map_or(late, |lowest| lowest.min(late)));
+            }
             Note::Broken { wave, .. } => self.heard(wave, rank).broken = true,
             Note::Drained { wave, part, first_step } => {
                 self.heard(wave, rank).drained[part as usize] = Some(first_step);
             }
             Note::Prepared { wave, last_step } => self.heard(wave, rank).prepared = Some(last_step),
             Note::Acknowledged { wave } => self.heard(wave, rank).acknowledged = true,
-            Note::TooLate { wave } => self.heard(wave, rank).too_late = true,
             Note::Committed { wave, first_step } => self.heard(wave, rank).committed = Some(first_step),
             Note::Stopped { wave, touched } => self.heard(wave, rank).stopped = Some(touched),
         }
@@ -125,9 +136,14 @@ impl Peers {
         })
     }
 
-    /// Whether a rank had begun the step proposed for a wave already.
-    pub(super) fn is_too_late(&self, rank: RankId, wave: usize) -> bool {
-        self.waves.get(&wave).and_then(|heard| heard.get(&rank)).is_some_and(|heard| heard.too_late)
+    /// The lowest rank that cannot go on, and its words.
+    pub(super) fn failed(&self) -> Option<&(RankId, String)> {
+        self.failed.as_ref()
+    }
+
+    /// The lowest rank that was at a step before the others.
+    pub(super) fn late(&self) -> Option<RankId> {
+        self.late
     }
 
     /// Members of which `missing` holds.

@@ -338,21 +338,10 @@ impl Exchange {
         if let Note::Broken { wave, detail } = note {
             self.break_off(Break { rank: from, wave: *wave, detail: detail.clone() });
         }
-        if let Note::Failed { cause } = note {
-            let wave = self.wave;
-            let cause = if self.peers.is_too_late(from, wave) {
-                Cause::TooLate { rank: from, wave }
-            } else {
-                Cause::PeerFailed { rank: from, detail: cause.clone() }
-            };
-            // The record may have been faster than the note that says why: then this is why.
-            let unexplained =
-                matches!(self.doomed, Some(Cause::ByRecord { .. } | Cause::ReachedFirst { .. }));
-            if self.phase == Phase::Stopping && unexplained {
-                self.doomed = Some(cause);
-            } else {
-                self.fail(cause);
-            }
+        match note {
+            Note::Failed { cause } => self.fail(Cause::PeerFailed { rank: from, detail: cause.clone() }),
+            Note::TooLate { rank, wave } => self.fail(Cause::TooLate { rank: *rank, wave: *wave }),
+            _ => {}
         }
         self.advance();
     }
@@ -388,7 +377,7 @@ impl Exchange {
             Phase::Agreeing if waited > self.deadlines.answer => Some(self.peers.without_hash()),
             Phase::Moving if waited > self.deadlines.transfer => Some(vec![self.me]),
             Phase::Armed if waited > self.deadlines.answer => {
-                Some(self.peers.missing(self.wave, |h| !h.acknowledged && !h.too_late))
+                Some(self.peers.missing(self.wave, |h| !h.acknowledged))
             }
             Phase::Stopping => {
                 let silent = self.peers.missing(self.wave, |h| h.stopped.is_none());
@@ -519,7 +508,6 @@ impl Exchange {
                 self.say(Note::Acknowledged { wave });
                 self.enter(Phase::Armed);
             } else {
-                self.say(Note::TooLate { wave });
                 self.fail(Cause::TooLate { rank: self.me, wave });
             }
         } else if leads && self.peers.missing(wave, |h| h.prepared.is_none()).is_empty() {
@@ -536,9 +524,7 @@ impl Exchange {
 
     fn collect(&mut self) {
         let (wave, leads) = (self.wave, self.peers.leader() == self.me);
-        if let Some(&rank) = self.peers.missing(wave, |h| h.too_late).first() {
-            self.fail(Cause::TooLate { rank, wave });
-        } else if leads && self.peers.missing(wave, |h| !h.acknowledged).is_empty() {
+        if leads && self.peers.missing(wave, |h| !h.acknowledged).is_empty() {
             self.decide(Verdict::Commit { step: self.agreed }, false);
         }
     }

@@ -45,10 +45,13 @@ pub enum Note {
         /// Number of the wave.
         wave: usize,
     },
-    /// The rank has begun step `N` already: the proposal came too late.
+    /// The sender gives the wave up for no other reason than that a rank was at the step before the others: it had begun step `N`
+    /// when the proposal came, or it came to step `N` before the decision. Tried with a larger margin, the same plan may do.
     TooLate {
         /// Number of the wave.
         wave: usize,
+        /// The rank that was at the step.
+        rank: RankId,
     },
     /// The commit is complete on the rank's device.
     Committed {
@@ -64,7 +67,7 @@ pub enum Note {
         /// The device's error, in words.
         detail: String,
     },
-    /// The rank cannot go on.
+    /// The rank cannot go on, for another reason than lateness.
     Failed {
         /// Why, in words.
         cause: String,
@@ -374,6 +377,13 @@ pub enum Cause {
     },
 }
 
+impl Cause {
+    /// Whether nothing is wrong but that a rank was at a step before the others.
+    pub fn is_lateness(&self) -> bool {
+        matches!(self, Cause::TooLate { .. } | Cause::ReachedFirst { .. })
+    }
+}
+
 /// How an exchange ended on this rank.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
@@ -419,4 +429,12 @@ pub enum Outcome {
         /// Entries of `phy2log` in force now, `[L, P]`.
         phy2log: Array2<i32>,
     },
+}
+
+impl Outcome {
+    /// Whether the exchange was given up for lateness alone, and every rank has stopped: the same plan may do with a larger margin.
+    /// All ranks of which every one has heard that the others stopped say the same.
+    pub fn came_too_late(&self) -> bool {
+        matches!(self, Outcome::Aborted { cause, silent, .. } if cause.is_lateness() && silent.is_empty())
+    }
 }

@@ -6,6 +6,7 @@ use ndarray::Array2;
 
 use super::host::Host;
 use super::memory::Content;
+use super::scenario::FaultKind;
 use super::transport::Submission;
 use super::world::World;
 
@@ -90,6 +91,18 @@ pub enum Violation {
     Unexplained {
         /// Number of the exchange.
         exchange: usize,
+    },
+    /// An exchange was given up for lateness, and a rank does not know that: it gives up where the others try again.
+    #[error("exchange {exchange}: {late:?} call it lateness, rank {rank} does not: {cause}")]
+    LatenessForgotten {
+        /// Number of the exchange.
+        exchange: usize,
+        /// Ranks that know it; none if nothing else can have been the cause.
+        late: Vec<usize>,
+        /// The rank.
+        rank: usize,
+        /// What it says.
+        cause: String,
     },
     /// A step began although the rank knew of a commit that had failed.
     #[error("rank {rank} runs step {step} and knows that the commit of wave {wave} failed on rank {broken}")]
@@ -239,6 +252,7 @@ impl World {
             }
         }
         self.check_break(exchange, &ended, &absent)?;
+        self.check_lateness(exchange, &ended)?;
         if !explained {
             return Err(Violation::Unexplained { exchange });
         }
@@ -285,6 +299,29 @@ impl World {
             }
         }
         Ok(())
+    }
+
+    /// Ranks that have heard of all others that they stopped agree on whether the exchange is worth another try; where nothing was
+    /// done to any rank, an abort is lateness.
+    fn check_lateness(&self, exchange: usize, ended: &[(usize, &Outcome)]) -> Result<(), Violation> {
+        let mut late = Vec::new();
+        let mut other = None;
+        for (rank, outcome) in ended {
+            match outcome {
+                _ if outcome.came_too_late() => late.push(*rank),
+                Outcome::Aborted { cause, silent, .. } if silent.is_empty() => {
+                    other.get_or_insert((*rank, cause));
+                }
+                _ => {}
+            }
+        }
+        match other {
+            Some((rank, cause)) if !late.is_empty() || self.scenario.fault.kind == FaultKind::Nothing => {
+                let cause = cause.to_string();
+                Err(Violation::LatenessForgotten { exchange, late, rank, cause })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A commit that failed on one device ends the exchange on all ranks that hear of it, and they name the same rank and wave.

@@ -140,6 +140,7 @@ impl World {
     fn progress(&mut self, rank: usize) -> Result<(), Violation> {
         let (now, now_micros) = (self.instant(), self.now);
         let error_ignored = self.planted(rank, Plant::CommitErrorIgnored);
+        let no_lateness = self.planted(rank, Plant::LatenessForgotten);
         let (steps_early, done_early, commit_early, halt_early, no_hash, map_early) = (
             self.planted(rank, Plant::StepFenceRemoved),
             self.planted(rank, Plant::DoneEarly),
@@ -196,6 +197,9 @@ impl World {
         for (from, mut note) in board.collect(rank, now_micros) {
             if let (true, Note::Plan { hash, .. }) = (no_hash, &mut note) {
                 *hash = exchange.plan().hash64();
+            }
+            if let (true, Note::TooLate { .. }) = (no_lateness, &note) {
+                note = Note::Failed { cause: "it says so".into() };
             }
             exchange.hear(from, &note, now);
         }

@@ -33,6 +33,8 @@ pub enum Plant {
     ReadSlotsEarly,
     /// Plans use one half of staging for all waves.
     OneHalf,
+    /// That another rank gave up for lateness is read as any failure.
+    LatenessForgotten,
 }
 
 impl Plant {
@@ -52,6 +54,7 @@ impl Plant {
         Plant::WrittenSourcesEarly,
         Plant::ReadSlotsEarly,
         Plant::OneHalf,
+        Plant::LatenessForgotten,
     ];
 
     /// The fault as plans know it, on all ranks alike.

@@ -73,6 +73,8 @@ pub struct Tally {
     pub completed: usize,
     /// Exchanges given up.
     pub aborted: usize,
+    /// Those of them that all ranks that live call too late.
+    pub late: usize,
     /// Commits on devices.
     pub commits: usize,
     /// Commits that failed there.
@@ -92,6 +94,7 @@ impl Tally {
     pub fn add(&mut self, other: &Tally) {
         self.completed += other.completed;
         self.aborted += other.aborted;
+        self.late += other.late;
         self.commits += other.commits;
         self.broken += other.broken;
         self.early += other.early;
@@ -318,6 +321,8 @@ impl World {
             self.tally.completed += 1;
         } else {
             self.tally.aborted += 1;
+            let late = |host: &Host| host.outcome.as_ref().is_some_and(Outcome::came_too_late);
+            self.tally.late += usize::from(alive().all(late));
         }
         let whole = alive().count() == self.hosts.len() && !alive().any(|host| host.device.failed);
         if number < self.scenario.exchanges && equal && whole {

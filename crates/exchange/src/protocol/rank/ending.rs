@@ -22,19 +22,24 @@ impl Exchange {
         match self.phase {
             // Decided already; the next wave, if any, is given up.
             Phase::Committing | Phase::Settling | Phase::Stopping => {
-                self.lost = true;
-                let cause = self.store_lost_cause(detail);
-                self.doomed.get_or_insert(cause);
+                self.doom_without_store(detail);
             }
             _ if self.may_be_committed() => self.leave_undecided(detail),
             _ => {
-                self.lost = true;
-                let cause = self.store_lost_cause(detail);
-                self.doomed.get_or_insert(cause);
+                self.doom_without_store(detail);
                 self.stop();
             }
         }
         self.advance();
+    }
+
+    fn doom_without_store(&mut self, detail: String) {
+        let cause = self.store_lost_cause(detail);
+        self.lost = true;
+        // A larger margin does not bring the store back.
+        if self.doomed.as_ref().is_none_or(Cause::is_lateness) {
+            self.doomed = Some(cause);
+        }
     }
 
     /// This rank cannot go on. The record has the last word on the wave under way; what it decided is carried out first.
@@ -42,7 +47,10 @@ impl Exchange {
         if matches!(self.phase, Phase::Stopping | Phase::Over) || self.doomed.is_some() {
             return;
         }
-        self.say(Note::Failed { cause: cause.to_string() });
+        self.say(match cause {
+            Cause::TooLate { rank, wave } => Note::TooLate { wave, rank },
+            _ => Note::Failed { cause: cause.to_string() },
+        });
         self.doomed = Some(cause);
         if !matches!(self.phase, Phase::Committing | Phase::Settling) {
             self.give_up();
@@ -111,11 +119,17 @@ impl Exchange {
 
     pub(super) fn stop(&mut self) {
         let (rank, wave) = (self.me, self.wave);
-        let cause = self.doomed.get_or_insert(match self.agreed {
-            Some(step) if self.reached => Cause::ReachedFirst { rank, wave, step },
-            _ => Cause::ByRecord { wave },
-        });
-        self.actions.push(Action::Halt { cause: cause.to_string() });
+        if self.doomed.is_none() {
+            self.doomed = Some(match self.agreed {
+                Some(step) if self.reached => {
+                    self.say(Note::TooLate { wave, rank });
+                    Cause::ReachedFirst { rank, wave, step }
+                }
+                _ => Cause::ByRecord { wave },
+            });
+        }
+        let cause = self.doomed.as_ref().map(ToString::to_string).unwrap_or_default();
+        self.actions.push(Action::Halt { cause });
         self.enter(Phase::Stopping);
     }
 
@@ -150,14 +164,8 @@ impl Exchange {
         }
         self.actions.push(Action::Restore { phy2log: phy2log.clone() });
         let wave = self.wave;
-        let mut cause = self.doomed.take().unwrap_or(Cause::ByRecord { wave });
-        let unexplained = matches!(cause, Cause::ByRecord { .. } | Cause::ReachedFirst { .. });
-        if let Some(&rank) = silent.iter().find(|&&rank| rank != self.me)
-            && unexplained
-        {
-            // Who would have explained it, or have decided in time, is not there.
-            cause = Cause::PeerSilent { rank, wave, phase: self.phase, silence: self.peers.silence(rank) };
-        }
+        let cause = self.doomed.take().unwrap_or(Cause::ByRecord { wave });
+        let cause = self.weigh(cause, &silent);
         self.outcome = Some(match self.broken.clone() {
             None => Outcome::Aborted { wave, cause, phy2log, silent },
             Some(Break { rank, wave, detail }) => {
@@ -166,5 +174,27 @@ impl Exchange {
             }
         });
         self.phase = Phase::Over;
+    }
+
+    /// The cause of an abort in the light of all that was said. Every rank that has stopped has said before why it gives up, if
+    /// it has a reason of its own; so ranks that have heard of all others that they stopped weigh the same words, whichever came first, and
+    /// agree on whether it was lateness and nothing else.
+    fn weigh(&self, cause: Cause, silent: &[RankId]) -> Cause {
+        let unexplained = matches!(cause, Cause::ByRecord { .. });
+        if !unexplained && !cause.is_lateness() {
+            return cause;
+        }
+        let wave = self.wave;
+        if let Some((rank, detail)) = self.peers.failed() {
+            return Cause::PeerFailed { rank: *rank, detail: detail.clone() };
+        }
+        if let Some(&rank) = silent.iter().find(|&&rank| rank != self.me) {
+            // Who would have explained it, or have decided in time, is not there.
+            return Cause::PeerSilent { rank, wave, phase: self.phase, silence: self.peers.silence(rank) };
+        }
+        match (cause, self.peers.late()) {
+            (Cause::ByRecord { wave } | Cause::TooLate { wave, .. }, Some(rank)) => Cause::TooLate { rank, wave },
+            (cause, _) => cause,
+        }
     }
 }
