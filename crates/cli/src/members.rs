@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::output::Failure;
 
-/// When members change, over Gloo.
+/// When members change, between processes that this command starts.
 #[derive(Debug, Clone, Default, clap::Args)]
 pub(crate) struct MemberArgs {
     /// Rank R leaves before the window of this step; its experts move off first. May be repeated, as the next two

@@ -187,11 +187,6 @@ impl ProcessArgs {
         Ok((name, outcome?))
     }
 
-    /// Whether experts travel over Gloo, and over nothing else.
-    pub(crate) fn over_gloo(&self) -> bool {
-        self.backend == BackendArg::Gloo
-    }
-
     /// Starts a process per rank with the arguments of this one, and those that join later; prints what the lowest at the end
     /// has to say.
     pub(crate) fn launch(&self, ranks: usize, schedule: Option<&Schedule>) -> Result<ExitCode, Failure> {

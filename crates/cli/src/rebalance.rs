@@ -103,9 +103,9 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
         },
     };
     let started = matches!(way, Way::Launch) || args.members.process.is_some();
-    if args.members.any() && !(started && args.process.over_gloo()) {
+    if args.members.any() && !started {
         return Err(Failure::input(
-            "--leave, --join and --kill are for ranks that this command starts as processes: give --backend gloo --ranks W",
+            "--leave, --join and --kill are for ranks that this command starts as processes: give --backend gloo (or peer) and --ranks W",
         ));
     }
     let schedule = args.members.schedule(&rebalance.topology, &trace, args.window)?;

@@ -28,6 +28,8 @@ pub struct Driver<S> {
     last_step: Option<u64>,
     active: Option<Active>,
     held: Held,
+    /// Commits enqueued in calls of `step` and `tick`.
+    enqueued: u64,
     /// Why steps must not run.
     barred: Option<Bar>,
 }
@@ -41,13 +43,26 @@ enum Bar {
     Broken { broken: RankId, wave: usize },
 }
 
-/// Waits of steps for decisions.
+/// What commits cost the steps that they come before: waits for decisions, and whole calls of [`Driver::step`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Held {
-    /// Steps that waited.
+    /// Steps that waited for a decision.
     pub steps: u64,
     /// For how long in all.
     pub time: Duration,
+    /// Steps before which a commit was enqueued.
+    pub commits: u64,
+    /// How long those calls took in all, waits for decisions included.
+    pub commit_time: Duration,
+}
+
+impl std::ops::AddAssign for Held {
+    fn add_assign(&mut self, other: Self) {
+        self.steps += other.steps;
+        self.time += other.time;
+        self.commits += other.commits;
+        self.commit_time += other.commit_time;
+    }
 }
 
 /// What belongs to one exchange.
@@ -89,6 +104,7 @@ impl<S: Stream> Driver<S> {
             last_step: None,
             active: None,
             held: Held::default(),
+            enqueued: 0,
             barred: None,
         }
     }
@@ -123,7 +139,7 @@ impl<S: Stream> Driver<S> {
         self.last_step
     }
 
-    /// Steps that waited for a decision.
+    /// What commits have cost steps.
     pub fn held(&self) -> Held {
         self.held
     }
@@ -202,21 +218,27 @@ impl<S: Stream> Driver<S> {
             Some(bar) => return Err(self.refuse(bar, id)),
             None => {}
         }
+        let (begun, enqueued);
         let wave = match &mut self.active {
             None => {
                 self.last_step = Some(id);
                 return Ok(());
             }
             Some(active) => {
+                (begun, enqueued) = (Instant::now(), self.enqueued);
                 if let Some(last) = self.last_step {
                     active.steps.push_back((last, self.stream.record()?));
                 }
-                active.exchange.begin_step(id, Instant::now());
+                active.exchange.begin_step(id, begun);
                 active.exchange.wave()
             }
         };
         self.last_step = Some(id);
         self.act()?;
+        if self.enqueued > enqueued {
+            self.held.commits += 1;
+            self.held.commit_time += begun.elapsed();
+        }
         let Some(active) = &mut self.active else { return Ok(()) };
         if active.exchange.end_boundary() {
             return Ok(());
@@ -411,6 +433,7 @@ impl<S: Stream> Driver<S> {
                         let wave = &active.exchange.plan().waves()[wave];
                         let own = own_commits(wave, self.rank, &self.topology);
                         apply_commits(Arc::make_mut(&mut self.map), wave);
+                        self.enqueued += 1;
                         match self.stream.commit(&own) {
                             Ok(fence) => active.commit = Some(fence),
                             Err(error) => active.exchange.commit_failed(error.to_string(), now),

@@ -72,7 +72,8 @@ pub(crate) struct Outcome {
     took: Duration,
     samples: Vec<Vec<Sample>>,
     growth: Vec<f64>,
-    held: (u64, u64),
+    /// Steps that waited for a decision, and for how long; steps with a commit, and how long they took: microseconds.
+    held: [u64; 4],
     aborts: BTreeMap<String, u64>,
     store: (ServerStats, ServerStats),
     pub(crate) findings: Vec<Finding>,
@@ -112,7 +113,7 @@ pub(crate) fn run(run: &Run) -> Result<Outcome, String> {
         took: Duration::ZERO,
         samples: vec![Vec::new(); RANKS],
         growth: Vec::new(),
-        held: (0, 0),
+        held: [0; 4],
         aborts: BTreeMap::new(),
         store: Default::default(),
         findings: Vec::new(),
@@ -135,9 +136,8 @@ pub(crate) fn run(run: &Run) -> Result<Outcome, String> {
             "aborted" => *outcome.aborts.entry(cause(rest)).or_default() += 1,
             "done" => {
                 done += 1;
-                let mut numbers = rest.split(' ').filter_map(|number| number.parse::<u64>().ok());
-                outcome.held.0 += numbers.next().unwrap_or(0);
-                outcome.held.1 += numbers.next().unwrap_or(0);
+                let numbers = rest.split(' ').filter_map(|number| number.parse::<u64>().ok());
+                outcome.held.iter_mut().zip(numbers).for_each(|(sum, number)| *sum += number);
             }
             _ => outcome.findings.push(Finding { rank: Some(rank), text: line, planted: Planted::Nothing }),
         }
@@ -261,7 +261,12 @@ impl fmt::Display for Outcome {
         for (cause, count) in &self.aborts {
             writeln!(f, "  {count:>6} x {cause}")?;
         }
-        writeln!(f, "  steps that waited for a decision: {}, {} us in all", self.held.0, self.held.1)?;
+        let [held, held_time, commits, commit_time] = self.held;
+        let each = commit_time as f64 / commits.max(1) as f64;
+        writeln!(
+            f,
+            "  steps with a commit: {commits}, {each:.1} us each; {held} of them waited for the decision, {held_time} us in all"
+        )?;
         for (rank, samples) in self.samples.iter().enumerate() {
             let (warm, last) = (&samples[warm(samples.len())], last[rank]);
             writeln!(

@@ -14,6 +14,7 @@ use eplb_comm::{Memory, Place};
 use eplb_core::{ExpertId, LayerId, Placement, RankId, SlotId};
 use eplb_engine::EngineError;
 use eplb_engine::cluster::Settings;
+use eplb_engine::driver::Held;
 use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, Session};
 
 use crate::driver::RANKS;
@@ -140,6 +141,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     let loads = loads();
     let mut member = start(rank, &address, seed, &plans).unwrap();
     let (mut aborted, mut moves, mut waves, mut wrong) = (0u64, 0u64, 0u64, 0u64);
+    let mut held_up = Held::default();
     for round in 0..rounds {
         std::thread::sleep(plans.lateness(round, rank));
         let (done, new) = loop {
@@ -152,6 +154,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
                     say(&format!("aborted {round} {error}"));
                     wrong += member.check().unwrap();
                     aborted += 1;
+                    held_up += member.held();
                     member = member.rejoin(None).unwrap();
                 }
             }
@@ -187,8 +190,9 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
             ));
         }
     }
-    let held = member.held();
-    say(&format!("done {} {}", held.steps, held.time.as_micros()));
+    held_up += member.held();
+    let Held { steps, time, commits, commit_time } = held_up;
+    say(&format!("done {steps} {} {commits} {}", time.as_micros(), commit_time.as_micros()));
     // Leaving is a failure to the others: all stay until the driver has heard all.
     std::io::stdin().read_line(&mut String::new()).unwrap();
     ExitCode::SUCCESS

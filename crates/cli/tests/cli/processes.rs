@@ -84,13 +84,21 @@ fn processes_that_share_memory_do_what_threads_do() {
 }
 
 #[test]
-fn members_change_while_the_trace_is_walked() {
-    if !gloo() {
-        return;
+fn members_change_while_the_trace_is_walked_over_gloo() {
+    if gloo() {
+        members_change("gloo");
     }
+}
+
+#[test]
+fn members_change_while_the_trace_is_walked_over_shared_memory() {
+    members_change("peer");
+}
+
+fn members_change(backend: &str) {
     let trace = shipped();
     let common =
-        ["rebalance", "--trace", trace.to_str().unwrap(), "--json", "--ranks", "4", "--backend", "gloo"];
+        ["rebalance", "--trace", trace.to_str().unwrap(), "--json", "--ranks", "4", "--backend", backend];
     let run = ["--slots", "96", "--steps", "0:80", "--expert-bytes", "3001", "--window", "20"];
     let changes = ["--leave", "1@20", "--join", "1@40", "--kill", "0@60"];
     let report = json(&[&common[..], &run, &changes].concat());
@@ -114,8 +122,9 @@ fn changes_of_members_that_cannot_be_are_refused() {
         )
     };
     names(&run(&["--leave", "1@20"]), &["--leave", "--backend gloo"]);
-    names(&run(&["--leave", "1@20", "--backend", "peer"]), &["--leave", "--backend gloo"]);
+    names(&run(&["--leave", "1@20", "--backend", "auto"]), &["--leave", "--backend gloo", "peer"]);
     names(&run(&["--leave", "x"]), &["NUMBER@STEP"]);
+    names(&run(&["--backend", "peer", "--join", "1@70"]), &["steps 0..60"]);
     names(&run(&["--backend", "gloo", "--kill", "4@20"]), &["ranks are 0..4"]);
     // 72 slots: 54 on three ranks, for 64 experts.
     names(&run(&["--backend", "gloo", "--kill", "0@20"]), &["54 slots for 64 experts", "--slots"]);

@@ -14,6 +14,7 @@ mod wire;
 pub(crate) use link::passing_keys;
 pub use local::LocalBoard;
 pub use store::{BoardError, LastDecision, StoreBoard};
+pub(crate) use wire::FORMAT;
 
 /// Control traffic of one exchange: notes, signs of life and one record. Small and rare; never on a GPU.
 ///

@@ -4,7 +4,7 @@ use eplb_core::RankId;
 use eplb_exchange::{Note, Part, Touched, Verdict};
 
 /// Version of both formats. Ranks compare it before anything else, with the version of the program.
-pub(super) const FORMAT: u8 = 3;
+pub(crate) const FORMAT: u8 = 3;
 
 /// Longest cause in a note, bytes; longer ones are cut.
 const LONGEST_CAUSE: usize = 1024;

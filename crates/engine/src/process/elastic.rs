@@ -13,7 +13,8 @@ use eplb_core::{Placement, RankId, Topology, Transfer};
 use eplb_plan::{Planner, Request};
 use eplb_trace::Trace;
 
-use super::member::{Job, Member};
+use super::job::Job;
+use super::member::Member;
 use super::membership::{Reform, Reformed, Stayed, suspects};
 use super::session::{Session, Stage, at};
 use super::walk::take_reports;

@@ -8,7 +8,9 @@ use eplb_plan::{Planner, Request};
 use eplb_trace::Trace;
 use ndarray::Array2;
 
-use super::member::{Exchanged, Job, Member};
+use super::job::Job;
+use super::member::Member;
+use super::moving::Exchanged;
 use super::session::{Session, Stage, at};
 use super::standing::decode_map;
 use super::transport::{MadeUp, Transport};

@@ -1,6 +1,7 @@
 //! Ranks as they run in processes, on threads here: sessions, placements after failures, groups of one job.
 
 mod alone;
+mod holds;
 mod reforms;
 mod sessions;
 mod support;

@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use eplb_comm::CommError;
-use eplb_comm::host::HostMemory;
 use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{GroupError, Store};
 use eplb_core::{LayerId, Placement, RankId, Topology};
@@ -17,7 +16,9 @@ use super::restore::{Fetch, restore};
 use super::settle::{Report, settle};
 use crate::deadlines::Deadlines;
 use crate::error::EngineError;
-use crate::process::member::{Exchanged, Job, Member, Numbering, Undecided, lasting_facts, serve, step_time};
+use crate::process::job::{Job, lasting_facts, step_time};
+use crate::process::member::{Member, Numbering, Undecided, serve};
+use crate::process::moving::Exchanged;
 use crate::process::session::{Session, Stage, at};
 use crate::process::standing::decode_map;
 use crate::process::steps::StepClock;
@@ -148,7 +149,8 @@ impl Member {
     ) -> Result<(Self, Stayed), EngineError> {
         let same = facts_of(&job, &job.topology);
         let slots = job.topology.slots_of(planned);
-        let memory = HostMemory::new(planned, job.layout.clone(), slots, job.settings.limits.staging_bytes);
+        let staging = job.settings.limits.staging_bytes;
+        let memory = job.transport.memory(planned, job.layout.clone(), slots, staging);
         let memory = at(planned, Stage::Reforming, memory)?;
         let (session, members) = Session::join_members(store, planned, same, wait, deadlines)?;
         let everybody = job.topology.clone();
