@@ -188,7 +188,12 @@ fn is_unknown(error: &EngineError) -> bool {
         EngineError::AtStage { error, .. } => is_unknown(error),
         EngineError::Unknown { .. } => true,
         EngineError::Aborted { cause, .. } => {
-            assert!(matches!(cause, Cause::PeerSilent { .. } | Cause::PeerFailed { .. }), "{error}");
+            // The rank that does not know stops taking part, and closes the epoch when it joins the next.
+            let followed = matches!(
+                cause,
+                Cause::PeerSilent { .. } | Cause::PeerFailed { .. } | Cause::EpochClosed { .. }
+            );
+            assert!(followed, "{error}");
             false
         }
         other => panic!("{other}"),
