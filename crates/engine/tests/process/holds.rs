@@ -46,7 +46,13 @@ struct Weather {
 
 impl Weather {
     fn new(fate: Fate) -> Arc<Self> {
-        Arc::new(Self { fate, left: AtomicU64::new(HELD_UP), asked: AtomicU64::new(0), late: Mutex::default(), fair: AtomicBool::new(false) })
+        Arc::new(Self {
+            fate,
+            left: AtomicU64::new(HELD_UP),
+            asked: AtomicU64::new(0),
+            late: Mutex::default(),
+            fair: AtomicBool::new(false),
+        })
     }
 
     fn take(&self) -> bool {

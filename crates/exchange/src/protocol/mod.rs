@@ -18,7 +18,9 @@
 //!    in no slot that it reads or writes, nor in the half of staging that it uses. A rank hands them over once it is prepared
 //!    for the wave before; by then every rank has confirmed the commit before that one, whose staging they use again.
 //! 7. What an early part drains stays out of service until its own wave is committed or aborted; 2 holds for it too.
-//! 8. All ranks hand over the parts of all waves in one order: `.., n late, n + 1 early, n + 1 late, ..`.
+//! 8. A wave given up because a rank was at its step before the others is told apart from a failure ([`Note::TooLate`]), and ranks that
+//!    have heard that all others stopped weigh the same notes: all or none of them try again.
+//! 9. All ranks hand over the parts of all waves in one order: `.., n late, n + 1 early, n + 1 late, ..`.
 
 mod peers;
 mod rank;

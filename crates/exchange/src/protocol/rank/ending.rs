@@ -193,7 +193,9 @@ impl Exchange {
             return Cause::PeerSilent { rank, wave, phase: self.phase, silence: self.peers.silence(rank) };
         }
         match (cause, self.peers.late()) {
-            (Cause::ByRecord { wave } | Cause::TooLate { wave, .. }, Some(rank)) => Cause::TooLate { rank, wave },
+            (Cause::ByRecord { wave } | Cause::TooLate { wave, .. }, Some(rank)) => {
+                Cause::TooLate { rank, wave }
+            }
             (cause, _) => cause,
         }
     }
