@@ -559,6 +559,8 @@ EXPORT CUresult cuMemGetAddressRange_v2(CUdeviceptr *base, size_t *bytes, CUdevi
   if (!find((void *)(uintptr_t)address, &block)) return INVALID_VALUE;
   *base = (CUdeviceptr)(uintptr_t)block.base;
   *bytes = block.mapped;
+  /* Planted: an owner says more than it has. */
+  if (block.kind == PLAIN && planted("cuMemGetAddressRange")) *bytes += 4096;
   return SUCCESS;
 }
 EXPORT CUresult cuPointerGetAttribute(void *data, int attribute, CUdeviceptr address) {

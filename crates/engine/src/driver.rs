@@ -32,6 +32,10 @@ pub struct Driver<S> {
     enqueued: u64,
     /// Why steps must not run.
     barred: Option<Bar>,
+    /// What the commit of an exchange that was given up was to fill.
+    doubtful: Option<Doubtful>,
+    /// Behind copies of exchanges that are over, which may not have ended.
+    unfinished: Vec<Fence>,
 }
 
 /// Why steps must not run.
@@ -41,6 +45,17 @@ enum Bar {
     Undecided { step: u64, wave: usize },
     /// A commit failed on a device: no step at all.
     Broken { broken: RankId, wave: usize },
+    /// The ranks do not go on from one placement yet: no step at all.
+    Unformed,
+}
+
+/// Slots that the map says are filled, and whose copies may not have run yet.
+#[derive(Debug)]
+struct Doubtful {
+    /// Behind them; none where they are known to have failed.
+    copies: Option<Fence>,
+    /// Layers and slots.
+    slots: Vec<(usize, usize)>,
 }
 
 /// What commits cost the steps that they come before: waits for decisions, and whole calls of [`Driver::step`].
@@ -77,6 +92,8 @@ struct Active {
     /// Submissions under way.
     tickets: Vec<(usize, Part, Ticket)>,
     commit: Option<Fence>,
+    /// The wave that the map says is committed, until its copies have been seen to end well.
+    unproven: Option<usize>,
     halt: Option<Fence>,
     /// Fences behind steps whose end the exchange has to know.
     steps: VecDeque<(u64, Fence)>,
@@ -90,6 +107,15 @@ pub struct Ended {
     pub outcome: Outcome,
     /// The communicator; after an abort it is of no more use.
     pub communicator: Box<dyn Communicator>,
+}
+
+/// What is left of an exchange that was given up.
+#[derive(Debug)]
+pub struct Abandoned {
+    /// The communicator, of no more use.
+    pub communicator: Box<dyn Communicator>,
+    /// Waves that are committed in this rank's map.
+    pub committed: usize,
 }
 
 impl<S: Stream> Driver<S> {
@@ -106,6 +132,8 @@ impl<S: Stream> Driver<S> {
             held: Held::default(),
             enqueued: 0,
             barred: None,
+            doubtful: None,
+            unfinished: Vec::new(),
         }
     }
 
@@ -163,7 +191,8 @@ impl<S: Stream> Driver<S> {
 
     /// As [`Driver::begin`], from another thread than the one that calls [`Driver::step`], and while a pass may be under way:
     /// `last_step` is the last step of which the host was told that it may run, and whose work may not be enqueued yet. Its end
-    /// is looked for from the next step or tick on.
+    /// is looked for from the next step or tick on. It may lie before [`Driver::last_step`], where a commit was applied at rest for a step
+    /// that was never run ([`Driver::step`]): the steps up to that one are still to come.
     ///
     /// # Errors
     /// As [`Driver::begin`].
@@ -174,7 +203,7 @@ impl<S: Stream> Driver<S> {
         board: Arc<dyn Board>,
         last_step: Option<u64>,
     ) -> Result<(), EngineError> {
-        self.last_step = self.last_step.max(last_step);
+        self.last_step = last_step;
         self.start(exchange, communicator, board, VecDeque::new())
     }
 
@@ -200,6 +229,7 @@ impl<S: Stream> Driver<S> {
             board,
             tickets: Vec::new(),
             commit: None,
+            unproven: None,
             halt: None,
             steps,
             committed: Vec::new(),
@@ -256,6 +286,7 @@ impl<S: Stream> Driver<S> {
         match *bar {
             Bar::Undecided { wave, .. } => EngineError::Undecided { rank: self.rank, step, wave },
             Bar::Broken { broken, wave } => EngineError::Broken { rank: self.rank, step, broken, wave },
+            Bar::Unformed => EngineError::Unformed { rank: self.rank, step },
         }
     }
 
@@ -317,7 +348,7 @@ impl<S: Stream> Driver<S> {
             match fence.poll() {
                 Ok(false) => {}
                 Ok(true) => {
-                    active.commit = None;
+                    (active.commit, active.unproven) = (None, None);
                     active.committed.push(active.exchange.wave());
                     active.exchange.commit_done(now);
                 }
@@ -355,20 +386,59 @@ impl<S: Stream> Driver<S> {
                 }
                 _ => {}
             }
+            // A deadline may have ended it before its last copies.
+            self.unfinished.extend(active.commit.into_iter().chain(active.halt));
             Some(Ended { outcome, communicator: active.communicator })
         }))
     }
 
-    /// Gives up the exchange under way without asking the others: nothing further is started. The communicator, and a fence
-    /// that is passed when no copy of it can touch memory any more. Maps stay as they are; if others may switch theirs at a step that
-    /// this rank has acknowledged, no step from there on may run.
-    pub fn abandon(&mut self, why: &str) -> Option<(Box<dyn Communicator>, Fence)> {
+    /// Gives up the exchange under way without asking the others: nothing further is started. What was enqueued, on the communicator or
+    /// on the compute stream, may still run ([`Driver::is_quiet`]). Maps stay as they are; if others may switch theirs at a step that this rank has
+    /// acknowledged, no step from there on may run.
+    pub fn abandon(&mut self, why: &str) -> Option<Abandoned> {
         let mut active = self.active.take()?;
+        let wave = active.exchange.wave();
         if let Some(step) = active.exchange.bound_to() {
-            self.barred.get_or_insert(Bar::Undecided { step, wave: active.exchange.wave() });
+            self.barred.get_or_insert(Bar::Undecided { step, wave });
         }
-        let fence = active.communicator.abort(why);
-        Some((active.communicator, fence))
+        self.unfinished.push(active.communicator.abort(why));
+        self.unfinished.extend(active.halt);
+        self.unfinished.extend(active.commit.clone());
+        if let Some(unproven) = active.unproven {
+            let own = own_commits(&active.exchange.plan().waves()[unproven], self.rank, &self.topology);
+            let slots = own.iter().filter(|commit| commit.fill.overwrites());
+            let slots = slots.map(|commit| (commit.layer.index(), commit.slot.index())).collect();
+            self.doubtful = Some(Doubtful { copies: active.commit, slots });
+        }
+        // Maps are switched before the commit completes.
+        let committed = wave + usize::from(active.exchange.phase() == Phase::Settling);
+        Some(Abandoned { communicator: active.communicator, committed })
+    }
+
+    /// Whether no copy of an exchange that is over can touch memory any more: neither of the communicator's, nor of a commit's.
+    pub fn is_quiet(&mut self) -> bool {
+        // A fence that fails belongs to a device or a communicator that runs nothing any more.
+        self.unfinished.retain(|fence| fence.poll() == Ok(false));
+        self.unfinished.is_empty()
+    }
+
+    /// Takes slots out of the map that the commit of an exchange that was given up has not been seen to fill.
+    pub fn distrust(&mut self) {
+        let Some(Doubtful { copies, slots }) = self.doubtful.take() else { return };
+        if copies.is_none_or(|copies| copies.poll() != Ok(true)) {
+            let map = Arc::make_mut(&mut self.map);
+            slots.into_iter().for_each(|place| map[place] = -1);
+        }
+    }
+
+    /// From now on no step may run, until [`Driver::unbar`]: slots and maps of the ranks need not fit each other.
+    pub fn bar(&mut self) {
+        self.barred = Some(Bar::Unformed);
+    }
+
+    /// All ranks go on from one placement, and each holds what it says: steps may run.
+    pub fn unbar(&mut self) {
+        self.barred = None;
     }
 
     /// Whether steps must not run any more.
@@ -376,9 +446,9 @@ impl<S: Stream> Driver<S> {
         self.barred.is_some()
     }
 
-    /// The compute stream, for the driver of the next epoch.
-    pub fn into_stream(self) -> S {
-        self.stream
+    /// This rank at rest in another epoch, with another placement in force, on the same stream.
+    pub fn renewed(self, topology: Arc<Topology>, placement: &Placement) -> Self {
+        Self { unfinished: self.unfinished, ..Self::new(self.rank, topology, self.stream, placement) }
     }
 
     /// Shows a sign of life, for a rank that does something long between two calls of [`Driver::progress`].
@@ -429,11 +499,12 @@ impl<S: Stream> Driver<S> {
                             Err(error) => active.exchange.transfers_failed(error.to_string(), now),
                         }
                     }
-                    Action::Commit { wave } => {
-                        let wave = &active.exchange.plan().waves()[wave];
+                    Action::Commit { wave: number } => {
+                        let wave = &active.exchange.plan().waves()[number];
                         let own = own_commits(wave, self.rank, &self.topology);
                         apply_commits(Arc::make_mut(&mut self.map), wave);
                         self.enqueued += 1;
+                        active.unproven = Some(number);
                         match self.stream.commit(&own) {
                             Ok(fence) => active.commit = Some(fence),
                             Err(error) => active.exchange.commit_failed(error.to_string(), now),

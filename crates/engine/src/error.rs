@@ -67,6 +67,17 @@ pub enum EngineError {
         /// Number of the wave.
         wave: usize,
     },
+    /// A new epoch is being formed, or could not be: slots may hold other experts than maps say.
+    #[error(
+        "{rank}: step {step} must not run, because the ranks have not agreed yet on what they go on from; reform, and wait \
+         until it has succeeded"
+    )]
+    Unformed {
+        /// This rank.
+        rank: RankId,
+        /// The step.
+        step: u64,
+    },
     /// A rank did not begin a step in time.
     #[error("{rank}: step {step} waited {waited:?} for {missing:?}, which did not begin it")]
     StepTimeout {

@@ -8,7 +8,7 @@ use std::time::Instant;
 use eplb_comm::host::HostMemory;
 use eplb_comm::store::identity::EPOCH_KEY;
 use eplb_comm::store::{CasOutcome, EpochRecord, Store, StoreError};
-use eplb_comm::{Carried, CommError, Communicator, Fence, Progress, Ticket};
+use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Ticket};
 use eplb_core::{RankId, Transfer};
 use eplb_engine::cluster::Hooks;
 
@@ -145,53 +145,23 @@ impl Hooks for Around {
         _memory: &Arc<HostMemory>,
         inner: Box<dyn Communicator>,
     ) -> Box<dyn Communicator> {
-        Box::new(Struck { inner, strike: self.0.clone() })
+        Box::new(Intercepted::new(inner, Struck(self.0.clone())))
     }
 }
 
 #[derive(Debug)]
-struct Struck {
-    inner: Box<dyn Communicator>,
-    strike: Arc<Strike>,
-}
+struct Struck(Arc<Strike>);
 
-impl Communicator for Struck {
-    fn backend(&self) -> &'static str {
-        self.inner.backend()
-    }
-
-    fn rank(&self) -> RankId {
-        self.inner.rank()
-    }
-
-    fn world_size(&self) -> usize {
-        self.inner.world_size()
-    }
-
+impl Intercept for Struck {
     fn submit(
         &mut self,
+        inner: &mut dyn Communicator,
         transfers: &Arc<[Transfer]>,
         after: Fence,
         deadline: Instant,
     ) -> Result<Ticket, CommError> {
-        let ticket = self.inner.submit(transfers, after, deadline);
-        self.strike.in_a_wave();
+        let ticket = inner.submit(transfers, after, deadline);
+        self.0.in_a_wave();
         ticket
-    }
-
-    fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
-        self.inner.poll(ticket)
-    }
-
-    fn done(&mut self, ticket: Ticket) -> Result<Fence, CommError> {
-        self.inner.done(ticket)
-    }
-
-    fn abort(&mut self, cause: &str) -> Fence {
-        self.inner.abort(cause)
-    }
-
-    fn carried(&self) -> Carried {
-        self.inner.carried()
     }
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use eplb_comm::host::{HostMemory, HostStream};
-use eplb_comm::{Carried, CommError, Communicator, Fence, Progress, Ticket};
+use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Ticket};
 use eplb_core::{Placement, RankId, Transfer};
 use eplb_engine::board::{Board, Reader};
 use eplb_engine::cluster::{Hooks, ServingStream};
@@ -91,7 +91,7 @@ impl Hooks for Gated {
         _memory: &Arc<HostMemory>,
         communicator: Box<dyn Communicator>,
     ) -> Box<dyn Communicator> {
-        Box::new(GatedCommunicator { inner: communicator, gate: self.0.clone() })
+        Box::new(Intercepted::new(communicator, GatedWaves(self.0.clone())))
     }
 
     fn board(&self, _rank: RankId, board: Arc<dyn Board>) -> Arc<dyn Board> {
@@ -159,48 +159,18 @@ impl Board for GatedBoard {
 }
 
 #[derive(Debug)]
-struct GatedCommunicator {
-    inner: Box<dyn Communicator>,
-    gate: Arc<Gate>,
-}
+struct GatedWaves(Arc<Gate>);
 
-impl Communicator for GatedCommunicator {
-    fn backend(&self) -> &'static str {
-        self.inner.backend()
-    }
-
-    fn rank(&self) -> RankId {
-        self.inner.rank()
-    }
-
-    fn world_size(&self) -> usize {
-        self.inner.world_size()
-    }
-
+impl Intercept for GatedWaves {
     fn submit(
         &mut self,
+        inner: &mut dyn Communicator,
         transfers: &Arc<[Transfer]>,
         after: Fence,
         deadline: Instant,
     ) -> Result<Ticket, CommError> {
-        let ticket = self.inner.submit(transfers, after, deadline);
-        self.gate.pass(Phase::Wave);
+        let ticket = inner.submit(transfers, after, deadline);
+        self.0.pass(Phase::Wave);
         ticket
-    }
-
-    fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
-        self.inner.poll(ticket)
-    }
-
-    fn done(&mut self, ticket: Ticket) -> Result<Fence, CommError> {
-        self.inner.done(ticket)
-    }
-
-    fn abort(&mut self, cause: &str) -> Fence {
-        self.inner.abort(cause)
-    }
-
-    fn carried(&self) -> Carried {
-        self.inner.carried()
     }
 }

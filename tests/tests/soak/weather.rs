@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use eplb_comm::host::HostMemory;
-use eplb_comm::{Carried, CommError, Communicator, Fence, Progress, Ticket};
+use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Progress, Ticket};
 use eplb_core::{RankId, Transfer};
 use eplb_engine::cluster::Hooks;
 
@@ -39,7 +39,7 @@ impl Hooks for Weather {
     ) -> Box<dyn Communicator> {
         let made = self.made.fetch_add(1, Ordering::Relaxed);
         let seed = mix(mix(self.seed, made), u64::from(rank.0));
-        Box::new(Weathered { inner: communicator, seed, waves: 0, open: BTreeMap::new() })
+        Box::new(Intercepted::new(communicator, Waves { seed, waves: 0, open: BTreeMap::new() }))
     }
 }
 
@@ -51,35 +51,20 @@ enum Fate {
 }
 
 #[derive(Debug)]
-struct Weathered {
-    inner: Box<dyn Communicator>,
+struct Waves {
     seed: u64,
     waves: u64,
     open: BTreeMap<Ticket, Fate>,
 }
 
-impl Weathered {
-    fn failure(&self) -> CommError {
-        let rank = self.inner.rank();
-        CommError::Transfer { rank, peer: rank, cause: "the weather was bad".into() }
-    }
+fn failure(rank: RankId) -> CommError {
+    CommError::Transfer { rank, peer: rank, cause: "the weather was bad".into() }
 }
 
-impl Communicator for Weathered {
-    fn backend(&self) -> &'static str {
-        self.inner.backend()
-    }
-
-    fn rank(&self) -> RankId {
-        self.inner.rank()
-    }
-
-    fn world_size(&self) -> usize {
-        self.inner.world_size()
-    }
-
+impl Intercept for Waves {
     fn submit(
         &mut self,
+        inner: &mut dyn Communicator,
         transfers: &Arc<[Transfer]>,
         after: Fence,
         deadline: Instant,
@@ -89,36 +74,24 @@ impl Communicator for Weathered {
         let fails = draw.is_multiple_of(FAILS);
         // Half of the failures come before a byte has moved, the other half amid the wave.
         if fails && draw >> 63 == 0 {
-            return Err(self.failure());
+            return Err(failure(inner.rank()));
         }
-        let ticket = self.inner.submit(transfers, after, deadline)?;
+        let ticket = inner.submit(transfers, after, deadline)?;
         let late = Duration::from_micros((draw >> 32) % LATE);
         self.open.insert(ticket, if fails { Fate::Fails } else { Fate::Late(Instant::now() + late) });
         Ok(ticket)
     }
 
-    fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
+    fn poll(&mut self, inner: &mut dyn Communicator, ticket: Ticket) -> Result<Progress, CommError> {
         match self.open.get(&ticket) {
-            Some(Fate::Fails) => return Err(self.failure()),
+            Some(Fate::Fails) => return Err(failure(inner.rank())),
             Some(Fate::Late(until)) if Instant::now() < *until => return Ok(Progress::Pending),
             _ => {}
         }
-        let progress = self.inner.poll(ticket)?;
+        let progress = inner.poll(ticket)?;
         if progress == Progress::Done {
             self.open.remove(&ticket);
         }
         Ok(progress)
-    }
-
-    fn done(&mut self, ticket: Ticket) -> Result<Fence, CommError> {
-        self.inner.done(ticket)
-    }
-
-    fn abort(&mut self, cause: &str) -> Fence {
-        self.inner.abort(cause)
-    }
-
-    fn carried(&self) -> Carried {
-        self.inner.carried()
     }
 }

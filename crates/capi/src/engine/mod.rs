@@ -27,7 +27,9 @@ pub struct Engine(pub(crate) eplb_engine::Engine);
 /// What went wrong in an engine, as a status.
 pub(crate) fn failed(error: EngineError) -> Failure {
     let status = match &error {
-        EngineError::Undecided { .. } | EngineError::Broken { .. } => Status::MustNotRun,
+        EngineError::Undecided { .. } | EngineError::Broken { .. } | EngineError::Unformed { .. } => {
+            Status::MustNotRun
+        }
         EngineError::Late { .. } => Status::Timeout,
         EngineError::State { .. } => Status::State,
         _ if error.is_bad_input() => Status::InvalidArgument,

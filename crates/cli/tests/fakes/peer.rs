@@ -113,6 +113,12 @@ fn what_processes_cannot_open_is_named_by_all() {
         &[("EPLB_FAKE_FAULT", "cuIpcOpenMemHandle:3")],
         &["cannot open the memory of", "cuIpcOpenMemHandle"],
     );
+    // What an owner says of its memory is held against what was opened.
+    refused(
+        &[],
+        &[("EPLB_FAKE_FAULT", "cuMemGetAddressRange:1")],
+        &["cannot open the memory of", "bytes were said to lie behind"],
+    );
     // The path is tried out: a copy that brings nothing is found before the first wave.
     let run = refused(&[], &[("EPLB_FAKE_FAULT", "cuMemcpyAsync:1")], &["brought other bytes than it has"]);
     assert_eq!(run.log.count("planted"), 4, "once in each process");

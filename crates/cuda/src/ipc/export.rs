@@ -90,8 +90,8 @@ impl HandleKind {
     }
 }
 
-/// Base and size of the allocation that an address lies in.
-fn allocation(address: u64) -> Result<(u64, usize), CudaError> {
+/// Base and size of the allocation that an address lies in; a context has been entered.
+pub(super) fn allocation(address: u64) -> Result<(u64, usize), CudaError> {
     let (mut base, mut size) = (0, 0);
     // SAFETY: writes two numbers.
     check("cuMemGetAddressRange", unsafe { sys::cuMemGetAddressRange_v2(&mut base, &mut size, address) })?;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use cudarc::driver::sys;
 
 use super::block::{HandleKind, Reserved};
+use super::export::allocation;
 use super::handle::{Chunk, Handle, Spot};
 use crate::call::check;
 use crate::context::Context;
@@ -76,9 +77,20 @@ fn legacy(context: &Arc<Context>, handle: &[u8; 64], bytes: usize) -> Result<Ran
     let mut base = 0;
     // SAFETY: writes one address, which Drop closes once; the flags are those that the call knows.
     check("cuIpcOpenMemHandle", unsafe { sys::cuIpcOpenMemHandle_v2(&mut base, handle, flags) })?;
-    Ok(Range::Legacy { context: context.clone(), base, bytes })
+    let range = Range::Legacy { context: context.clone(), base, bytes };
+    // A handle carries no size that can be read, so the owner's word is held against what the driver has mapped. A driver that does not know
+    // the range of what it opened leaves it at that word.
+    match allocation(base) {
+        Ok((start, size)) if (base - start).saturating_add(bytes as u64) > size as u64 => {
+            Err(CudaError::NotShareable(format!(
+                "{bytes} bytes were said to lie behind a legacy handle that stands for {size}; do all ranks run the same version?"
+            )))
+        }
+        _ => Ok(range),
+    }
 }
 
+/// Maps chunks behind each other. Sizes need no check: the driver maps nothing that lies beyond what a handle stands for.
 fn mapped(
     context: &Arc<Context>,
     chunks: &[Chunk],

@@ -92,8 +92,9 @@ impl Engine {
     }
 
     /// Forms the next epoch with the same ranks, some of which may have been started anew: after a failure, or to be rid of one.
-    /// All ranks call it. Ranks go on from the placement that is committed; a slot whose bytes nobody vouches for is filled from
-    /// the [`source`](super::Builder::source).
+    /// All ranks call it, each with no pass under way. Ranks go on from the placement that is committed; a slot whose bytes nobody vouches
+    /// for is filled from the [`source`](super::Builder::source). From when the ranks know what they go on from until all are there, steps are
+    /// refused ([`EngineError::Unformed`]); after a reform that failed then, until one that succeeds.
     ///
     /// # Errors
     /// [`EngineError::Late`], or why no epoch was formed.

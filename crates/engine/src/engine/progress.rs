@@ -17,7 +17,7 @@ use crate::error::EngineError;
 use crate::process::{Meeting, Session, Source, Transport};
 
 /// Longest pause between two looks at an exchange.
-const LONGEST_PAUSE: Duration = Duration::from_millis(1);
+pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 /// Shortest one.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
 /// How often a rank that waits for something of its own shows that it is there.
@@ -123,6 +123,7 @@ impl Progress {
         }
         self.abandon("the engine was shut down");
         self.close();
+        self.settle();
         // Ends the threads of the board before anyone is told that all is over.
         self.session = None;
         self.shared.finish();

@@ -9,10 +9,9 @@ use ndarray::Array2;
 use super::builder::facts;
 use super::progress::Progress;
 use super::shared::{BARRED, PUBLISH, Set, Shared, lock};
-use crate::driver::Driver;
 use crate::error::EngineError;
 use crate::process::session::at;
-use crate::process::standing::{Standing, reconcile};
+use crate::process::standing::{Standing, reconcile, wanting};
 use crate::process::{Session, Source, Stage};
 
 impl Progress {
@@ -26,7 +25,11 @@ impl Progress {
         };
         agree(&shared, &mut session, self.transport.name(), self.source.as_deref(), false)?;
         self.enter(session);
-        self.open()
+        self.open()?;
+        // Only now is it known that all ranks go on from the same.
+        lock(&shared.core).lanes.iter_mut().for_each(|lane| lane.driver.unbar());
+        shared.clear(BARRED);
+        Ok(())
     }
 
     /// Makes the communicators, and waits until all ranks have theirs.
@@ -39,7 +42,8 @@ impl Progress {
 }
 
 /// Compares with the other members what must be the same, and who holds what; takes over the placement that all go on from. A rank
-/// that is `fresh` holds the placement to start with, and nobody relies on that if others have gone on since.
+/// that is `fresh` holds the placement to start with, and nobody relies on that if others have gone on since; any other runs no
+/// step from here on until it is unbarred.
 pub(super) fn agree(
     shared: &Shared,
     session: &mut Session,
@@ -47,73 +51,113 @@ pub(super) fn agree(
     source: Option<&dyn Source>,
     fresh: bool,
 ) -> Result<(), EngineError> {
-    let (rank, deadlines) = (shared.rank, &shared.deadlines);
     session.compare(&facts(shared, backend))?;
-    for (which, set) in shared.sets.iter().enumerate() {
-        let (version, map) = {
-            let core = lock(&shared.core);
-            let lane = &core.lanes[which];
-            (lane.version, lane.driver.phy2log().as_ref().clone())
-        };
-        let (last_step, said_map) = (shared.last_step(), (!fresh).then(|| map.clone()));
-        let standing = Standing { version, last_step, map: said_map };
-        let label = format!("standing-{which}");
-        let said = session.group.all_gather(&label, &standing.encode(), after(deadlines.store.collective));
-        let said = at(rank, Stage::Standing, said)?;
-        let mut standings = Vec::new();
-        for (&other, bytes) in session.members().iter().zip(&said) {
-            let unreadable = EngineError::Unreadable { rank: other, what: "its standing" };
-            let standing = Standing::decode(bytes, set.start.phy2log().dim()).ok_or(unreadable)?;
-            standings.push((other, standing));
-        }
-        let (version, agreed, holds) = reconcile(&standings, &set.topology, &set.start.phy2log().to_owned());
-        let held = standings.iter().zip(&holds).any(|((other, _), &holds)| *other == rank && holds);
-        let placement = Placement::with_missing(set.experts, agreed)?;
-        if !held {
-            at(rank, Stage::Standing, refill(set, &placement, &map, source))?;
-        }
-        let mut core = lock(&shared.core);
-        let mut lane = core.lanes.remove(which);
-        lane.driver = Driver::new(rank, set.topology.clone(), lane.driver.into_stream(), &placement);
-        lane.version = version;
-        let changed = *lane.driver.phy2log() != lane.published;
-        if !changed {
-            lane.published = Arc::clone(lane.driver.phy2log());
-        } else if fresh {
-            // No step has run yet, and the host reads the maps before the first.
-            shared.publish(which, &mut lane, 0)?;
-            lane.driver.stream().release()?;
-        } else {
-            shared.raise(PUBLISH);
-        }
-        core.lanes.insert(which, lane);
-        shared.clear(BARRED);
+    let mut all = Vec::new();
+    for which in 0..shared.sets.len() {
+        all.push(settle(shared, session, which, fresh)?);
+    }
+    // Nothing is changed before this, so that a rank that fails before goes on as it was.
+    if !fresh {
+        lock(&shared.core).lanes.iter_mut().for_each(|lane| lane.driver.bar());
+        shared.raise(BARRED);
+    }
+    for (which, agreed) in all.into_iter().enumerate() {
+        at(shared.rank, Stage::Standing, take_over(shared, which, agreed, source, fresh))?;
     }
     Ok(())
 }
 
-/// Fills the slots of this rank that do not hold what a placement says.
+/// What the ranks go on from in a layer set: its version, and the placement.
+fn settle(
+    shared: &Shared,
+    session: &mut Session,
+    which: usize,
+    fresh: bool,
+) -> Result<(u64, Placement), EngineError> {
+    let (rank, set) = (shared.rank, &shared.sets[which]);
+    let standing = {
+        let mut core = lock(&shared.core);
+        let lane = &mut core.lanes[which];
+        lane.driver.distrust();
+        let map = (!fresh).then(|| lane.driver.phy2log().as_ref().clone());
+        Standing { version: lane.version, last_step: shared.last_step(), map }
+    };
+    let deadline = after(shared.deadlines.store.collective);
+    let said = session.group.all_gather(&format!("standing-{which}"), &standing.encode(), deadline);
+    let said = at(rank, Stage::Standing, said)?;
+    let mut standings = Vec::new();
+    for (&other, bytes) in session.members().iter().zip(&said) {
+        let unreadable = EngineError::Unreadable { rank: other, what: "its standing" };
+        let standing = Standing::decode(bytes, set.start.phy2log().dim()).ok_or(unreadable)?;
+        standings.push((other, standing));
+    }
+    Ok(reconcile(&standings, &set.topology, &set.start)?)
+}
+
+/// Makes a layer set of this rank what was agreed.
+fn take_over(
+    shared: &Shared,
+    which: usize,
+    (version, placement): (u64, Placement),
+    source: Option<&dyn Source>,
+    fresh: bool,
+) -> Result<(), EngineError> {
+    let set = &shared.sets[which];
+    let enter = |placement: &Placement| {
+        let mut core = lock(&shared.core);
+        let mut lane = core.lanes.remove(which);
+        lane.driver = lane.driver.renewed(set.topology.clone(), placement);
+        if !fresh {
+            lane.driver.bar();
+        }
+        core.lanes.insert(which, lane);
+    };
+    let mine = lock(&shared.core).lanes[which].driver.phy2log().as_ref().clone();
+    let places = wanting(Some(&mine), &placement, set.memory.range());
+    if !places.is_empty() {
+        // If this fails half-way, the next attempt must not rely on slots that hold the one or the other.
+        enter(&Placement::with_missing(set.experts, without(mine, &places))?);
+        refill(set, &placement, &places, source)?;
+    }
+    enter(&placement);
+    let mut core = lock(&shared.core);
+    let lane = &mut core.lanes[which];
+    lane.version = version;
+    let changed = *lane.driver.phy2log() != lane.published;
+    if !changed {
+        lane.published = Arc::clone(lane.driver.phy2log());
+    } else if fresh {
+        // No step has run yet, and the host reads the maps before the first.
+        shared.publish(which, lane, 0)?;
+        lane.driver.stream().release()?;
+    } else {
+        shared.raise(PUBLISH);
+    }
+    Ok(())
+}
+
+/// A map in which some places hold nothing.
+fn without(mut map: Array2<i32>, places: &[(usize, usize)]) -> Array2<i32> {
+    places.iter().for_each(|&place| map[place] = -1);
+    map
+}
+
+/// Fills places of this rank with what a placement says.
 fn refill(
     set: &Set,
     placement: &Placement,
-    mine: &Array2<i32>,
+    places: &[(usize, usize)],
     source: Option<&dyn Source>,
 ) -> Result<(), EngineError> {
-    for layer in 0..placement.layers() {
-        for slot in set.memory.range() {
-            let wanted = placement.phy2log()[(layer, slot)];
-            if wanted < 0 || mine[(layer, slot)] == wanted {
-                continue;
-            }
-            let (layer, slot) = (LayerId::at(layer), SlotId::at(slot));
-            let Some(expert) = placement.expert_at(layer, slot) else { continue };
-            let Some(source) = source else {
-                return Err(EngineError::Options(format!(
-                    "{layer} {expert} has to be put into {slot} from the checkpoint; give the builder a source"
-                )));
-            };
-            set.memory.fill(source, layer, slot, expert)?;
-        }
+    for &(layer, slot) in places {
+        let (layer, slot) = (LayerId::at(layer), SlotId::at(slot));
+        let Some(expert) = placement.expert_at(layer, slot) else { continue };
+        let Some(source) = source else {
+            return Err(EngineError::Options(format!(
+                "{layer} {expert} has to be put into {slot} from the checkpoint; give the builder a source"
+            )));
+        };
+        set.memory.fill(source, layer, slot, expert)?;
     }
     Ok(())
 }

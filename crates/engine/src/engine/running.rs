@@ -13,7 +13,7 @@ use eplb_plan::Dispatch;
 use super::SetId;
 use super::device::Ready;
 use super::maps::{Wanted, make};
-use super::progress::Progress;
+use super::progress::{LONGEST_PAUSE, Progress};
 use super::report::{Report, RoundOutcome};
 use super::shared::{BARRED, EXCHANGE, PUBLISH, Shared, lock};
 use super::state::{Event, State};
@@ -21,7 +21,7 @@ use super::wire::{Done, Plan};
 use crate::driver::Ended;
 use crate::error::EngineError;
 
-/// Longest wait for copies of an exchange that is given up.
+/// Longest wait for copies of an exchange that is given up, while its communicator is kept.
 const LONGEST_HALT: Duration = Duration::from_secs(5);
 
 /// What this rank knows of the round under way.
@@ -294,14 +294,19 @@ impl Progress {
         Ok(())
     }
 
-    /// Gives up the exchange under way without the others: its copies have ended when this returns, or will within the deadline.
+    /// Gives up the exchange under way, if any, without the others. Its copies have ended when this returns, or
+    /// [`LONGEST_HALT`] is over.
     pub(super) fn abandon(&mut self, why: &str) {
         self.running = None;
         let shared = self.shared.clone();
-        let fence = {
+        let left = {
             let mut core = lock(&shared.core);
-            let moving = core.moving.take();
-            let left = moving.and_then(|at| core.lanes[at].driver.abandon(why));
+            let left = core.moving.take().and_then(|at| {
+                let lane = &mut core.lanes[at];
+                let left = lane.driver.abandon(why)?;
+                lane.version += left.committed as u64;
+                Some(left)
+            });
             // Steps that must not run have to be told so before any is let past.
             if core.lanes.iter().any(|lane| lane.driver.is_barred()) {
                 shared.raise(BARRED);
@@ -309,11 +314,24 @@ impl Progress {
             shared.clear(EXCHANGE);
             left
         };
-        if let Some((communicator, fence)) = fence {
-            // What cannot be waited for is left to the communicator's own end.
-            drop(fence.wait(shared.rank, "the last copies", Instant::now() + LONGEST_HALT));
-            drop(communicator);
+        let begun = Instant::now();
+        while !self.is_quiet() && begun.elapsed() < LONGEST_HALT {
+            std::thread::sleep(LONGEST_PAUSE);
         }
+        // What cannot be waited for is left to the communicator's own end.
+        drop(left);
+    }
+
+    /// Waits, however long it takes, until nothing of this rank can touch the slots any more: then its memory may be freed.
+    pub(super) fn settle(&self) {
+        while !self.is_quiet() {
+            std::thread::sleep(LONGEST_PAUSE);
+        }
+    }
+
+    /// Whether no copy of an exchange that is over can touch the slots any more.
+    fn is_quiet(&self) -> bool {
+        lock(&self.shared.core).lanes.iter_mut().all(|lane| lane.driver.is_quiet())
     }
 }
 

@@ -192,7 +192,10 @@ impl Shared {
 
     /// Takes in an event; orders go to the progress thread.
     pub(super) fn on(&self, event: Event) -> Result<(), Misfit> {
-        let mut control = lock(&self.control);
+        self.take_in(&mut lock(&self.control), event)
+    }
+
+    fn take_in(&self, control: &mut Control, event: Event) -> Result<(), Misfit> {
         let before = control.machine.state().clone();
         let order = control.machine.on(event)?;
         control.orders.extend(order);
@@ -235,8 +238,12 @@ impl Shared {
     pub(super) fn fail(&self, cause: String) {
         tracing::error!(rank = self.rank.0, cause, "the engine failed");
         self.meters.error(&cause);
-        // Refused only once stopped, and then there is nobody to tell.
-        drop(self.on(Event::Fail(cause)));
+        let mut control = lock(&self.control);
+        // The host leaves what failed already: this must not be taken for the end of what it has asked for.
+        if !control.orders.contains(&Order::Reform) {
+            // Refused only once stopped, and then there is nobody to tell.
+            drop(self.take_in(&mut control, Event::Fail(cause)));
+        }
     }
 
     /// Rounds ended on this rank.
@@ -311,5 +318,25 @@ impl Shared {
         lane.published = map.clone();
         lane.reshared = false;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failure_of_what_the_host_leaves_is_not_one_of_what_it_asks_for() {
+        let ranks = (RankId(0), 2);
+        let shared = Shared::new(EngineConfig::default(), Deadlines::new(), ranks, Vec::new(), Vec::new());
+        shared.fail("the first".into());
+        assert_eq!(shared.state(), State::Failed { cause: "the first".into() });
+        shared.on(Event::Reform).unwrap();
+        // The progress thread was still looking at the epoch that failed.
+        shared.fail("the same once more".into());
+        assert_eq!(shared.state(), State::Reforming);
+        assert_eq!(shared.take_orders(), [Order::Reform]);
+        shared.fail("no epoch was formed".into());
+        assert_eq!(shared.state(), State::Failed { cause: "no epoch was formed".into() });
     }
 }

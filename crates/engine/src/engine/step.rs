@@ -19,8 +19,8 @@ impl Engine {
     /// take effect here; the only wait is the one for a decision at the agreed step (`exchange.commit_hold`), and it is counted.
     ///
     /// # Errors
-    /// The pass must not run: the id does not rise, or [`EngineError::Undecided`] or [`EngineError::Broken`], after
-    /// which no pass may run until [`Engine::reform`].
+    /// The pass must not run: the id does not rise, or [`EngineError::Undecided`], [`EngineError::Broken`] or
+    /// [`EngineError::Unformed`], after which no pass may run until an [`Engine::reform`] has succeeded.
     #[inline]
     pub fn step(&self, id: u64) -> Result<(), EngineError> {
         let shared = &*self.shared;
@@ -74,7 +74,10 @@ impl Shared {
         let start = Instant::now();
         let result = self.boundary(Some(id), streams);
         self.meters.stall(start.elapsed());
-        if let Err(error) = &result {
+        // A refusal while an epoch is formed says nothing new of the engine.
+        if let Err(error) = &result
+            && !matches!(error, EngineError::Unformed { .. })
+        {
             if matches!(error, EngineError::Undecided { .. } | EngineError::Broken { .. }) {
                 self.raise(BARRED);
             }

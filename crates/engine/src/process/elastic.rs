@@ -1,14 +1,13 @@
 //! Walks a trace while members change at steps that are known beforehand: ranks leave, join, and are killed.
 
 use std::ops::Range;
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use eplb_comm::host::HostMemory;
 use eplb_comm::store::Store;
-use eplb_comm::{Carried, CommError, Communicator, Fence, Progress, Ticket};
+use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Ticket};
 use eplb_core::{Placement, RankId, Topology, Transfer};
 use eplb_plan::{Planner, Request};
 use eplb_trace::Trace;
@@ -268,7 +267,8 @@ impl Rebalance {
                 continue;
             };
             if casualty.is_some() {
-                die();
+                // As a crash: nothing is said, nothing is cleaned up.
+                std::process::abort();
             }
             // The others find out, by their deadlines or because nothing had to move; then they go on without it.
             let begun = Instant::now();
@@ -337,16 +337,6 @@ impl Walked {
     }
 }
 
-/// Ends this process as a crash would: nothing is said, nothing is cleaned up.
-fn die() -> ! {
-    // The shell's parent is this process.
-    let sent = Command::new("sh").args(["-c", "kill -KILL $PPID"]).status();
-    if sent.is_ok_and(|status| status.success()) {
-        std::thread::sleep(Duration::from_secs(5));
-    }
-    std::process::abort()
-}
-
 /// Kills its process when experts begin to move, once it is armed.
 #[derive(Debug)]
 struct Casualty(Arc<AtomicBool>);
@@ -358,56 +348,28 @@ impl Hooks for Casualty {
         _memory: &Arc<HostMemory>,
         inner: Box<dyn Communicator>,
     ) -> Box<dyn Communicator> {
-        Box::new(Doomed { inner, armed: self.0.clone() })
+        Box::new(Intercepted::new(inner, Doomed { armed: self.0.clone() }))
     }
 }
 
 #[derive(Debug)]
 struct Doomed {
-    inner: Box<dyn Communicator>,
     armed: Arc<AtomicBool>,
 }
 
-impl Communicator for Doomed {
-    fn backend(&self) -> &'static str {
-        self.inner.backend()
-    }
-
-    fn rank(&self) -> RankId {
-        self.inner.rank()
-    }
-
-    fn world_size(&self) -> usize {
-        self.inner.world_size()
-    }
-
+impl Intercept for Doomed {
     fn submit(
         &mut self,
+        inner: &mut dyn Communicator,
         transfers: &Arc<[Transfer]>,
         after: Fence,
         deadline: Instant,
     ) -> Result<Ticket, CommError> {
-        let ticket = self.inner.submit(transfers, after, deadline);
+        let ticket = inner.submit(transfers, after, deadline);
         if self.armed.load(Ordering::SeqCst) {
-            die();
+            std::process::abort();
         }
         ticket
-    }
-
-    fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
-        self.inner.poll(ticket)
-    }
-
-    fn done(&mut self, ticket: Ticket) -> Result<Fence, CommError> {
-        self.inner.done(ticket)
-    }
-
-    fn abort(&mut self, cause: &str) -> Fence {
-        self.inner.abort(cause)
-    }
-
-    fn carried(&self) -> Carried {
-        self.inner.carried()
     }
 }
 

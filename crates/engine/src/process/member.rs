@@ -11,7 +11,7 @@ use eplb_exchange::ExchangePlan;
 
 use super::job::{Job, facts, step_time};
 use super::session::{Session, Stage, at};
-use super::standing::{Standing, reconcile};
+use super::standing::{Standing, reconcile, wanting};
 use super::steps::StepClock;
 use super::transport::{Meeting, Source};
 use crate::cluster::serve::Findings;
@@ -112,16 +112,10 @@ impl Member {
             let unreadable = EngineError::Unreadable { rank, what: "its standing" };
             standings.push((rank, Standing::decode(bytes, shape).ok_or(unreadable)?));
         }
-        let (version, map, holds) = reconcile(&standings, &job.topology, &job.start.phy2log().to_owned());
-        let placement = at(rank, Stage::Standing, Placement::with_missing(job.start.experts(), map))?;
-        let held = standings.iter().zip(&holds).any(|((other, _), &holds)| *other == rank && holds);
-        if !held {
-            let same = |layer, slot| {
-                let own = standing.map.as_ref().map_or(-1, |map| map[(layer, slot)]);
-                own >= 0 && own == placement.phy2log()[(layer, slot)]
-            };
-            at(rank, Stage::Standing, fill(&memory, &placement, job.source.as_ref(), same))?;
-        }
+        let agreed = reconcile(&standings, &job.topology, &job.start);
+        let (version, placement) = at(rank, Stage::Standing, agreed)?;
+        let places = wanting(standing.map.as_ref(), &placement, memory.slots());
+        at(rank, Stage::Standing, fill(&memory, &placement, job.source.as_ref(), &places))?;
         let last = standings.iter().filter_map(|(_, standing)| standing.last_step).max();
         let serving = at(rank, Stage::Standing, serve(rank, &job, memory, &placement))?;
         let numbering = Numbering { topology: serving.topology.clone(), roster: session.roster().to_vec() };
@@ -294,21 +288,17 @@ pub(super) fn serve(
     })
 }
 
-/// Fills the slots of a rank with the experts that a placement names, but for those that are `good` already.
+/// Fills places, as layers and slots, with the experts that a placement names.
 fn fill(
     memory: &Arc<HostMemory>,
     placement: &Placement,
     source: &dyn Source,
-    good: impl Fn(usize, usize) -> bool,
+    places: &[(usize, usize)],
 ) -> Result<(), EngineError> {
-    for layer in 0..placement.layers() {
-        for slot in memory.slots() {
-            let (layer_id, slot_id) = (LayerId::at(layer), SlotId::at(slot));
-            if let Some(expert) = placement.expert_at(layer_id, slot_id)
-                && !good(layer, slot)
-            {
-                source.fill(memory, layer_id, slot_id, expert)?;
-            }
+    for &(layer, slot) in places {
+        let (layer, slot) = (LayerId::at(layer), SlotId::at(slot));
+        if let Some(expert) = placement.expert_at(layer, slot) {
+            source.fill(memory, layer, slot, expert)?;
         }
     }
     Ok(())

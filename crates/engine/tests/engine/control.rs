@@ -12,7 +12,7 @@ use eplb_engine::process::MadeUp;
 use super::support::{LONG, Threads, config, count, wrong};
 
 /// Ends a wait that would otherwise never end.
-fn until(what: &str, mut done: impl FnMut() -> bool) {
+pub(crate) fn until(what: &str, mut done: impl FnMut() -> bool) {
     let deadline = Instant::now() + LONG;
     while !done() {
         assert!(Instant::now() < deadline, "{what} did not come");

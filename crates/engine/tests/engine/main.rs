@@ -2,6 +2,7 @@
 
 mod alone;
 mod control;
+mod ends;
 mod group;
 mod outputs;
 mod sets;

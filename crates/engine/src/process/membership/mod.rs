@@ -27,7 +27,7 @@ mod enter;
 mod error;
 mod presence;
 mod reform;
-mod restore;
+pub(crate) mod restore;
 mod settle;
 mod talk;
 mod waiting;
