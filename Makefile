@@ -102,15 +102,7 @@ python:
 
 # Runs on any x86-64 Linux with an NVIDIA driver and NCCL, without Rust.
 gpu-bundle: tools ## Build target/gpu-bundle: copy it to a machine with GPUs and start its run.sh
-	$(CARGO) build --release --locked --quiet -p eplb-cli
-	rm -rf target/gpu-bundle && mkdir -p target/gpu-bundle/bin
-	strip -o target/gpu-bundle/bin/eplb target/release/eplb
-	cp tests/gpu/run.sh tests/gpu/audit.py target/gpu-bundle/
-	cc -O1 -fPIC -shared -o target/gpu-bundle/libinterpose.so tests/gpu/interpose.c -ldl
-	mkdir target/gpu-bundle/peers && cp benches/peers/exchange.py benches/peers/vllm_*.py target/gpu-bundle/peers/
-	if [ -e target/peers/vllm/VERSION ]; then cp -r target/peers/vllm target/gpu-bundle/; fi
-	kernels/build.sh target/gpu-bundle/bin/kernels || [ $$? = 3 ]
-	@du -sh target/gpu-bundle
+	tests/gpu/bundle.sh target/gpu-bundle
 
 vllm-exchange: python ## Fetch vLLM's exchange (340 MB, a few files of it are kept) for the next gpu-bundle, to be measured beside ours
 	python3 benches/peers/vllm_files.py target/peers/vllm

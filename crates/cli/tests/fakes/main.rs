@@ -2,6 +2,7 @@
 //! ranks as threads of one process, with the calls that it made audited and with planted faults.
 
 mod audit;
+mod bundle;
 mod interference;
 mod interpose;
 mod libraries;

@@ -1,0 +1,53 @@
+# Right bytes, right calls, and an end whatever happens: nothing here is timed.
+if [ "$ranks" -ge 2 ]; then
+  # What every communicator must do, on device memory: both kinds.
+  for carrier in '' --peer; do
+    # shellcheck disable=SC2086
+    step "suite of communicators ${carrier:-nccl}" 25 100 "$eplb" doctor --suite "$ranks" $carrier >>"$out/suite.log"
+  done
+  grep -c '^check.*ok$' "$out/suite.log" | sed 's/$/ checks of the suite held/'
+  small="--ranks $ranks --layers 2 --tensors 1048576,65536,1024,1000,7 --iters 2 --warmup 1"
+  for placement in same few2 shift random plan; do
+    # Rows with gaps, and sizes of every alignment.
+    # shellcheck disable=SC2086
+    step "small $placement" 6 40 "$eplb" bench exchange --json --backend nccl $small --gaps 24:8 --placement $placement >>"$out/small.jsonl"
+  done
+  # shellcheck disable=SC2086
+  step 'small, pulled' 6 40 "$eplb" bench exchange --json --backend peer $small --gaps 128:64 --placement random >>"$out/small.jsonl"
+  echo "$(grep -c '"verified":true' "$out/small.jsonl") small exchanges, every byte right"
+
+  # World size 1 makes no communicator; NCCL's own log counts them.
+  communicators() {
+    NCCL_DEBUG=INFO NCCL_DEBUG_FILE=$out/nccl-$1.log timeout -k 5 40 "$eplb" bench exchange --json --backend nccl --ranks "$1" --layers 1 --tensors 65536 \
+      --iters 1 --warmup 0 2>>"$out/errors.log" >/dev/null || return 9
+    [ "$(cat "$out/nccl-$1.log" 2>/dev/null | grep -c 'Init COMPLETE')" -eq "$2" ]
+  }
+  export -f communicators; export out eplb
+  step 'a rank that is alone makes no communicator' 6 45 bash -c 'communicators 1 0'
+  step 'two ranks make one each, counted alike' 6 45 bash -c 'communicators 2 2'
+  rm -f "$out"/nccl-[12].log
+
+  echo "what the driver is asked for while a server would serve:"
+  for carrier in peer nccl; do
+    EPLB_CALLS=$out/calls-$carrier.log LD_PRELOAD=$here/libinterpose.so \
+      step "recording of $carrier" 10 60 "$eplb" bench exchange --backend $carrier --ranks "$ranks" --layers 2 --iters 3 >/dev/null
+    step "audit of $carrier" 3 30 python3 "$here/audit.py" "$out/calls-$carrier.log" | tail -n 1
+    step "audit of $carrier finds what is planted" 3 30 python3 "$here/audit.py" "$out/calls-$carrier.log" --planted
+    gzip -f "$out/calls-$carrier.log"
+  done
+  if command -v compute-sanitizer >/dev/null; then
+    step 'memcheck of an exchange' 30 100 compute-sanitizer --tool memcheck --error-exitcode 99 "$eplb" bench exchange --backend peer --ranks 2 \
+      --layers 1 --experts 8 --redundant 2 --tensors 65537,1023 --gaps 24:8 --placement shift --iters 1 --commit kernel >"$out/memcheck.log"
+    tail -n 1 "$out/memcheck.log"
+  else
+    missing 'memcheck of an exchange' 'compute-sanitizer is not on the PATH'
+  fi
+  if [ "$ranks" -ge 3 ]; then
+    for carrier in nccl peer; do
+      step "a rank is killed, $carrier" 20 60 "$eplb" bench faults --backend $carrier --ranks "$ranks" --kill 2 --after-ms 20 --layers 2 --iters 3 --patience 20 >"$out/faults-$carrier.json"
+      grep -o '"ms_to_last_error":[0-9.]*\|"error":"[^"]*"\|"verified":[a-z]*' "$out/faults-$carrier.json" | sort | uniq -c
+    done
+  else
+    too_few 'a rank is killed' 'it wants three GPUs'
+  fi
+fi

@@ -1,0 +1,12 @@
+# Our exchange beside vLLM's own, in turns on the same work; the ratio is that of the medians.
+if [ "$ranks" -ge 2 ]; then
+  if [ ! -d "$here/vllm" ]; then
+    missing 'beside vLLM' 'its files are not in this bundle: make vllm-exchange, then gpu-bundle'
+  elif [ -n "$quick" ]; then
+    too_few 'beside vLLM' 'it is left out of --quick'
+  else
+    # Staging and what packs messages are 256 MiB together.
+    step 'beside vLLM' 55 150 python3 "$here/peers/exchange.py" --eplb "$eplb" --files "$here/vllm" --ranks "$ranks" --turns 1 --iters 6 --theirs pynccl \
+      --more=--staging-bytes=251658240 --limit $(($(left) < 140 ? $(left) - 5 : 135)) --out "$out/vllm"
+  fi
+fi

@@ -1,0 +1,18 @@
+# What thread blocks and registered memory buy, and what NCCL takes of a device's memory for it.
+if [ "$ranks" -ge 2 ] && [ -z "$quick" ]; then
+  heading
+  size="--ranks $ranks --layers 4 --iters 4 --warmup 1 --backend nccl"
+  for ctas in 4 8 16; do
+    # shellcheck disable=SC2086
+    exchange 6 'CTA cap' $size --placement random --max-ctas $ctas
+  done
+  # shellcheck disable=SC2086
+  exchange 6 'registered' $size --placement shift --register --handles descriptor
+  # shellcheck disable=SC2086
+  exchange 6 'every tensor a message' $size --placement shift --gather-below 0
+  # shellcheck disable=SC2086
+  exchange 6 'steps of 20 ms' $size --placement random --step-ms 20
+  exchange 6 'library of the process' --backend pynccl --ranks "$ranks" --layers 4 --iters 4 --warmup 1 --placement random
+  # shellcheck disable=SC2086
+  exchange 8 'ranks are processes' $size --placement random --processes
+fi

@@ -1,0 +1,20 @@
+# In one process with PyTorch, its NCCL and its Gloo: the same libnccl, the same primary context, tensors of the caching allocator, and vLLM's own code
+# over our communicator.
+export EPLB_LIBRARY=$here/python/lib/libeplb.so EPLB_GLOO_SO=$here/python/lib/libeplb_gloo.so
+beside_torch() {
+  PYTHONPATH=$here/python OMP_NUM_THREADS=2 python3 "$here/python/beside_torch.py" --libraries "$here/python/lib" \
+    $([ ! -d "$here/python/peers" ] || echo --peers "$here/python/peers") "$@"
+}
+export -f beside_torch
+export here
+if [ -n "$quick" ]; then
+  too_few 'beside PyTorch' 'it is left out of --quick'
+elif [ "$devices" -lt 2 ]; then
+  too_few 'beside PyTorch' 'it wants two GPUs'
+elif ! python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null; then
+  missing 'beside PyTorch' 'there is no PyTorch with CUDA for python3'
+else
+  step 'beside PyTorch' 30 60 bash -c "beside_torch --ranks $((ranks < 4 ? 2 : 4)) --limit 50" >"$out/beside_torch.jsonl"
+  grep '"rank": 0\|"ok": false' "$out/beside_torch.jsonl" | cut -c1-200
+  refused 'beside PyTorch, a value spoiled' 30 45 bash -c 'beside_torch --ranks 2 --limit 40 --plant vllm'
+fi
