@@ -5,6 +5,7 @@
  * reaches the stream a little later from a thread of NCCL's own. An operation whose peer does not come waits until
  * one of them is aborted, as the kernels of NCCL do.
  *
+ * EPLB_FAKE_ASKED         also record when a communicator is asked how it is, which is often
  * EPLB_FAKE_NCCL_VERSION  version to report (default 22809)
  * EPLB_FAKE_FOLDER        folder for the messages of ranks that are processes (sends and receives only)
  */
@@ -40,9 +41,13 @@ typedef struct World {
   struct World *next;
 } World;
 
+#define REGISTERED 512
 typedef struct Comm {
   World *world;
   int rank, device, state, aborted, running, starting, parts;
+  /* Memory that is registered; messages must all lie in it, or none. */
+  struct { const char *at; size_t bytes; } registered[REGISTERED];
+  int pieces;
   unsigned sent[RANKS], received[RANKS];
 } Comm;
 
@@ -132,6 +137,10 @@ EXPORT int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config
   if (cuCtxGetDevice(&device)) return fail(UNHANDLED_CUDA, "no context is current");
   record("ncclCommInitRankConfig world=%lu rank=%d ranks=%d device=%d max_ctas=%d", (unsigned long)number, rank, ranks, device,
          config->max_ctas);
+  if (getenv("NCCL_DEBUG") && !strcmp(getenv("NCCL_DEBUG"), "INFO") && getenv("NCCL_DEBUG_FILE")) {
+    FILE *told = fopen(getenv("NCCL_DEBUG_FILE"), "a");
+    if (told) { fprintf(told, "rank %d nranks %d - Init COMPLETE\n", rank, ranks); fclose(told); }
+  }
   if (planted("ncclCommInitRankConfig"))
     return fail(SYSTEM, "Error while creating shared memory segment /dev/shm/nccl-fake (size 9637888)");
   if (rank < 0 || rank >= ranks || ranks > RANKS) return fail(INVALID_ARGUMENT, "rank out of range");
@@ -149,6 +158,7 @@ EXPORT int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config
 }
 
 EXPORT int ncclCommGetAsyncError(Comm *comm, int *state) {
+  if (getenv("EPLB_FAKE_ASKED")) record("ncclCommGetAsyncError world=%lu rank=%d", (unsigned long)comm->world->number, comm->rank);
   pthread_mutex_lock(&lock);
   if (comm->state) *state = comm->state;
   else *state = comm->starting || !all_joined(comm->world) ? IN_PROGRESS : SUCCESS;
@@ -344,6 +354,25 @@ static void *start(void *argument) {
   return NULL;
 }
 
+/* Planted: memory that is not registered, and nobody says so. */
+EXPORT int ncclCommRegister(Comm *comm, void *at, size_t bytes, void **handle) {
+  record("ncclCommRegister world=%lu rank=%d at=%p bytes=%zu", (unsigned long)comm->world->number, comm->rank, at, bytes);
+  if (!eplb_fake_is_device_memory(at, bytes)) return fail(INVALID_ARGUMENT, "not device memory");
+  if (comm->pieces == REGISTERED) return fail(INTERNAL, "this fake registers no more");
+  *handle = comm;
+  if (planted("ncclCommRegister")) return SUCCESS;
+  comm->registered[comm->pieces].at = at;
+  comm->registered[comm->pieces++].bytes = bytes;
+  return SUCCESS;
+}
+EXPORT int ncclCommDeregister(Comm *comm, void *handle) { (void)comm; (void)handle; return SUCCESS; }
+static int is_registered(const Comm *comm, const char *at, size_t bytes) {
+  if (!comm->pieces) return 1;
+  for (int i = 0; i < comm->pieces; i++)
+    if (at >= comm->registered[i].at && at + bytes <= comm->registered[i].at + comm->registered[i].bytes) return 1;
+  return 0;
+}
+
 /* Planted: a message to the next rank instead of the right one goes nowhere: the group hangs. */
 static int add(int send, void *at, size_t bytes, int peer, Comm *comm, Stream *stream) {
   record("%s world=%lu rank=%d peer=%d bytes=%zu stream=%p depth=%d", send ? "ncclSend" : "ncclRecv",
@@ -352,6 +381,7 @@ static int add(int send, void *at, size_t bytes, int peer, Comm *comm, Stream *s
   if (peer < 0 || peer >= comm->world->ranks || peer == comm->rank) return group_error = fail(INVALID_ARGUMENT, "bad peer");
   if (!stream) return group_error = fail(INVALID_USAGE, "the default stream");
   if (!eplb_fake_is_device_memory(at, bytes)) return group_error = fail(INVALID_ARGUMENT, "not device memory");
+  if (!is_registered(comm, at, bytes)) return group_error = fail(INVALID_USAGE, "memory that is not registered, beside registered");
   if (planted(send ? "ncclSend" : "ncclRecv")) return SUCCESS;
   Part *part = calloc(1, sizeof *part);
   *part = (Part){send ? SEND : RECV, at, bytes, peer, comm, stream, NULL, 0};

@@ -74,6 +74,28 @@ impl Comm {
         Ok(Self { library: library.clone(), raw, rank: index(rank), size: index(size), owned: false })
     }
 
+    /// Whether it was made here, and is not someone else's.
+    pub fn is_owned(&self) -> bool {
+        self.owned
+    }
+
+    /// The handle, for others to borrow.
+    pub fn as_raw(&self) -> *mut c_void {
+        self.raw.cast()
+    }
+
+    /// Number of its device.
+    ///
+    /// # Errors
+    /// NCCL refused.
+    pub fn device(&self) -> Result<usize, NcclError> {
+        let mut device = 0;
+        // SAFETY: writes one integer; the communicator lives.
+        let code = unsafe { call!(self.library, ncclCommCuDevice(self.raw, &mut device)) };
+        self.check("ncclCommCuDevice", code)?;
+        Ok(usize::try_from(device).unwrap_or(0))
+    }
+
     /// This rank.
     pub fn rank(&self) -> usize {
         self.rank
@@ -118,6 +140,23 @@ impl Comm {
             pause = (pause * 2).min(Duration::from_millis(2));
         }
         Ok(())
+    }
+
+    /// Registers memory, so that messages from and to it go without NCCL's own buffers where links allow (2.19 and later; between the
+    /// devices of a host by 2.23 and later). Memory of other kinds than the virtual memory calls' stays as it was. Either all memory that
+    /// all ranks use in messages is registered, or none. It ends with the communicator.
+    ///
+    /// # Errors
+    /// NCCL refused, or is too old.
+    ///
+    /// # Safety
+    /// `at` is `bytes` bytes of device memory of the communicator's device that outlive the communicator.
+    pub unsafe fn register(&mut self, at: u64, bytes: usize) -> Result<(), NcclError> {
+        let mut handle = std::ptr::null_mut();
+        // SAFETY: writes one handle, which the communicator keeps too; the memory is passed on to the caller.
+        let code =
+            unsafe { call!(self.library, ncclCommRegister(self.raw, at as *mut c_void, bytes, &mut handle)) };
+        self.check("ncclCommRegister", code)
     }
 
     /// Adds a message to rank `peer` to a group.

@@ -135,6 +135,19 @@ pub struct Api {
         ) -> ncclResult_t,
         ::libloading::Error,
     >,
+    pub ncclCommRegister: Result<
+        unsafe extern "C" fn(
+            comm: ncclComm_t,
+            buff: *mut ::std::os::raw::c_void,
+            size: usize,
+            handle: *mut *mut ::std::os::raw::c_void,
+        ) -> ncclResult_t,
+        ::libloading::Error,
+    >,
+    pub ncclCommDeregister: Result<
+        unsafe extern "C" fn(comm: ncclComm_t, handle: *mut ::std::os::raw::c_void) -> ncclResult_t,
+        ::libloading::Error,
+    >,
     pub ncclCommCount: Result<
         unsafe extern "C" fn(comm: ncclComm_t, count: *mut ::std::os::raw::c_int) -> ncclResult_t,
         ::libloading::Error,
@@ -207,6 +220,8 @@ impl Api {
         let ncclCommAbort = __library.get(b"ncclCommAbort\0").map(|sym| *sym);
         let ncclCommGetAsyncError = __library.get(b"ncclCommGetAsyncError\0").map(|sym| *sym);
         let ncclCommSplit = __library.get(b"ncclCommSplit\0").map(|sym| *sym);
+        let ncclCommRegister = __library.get(b"ncclCommRegister\0").map(|sym| *sym);
+        let ncclCommDeregister = __library.get(b"ncclCommDeregister\0").map(|sym| *sym);
         let ncclCommCount = __library.get(b"ncclCommCount\0").map(|sym| *sym);
         let ncclCommUserRank = __library.get(b"ncclCommUserRank\0").map(|sym| *sym);
         let ncclCommCuDevice = __library.get(b"ncclCommCuDevice\0").map(|sym| *sym);
@@ -227,6 +242,8 @@ impl Api {
             ncclCommAbort,
             ncclCommGetAsyncError,
             ncclCommSplit,
+            ncclCommRegister,
+            ncclCommDeregister,
             ncclCommCount,
             ncclCommUserRank,
             ncclCommCuDevice,
@@ -288,6 +305,22 @@ impl Api {
         (self.ncclCommSplit.as_ref().expect("Expected function, got error."))(
             comm, color, key, newcomm, config,
         )
+    }
+    pub unsafe fn ncclCommRegister(
+        &self,
+        comm: ncclComm_t,
+        buff: *mut ::std::os::raw::c_void,
+        size: usize,
+        handle: *mut *mut ::std::os::raw::c_void,
+    ) -> ncclResult_t {
+        (self.ncclCommRegister.as_ref().expect("Expected function, got error."))(comm, buff, size, handle)
+    }
+    pub unsafe fn ncclCommDeregister(
+        &self,
+        comm: ncclComm_t,
+        handle: *mut ::std::os::raw::c_void,
+    ) -> ncclResult_t {
+        (self.ncclCommDeregister.as_ref().expect("Expected function, got error."))(comm, handle)
     }
     pub unsafe fn ncclCommCount(&self, comm: ncclComm_t, count: *mut ::std::os::raw::c_int) -> ncclResult_t {
         (self.ncclCommCount.as_ref().expect("Expected function, got error."))(comm, count)

@@ -2,15 +2,18 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::SyncSender;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use eplb_core::RankId;
-use eplb_cuda::{Context, CudaStream, DeviceBlock, Events};
+use eplb_cuda::{Context, CudaStream, DeviceBlock, DeviceMemory, Events};
 use nccl_rs::{Comm, Config, Library, UniqueId};
 
-use crate::communicator::Pump;
+use crate::communicator::{NcclCommunicator, Pump};
+use crate::connect::{Rendezvous, connect_lent};
 use crate::error::NcclCommError;
+use crate::options::Options;
 
 /// Longest wait for one all-reduce, or for making the communicator.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -64,11 +67,47 @@ impl Collectives {
         pumps: &[Option<Pump>],
         bytes: usize,
     ) -> Result<Self, NcclCommError> {
+        let carried = pumps.iter().map(|pump| match pump {
+            Some(pump) => Carried::Launched(pump.clone()),
+            None => Carried::Nothing,
+        });
+        Self::begin(contexts, carried.collect(), bytes)
+    }
+
+    /// As [`Collectives::start`], with ranks that lend their communicator, and launch what it carries before each step. Returns the
+    /// communicators that borrow.
+    ///
+    /// # Errors
+    /// As [`Collectives::start`], and [`connect_lent`].
+    pub fn start_lending(
+        lends: Vec<Lend>,
+        bytes: usize,
+    ) -> Result<(Self, Vec<NcclCommunicator>), NcclCommError> {
+        let contexts: Vec<_> = lends.iter().map(|lend| lend.memory.context().clone()).collect();
+        let (carried, waiting): (Vec<_>, Vec<_>) = lends
+            .into_iter()
+            .map(|lend| {
+                let (give, take) = std::sync::mpsc::sync_channel(1);
+                (Carried::Lent(lend, give), take)
+            })
+            .unzip();
+        let server = Self::begin(&contexts, carried, bytes)?;
+        let mut communicators = Vec::new();
+        for (rank, made) in waiting.into_iter().enumerate() {
+            let rank = RankId::at(rank);
+            let gone =
+                |_| NcclCommError::Peer { rank, reason: "its server ended before it lent anything".into() };
+            communicators.push(made.recv_timeout(PATIENCE).map_err(gone)??);
+        }
+        Ok((server, communicators))
+    }
+
+    fn begin(contexts: &[Arc<Context>], carried: Vec<Carried>, bytes: usize) -> Result<Self, NcclCommError> {
         let library = Library::open()?;
         let id = library.unique_id()?;
         let end = Arc::new(End { wanted: AtomicBool::new(false), step: AtomicU64::new(u64::MAX) });
         let mut threads = Vec::new();
-        for (rank, (context, pump)) in contexts.iter().zip(pumps).enumerate() {
+        for (rank, (context, carried)) in contexts.iter().zip(carried).enumerate() {
             let rank = Rank {
                 library: library.clone(),
                 id,
@@ -76,7 +115,7 @@ impl Collectives {
                 size: contexts.len(),
                 context: context.clone(),
                 block: DeviceBlock::new(context, bytes.max(4))?,
-                pump: pump.clone(),
+                carried,
                 end: end.clone(),
             };
             let thread = std::thread::Builder::new().name(format!("server-{}", rank.rank));
@@ -118,8 +157,28 @@ struct Rank {
     size: usize,
     context: Arc<Context>,
     block: DeviceBlock,
-    pump: Option<Pump>,
+    carried: Carried,
     end: Arc<End>,
+}
+
+/// What a rank of the server lends its communicator for.
+#[derive(Debug)]
+pub struct Lend {
+    /// The experts.
+    pub memory: Arc<DeviceMemory>,
+    /// Where those who exchange meet.
+    pub rendezvous: Rendezvous,
+    /// How they do; [`Launch::Pump`](crate::Launch::Pump).
+    pub options: Options,
+}
+
+/// What a rank of the server does for an exchange.
+enum Carried {
+    Nothing,
+    /// It launches waves.
+    Launched(Pump),
+    /// It lends its communicator, and launches what that carries.
+    Lent(Lend, SyncSender<Result<NcclCommunicator, NcclCommError>>),
 }
 
 impl Rank {
@@ -127,6 +186,21 @@ impl Rank {
         let _entered = self.context.enter()?;
         let mut comm = Comm::begin(&self.library, self.id, self.rank, self.size, &Config::default())?;
         comm.wait("a server's communicator", Instant::now() + PATIENCE)?;
+        let pump = match self.carried {
+            Carried::Nothing => None,
+            Carried::Launched(pump) => Some(pump),
+            Carried::Lent(Lend { memory, rendezvous, options }, give) => {
+                let until = Instant::now() + PATIENCE;
+                // SAFETY: this thread alone uses the communicator, which lives until after its last step below.
+                let made = unsafe {
+                    connect_lent(&self.library, comm.as_raw(), memory, &rendezvous, options, until)
+                };
+                let pump = made.as_ref().ok().map(NcclCommunicator::pump);
+                // Whoever waits has given up if this fails.
+                let _ = give.send(made);
+                pump
+            }
+        };
         let stream = CudaStream::new(&self.context, 0)?;
         let events = Events::new(&self.context, 2)?;
         let mut served = Served::default();
@@ -135,7 +209,7 @@ impl Rank {
                 break;
             }
             let start = Instant::now();
-            if let Some(pump) = &self.pump {
+            if let Some(pump) = &pump {
                 served.launch_worst = served.launch_worst.max(pump.step(id));
             }
             // SAFETY: the block is ours, and the wait below is for the operation to have run.

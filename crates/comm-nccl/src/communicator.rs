@@ -121,6 +121,7 @@ fn hash(transfers: &[Transfer], groups: &[Vec<Message>]) -> u64 {
     }
     for group in groups {
         add(group.len() as u64);
+        group.iter().for_each(|message| add(message.bytes as u64));
     }
     hasher.digest()
 }

@@ -6,20 +6,22 @@ use std::time::{Duration, Instant};
 use eplb_comm::store::{Group, PrefixStore, Store};
 use eplb_comm::{Fence, Memory};
 use eplb_core::RankId;
-use eplb_cuda::{CudaStream, DeviceBlock, DeviceMemory, Events};
-use nccl_rs::{Comm, Library, UniqueId};
+use eplb_cuda::ipc::HandleKind;
+use eplb_cuda::kernels::Kernels;
+use eplb_cuda::{CudaStream, DeviceBlock, DeviceMemory, Events, RowCopies};
+use nccl_rs::{Comm, Config, Library, UniqueId, Version};
 
 use crate::agree::Agreement;
 use crate::communicator::NcclCommunicator;
 use crate::cut::{Limits, least_pack_bytes};
 use crate::error::NcclCommError;
 use crate::lane::Lane;
-use crate::options::{Backend, Launch, Options};
+use crate::options::{Backend, Gather, Launch, Options};
 use crate::peers::{Peers, hello};
 use crate::shared::{Counters, Shared};
 
-/// Events made at start-up; a wave takes two.
-const EVENTS: usize = 32;
+/// Events made at start-up; a wave takes two, packing a few.
+const EVENTS: usize = 48;
 
 /// Longest wait for messages that were given up to leave the device.
 pub(crate) const LAST_WAIT: Duration = Duration::from_secs(10);
@@ -50,7 +52,69 @@ pub fn connect(
     options: Options,
     deadline: Instant,
 ) -> Result<NcclCommunicator, NcclCommError> {
+    take(Source::Own(backend), memory, rendezvous, options, deadline)
+}
+
+/// As [`connect`], over a communicator that the server keeps. It is called on the thread on which the server uses that, and later the
+/// communicator is used only there, inside [`Pump::step`](crate::Pump::step). It is never aborted, split or destroyed here: messages that hang cannot be
+/// broken off, and their memory stays in use until the server ends its communicator.
+///
+/// # Errors
+/// As [`connect`]; waves are not launched by the server ([`Launch::Pump`]); the communicator is of another rank, size or device.
+///
+/// # Safety
+/// `raw` is a communicator of `library` that lives until the last call of [`Pump::step`](crate::Pump::step), and nobody uses it during this call
+/// and those.
+pub unsafe fn connect_lent(
+    library: &Library,
+    raw: *mut std::ffi::c_void,
+    memory: Arc<DeviceMemory>,
+    rendezvous: &Rendezvous,
+    options: Options,
+    deadline: Instant,
+) -> Result<NcclCommunicator, NcclCommError> {
     let rank = memory.rank();
+    let refuse = |reason: String| Err(NcclCommError::Lent { rank, reason });
+    if options.launch != Launch::Pump {
+        return refuse(
+            "only the server may use it, on its own thread: let waves be launched at its steps".into(),
+        );
+    }
+    // SAFETY: passed on to the caller.
+    let comm = unsafe { Comm::borrow(library, raw) }?;
+    if (comm.rank(), comm.size()) != (rank.index(), rendezvous.size) {
+        return refuse(format!(
+            "it is rank {} of {}, and {} ranks exchange",
+            comm.rank(),
+            comm.size(),
+            rendezvous.size
+        ));
+    }
+    let (its, ours) = (comm.device()?, memory.context().ordinal());
+    if its != ours {
+        return refuse(format!("it is on device {its}, the experts are on device {ours}"));
+    }
+    take(Source::Lent(comm), memory, rendezvous, options, deadline)
+}
+
+/// Where NCCL's communicator comes from.
+enum Source {
+    Own(Backend),
+    Lent(Comm),
+}
+
+fn take(
+    source: Source,
+    memory: Arc<DeviceMemory>,
+    rendezvous: &Rendezvous,
+    options: Options,
+    deadline: Instant,
+) -> Result<NcclCommunicator, NcclCommError> {
+    let rank = memory.rank();
+    let backend = match &source {
+        Source::Own(backend) => *backend,
+        Source::Lent(_) => Backend::PyNccl,
+    };
     let (store, size, epoch) = (&rendezvous.store, rendezvous.size, rendezvous.epoch);
     let context = memory.context().clone();
     let messages = CudaStream::new(&context, options.stream_priority)?;
@@ -67,23 +131,39 @@ pub fn connect(
         }
     };
     let peers = Peers::read(memory.layout(), &told)?;
-    let pack_bytes = options.pack_bytes.max(least_pack_bytes());
-    let needed = if peers.any_gaps() && size > 1 { 2 * pack_bytes } else { 0 };
-    let pack = DeviceBlock::new(&context, needed.max(if size > 1 { 2 * GREETING_BYTES * size } else { 0 }))?;
-    let limits = Limits { operations: options.operations.max(1), pack_bytes };
+    let pack_bytes = match peers.any_gaps() {
+        true => options.pack_bytes.max(least_pack_bytes()),
+        false => least_pack_bytes(),
+    };
+    let packs = size > 1 && (peers.any_gaps() || peers.any_below(options.gather_below));
+    let greetings = if size > 1 { 2 * GREETING_BYTES * size } else { 0 };
+    let registers = options.register && peers.all_virtual();
+    let kind = if registers { HandleKind::Descriptor } else { HandleKind::Legacy };
+    let pack =
+        DeviceBlock::exportable(&context, greetings.max(if packs { 2 * pack_bytes } else { 0 }), kind)?;
+    let gather = match options.gather {
+        // Without machine code copies do the same; nobody asked for more.
+        Gather::Auto if packs => match Kernels::load_built(&context, None) {
+            Ok(kernels) => Some(RowCopies::new(&messages, Arc::new(kernels))?),
+            Err(_) => None,
+        },
+        _ => None,
+    };
+    let limits =
+        Limits { operations: options.operations.max(1), pack_bytes, gather_below: options.gather_below };
 
     let (comm, agreement) = match &mut group {
         None => (None, None),
         Some(group) => {
-            let library = match backend {
-                Backend::Nccl => Library::open()?,
-                Backend::PyNccl => Library::loaded()?,
-            };
-            let id = unique_id(&library, group, deadline)?;
             let _entered = context.enter()?;
-            let comm = Comm::begin(&library, id, rank.index(), size, &options.config)?;
-            comm.wait("making the communicator", deadline)?;
-            let comm = greet(comm, &pack, &messages, &events, rank, deadline)?;
+            let comm = match source {
+                Source::Own(backend) => begin(backend, group, &options.config, deadline)?,
+                Source::Lent(comm) => comm,
+            };
+            let mut comm = greet(comm, &pack, &messages, &events, rank, deadline)?;
+            if registers {
+                register(&mut comm, &memory, &pack, deadline)?;
+            }
             // Nobody sends before all are here.
             group.barrier("greeted", deadline)?;
             let corner = PrefixStore::new(store.clone(), &format!("nccl-waves/{epoch}/"))?;
@@ -102,6 +182,7 @@ pub fn connect(
         copies,
         events,
         pack,
+        gather,
         options,
         counters: counters.clone(),
         waves: Vec::new(),
@@ -126,12 +207,58 @@ fn spawn(shared: &Arc<Shared>, rank: RankId) -> Result<std::thread::JoinHandle<(
     })
 }
 
-/// The name of the communicator, drawn by the lowest rank.
-pub(crate) fn unique_id(
-    library: &Library,
-    group: &mut Group,
+/// Registers all memory that messages come from or go to.
+fn register(
+    comm: &mut Comm,
+    memory: &DeviceMemory,
+    pack: &DeviceBlock,
     deadline: Instant,
-) -> Result<UniqueId, NcclCommError> {
+) -> Result<(), NcclCommError> {
+    let mut pieces = memory.pieces()?;
+    pieces.push(memory.staging());
+    pieces.push((pack.base(), pack.bytes()));
+    for (base, bytes) in pieces.into_iter().filter(|&(_, bytes)| bytes > 0) {
+        // SAFETY: live memory of the communicator's device; the lane holds both and drops the communicator first.
+        unsafe { comm.register(base, bytes) }?;
+        comm.wait("registering memory", deadline)?;
+    }
+    Ok(())
+}
+
+/// Makes NCCL's communicator of all ranks of a group, on the device whose context is current.
+pub(crate) fn begin(
+    backend: Backend,
+    group: &mut Group,
+    config: &Config,
+    deadline: Instant,
+) -> Result<Comm, NcclCommError> {
+    let library = match backend {
+        Backend::Nccl => Library::open()?,
+        Backend::PyNccl => Library::loaded()?,
+    };
+    same_versions(&library, group, deadline)?;
+    let id = unique_id(&library, group, deadline)?;
+    let comm = Comm::begin(&library, id, group.rank().index(), group.members().len(), config)?;
+    comm.wait("making the communicator", deadline)?;
+    Ok(comm)
+}
+
+/// Ranks of different versions would not understand each other.
+fn same_versions(library: &Library, group: &mut Group, deadline: Instant) -> Result<(), NcclCommError> {
+    let ours = library.version();
+    let told = group.all_gather("version of NCCL", &ours.0.to_le_bytes(), deadline)?;
+    for (rank, bytes) in told.into_iter().enumerate() {
+        let theirs = bytes.try_into().map(|bytes| Version(u32::from_le_bytes(bytes))).unwrap_or(Version(0));
+        if theirs != ours {
+            let (rank, path) = (RankId::at(rank), library.path().to_owned());
+            return Err(NcclCommError::Versions { rank, theirs, ours, path });
+        }
+    }
+    Ok(())
+}
+
+/// The name of the communicator, drawn by the lowest rank.
+fn unique_id(library: &Library, group: &mut Group, deadline: Instant) -> Result<UniqueId, NcclCommError> {
     let root = RankId(0);
     let drawn = if group.rank() == root { library.unique_id()?.0.to_vec() } else { Vec::new() };
     let id = group.broadcast("unique id", root, &drawn, deadline)?;

@@ -4,7 +4,7 @@ use eplb_comm::CommError;
 use eplb_comm::store::{GroupError, StoreError};
 use eplb_core::RankId;
 use eplb_cuda::CudaError;
-use nccl_rs::NcclError;
+use nccl_rs::{NcclError, Version};
 
 /// Why a communicator cannot be made.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
@@ -22,6 +22,28 @@ pub enum NcclCommError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// Ranks run different versions of NCCL.
+    #[error(
+        "{rank} runs NCCL {theirs}, this rank NCCL {ours} ({path}): give all ranks one version, EPLB_NCCL_SO names the library to use"
+    )]
+    Versions {
+        /// The other rank.
+        rank: RankId,
+        /// Its version.
+        theirs: Version,
+        /// Ours.
+        ours: Version,
+        /// Our library.
+        path: String,
+    },
+    /// A communicator of the server's does not fit.
+    #[error("the communicator lent to {rank} cannot carry experts: {reason}")]
+    Lent {
+        /// This rank.
+        rank: RankId,
+        /// Why.
+        reason: String,
+    },
     /// Another rank has another layout, or says what cannot be.
     #[error("{rank} does not fit: {reason}")]
     Peer {

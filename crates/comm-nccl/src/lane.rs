@@ -6,11 +6,11 @@ use std::time::Instant;
 
 use eplb_comm::{CommError, Fence, Memory, Place};
 use eplb_core::{RankId, Transfer};
-use eplb_cuda::{Context, CudaFence, CudaStream, DeviceBlock, DeviceMemory, Events, Rows};
+use eplb_cuda::{Context, CudaFence, CudaStream, DeviceBlock, DeviceMemory, Events, RowCopies, Rows};
 use nccl_rs::{Comm, Group};
 
 use crate::agree::{Agreement, Position};
-use crate::cut::{Message, PACK_ALIGN};
+use crate::cut::Message;
 use crate::error::foreign;
 use crate::options::Options;
 use crate::shared::Counters;
@@ -68,9 +68,10 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) rank: RankId,
-    pub(crate) memory: Arc<DeviceMemory>,
+    // Dropped before the memory that is registered with it.
     /// `None` for a single rank, and after an abort.
     pub(crate) comm: Option<Comm>,
+    pub(crate) memory: Arc<DeviceMemory>,
     pub(crate) agreement: Option<Agreement>,
     /// Groups, and the packing around them.
     pub(crate) messages: Arc<CudaStream>,
@@ -79,6 +80,8 @@ pub(crate) struct Lane {
     pub(crate) events: Arc<Events>,
     /// Two halves: pieces to send, pieces received.
     pub(crate) pack: DeviceBlock,
+    /// The kernel that gathers and scatters pieces; copies do without.
+    pub(crate) gather: Option<RowCopies>,
     pub(crate) options: Options,
     pub(crate) counters: Arc<Counters>,
     pub(crate) waves: Vec<Wave>,
@@ -160,7 +163,7 @@ impl Lane {
         }
         self.collect()?;
         self.check_deadlines()?;
-        self.watch()
+        self.watch(leave)
     }
 
     /// Waves whose fence is passed, or is one that our streams can wait for, are announced.
@@ -281,11 +284,8 @@ impl Lane {
             {
                 return Ok(false);
             }
-            for (from, to) in std::mem::take(unpack) {
-                // SAFETY: from the pack block to a place of this rank, of one shape; stream order keeps the piece
-                // until it is unpacked.
-                unsafe { self.messages.copy(from, to) }.map_err(|error| error.at(rank))?;
-            }
+            let unpack = std::mem::take(unpack);
+            self.copy_rows(&unpack)?;
             if number == self.waves[at].groups.len() {
                 let mut fences = Vec::new();
                 for stream in [&self.messages, &self.copies] {
@@ -300,11 +300,33 @@ impl Lane {
         }
     }
 
+    /// Copies rows between places of this rank and the pack block, on the stream of messages: by one launch where there is a kernel.
+    fn copy_rows(&mut self, copies: &[(Rows, Rows)]) -> Result<(), CommError> {
+        let rank = self.rank;
+        if copies.is_empty() {
+            return Ok(());
+        }
+        if let Some(gather) = &mut self.gather {
+            // SAFETY: as below; every piece and every landing is named once.
+            let launched = unsafe { gather.enqueue(&self.messages, &self.events, rank, copies) };
+            if launched.map_err(|error| error.at(rank))? {
+                return Ok(());
+            }
+        }
+        for &(from, to) in copies {
+            // SAFETY: between a place of this rank and the pack block, of one shape; `cut` keeps pieces inside their half, and
+            // stream order keeps each until it is sent, or unpacked.
+            unsafe { self.messages.copy(from, to) }.map_err(|error| error.at(rank))?;
+        }
+        Ok(())
+    }
+
     /// Enqueues one group, with the packing before it; returns what has to be unpacked behind it.
     fn enqueue(&mut self, at: usize, number: usize) -> Result<Vec<(Rows, Rows)>, CommError> {
         let rank = self.rank;
         let wave = &self.waves[at];
-        let (mut sends, mut receives, mut unpack) = (Vec::new(), Vec::new(), Vec::new());
+        let (mut sends, mut receives) = (Vec::new(), Vec::new());
+        let (mut pack, mut unpack) = (Vec::new(), Vec::new());
         let (mut packed_out, mut packed_in) = (0, self.pack.bytes() / 2);
         for message in &wave.groups[number] {
             let transfer = &wave.transfers[message.transfer];
@@ -313,32 +335,33 @@ impl Lane {
             }
             let sending = transfer.source == rank;
             let place = if sending { Place::source(transfer) } else { Place::landing(transfer) };
-            let all = self.memory.rows(place, message.tensor)?;
-            let rows =
-                Rows { base: all.base + (message.first_row * all.pitch) as u64, rows: message.rows, ..all };
-            // Every piece takes its room, packed here or not, so that rooms never meet; see `cut`.
-            let room = match message.packed {
-                true => rows.bytes().next_multiple_of(PACK_ALIGN),
-                false => 0,
-            };
+            // Every message takes its room, packed here or not, so that rooms never meet; see `cut`.
             let used = if sending { &mut packed_out } else { &mut packed_in };
-            let packed = rows.packed_at(self.pack.base() + *used as u64);
-            *used += room;
-            let base = if rows.is_gapless() { rows.base } else { packed.base };
-            if sending {
-                if !rows.is_gapless() {
-                    // SAFETY: from a place of this rank to the pack block, of one shape; `cut` keeps pieces inside their
-                    // half, and stream order keeps the piece until it is sent.
-                    unsafe { self.messages.copy(rows, packed) }.map_err(|error| error.at(rank))?;
+            let room = self.pack.base() + *used as u64;
+            *used += message.room();
+            let mut run = None;
+            for part in &message.parts {
+                let all = self.memory.rows(place, part.tensor)?;
+                let rows =
+                    Rows { base: all.base + (part.first_row * all.pitch) as u64, rows: part.rows, ..all };
+                if message.parts.len() == 1 && rows.is_gapless() {
+                    run = Some(rows.base);
+                    continue;
                 }
-                sends.push((base, rows.bytes(), transfer.dest.index()));
-            } else {
-                if !rows.is_gapless() {
-                    unpack.push((packed, rows));
-                }
-                receives.push((base, rows.bytes(), transfer.source.index()));
+                let packed = rows.packed_at(room + part.offset as u64);
+                let (list, copy) = match sending {
+                    true => (&mut pack, (rows, packed)),
+                    false => (&mut unpack, (packed, rows)),
+                };
+                list.push(copy);
+            }
+            let base = run.unwrap_or(room);
+            match sending {
+                true => sends.push((base, message.bytes, transfer.dest.index())),
+                false => receives.push((base, message.bytes, transfer.source.index())),
             }
         }
+        self.copy_rows(&pack)?;
         let Some(comm) = &mut self.comm else {
             return Err(CommError::Aborted { rank, cause: "a single rank has no one to send to".into() });
         };
@@ -404,13 +427,16 @@ impl Lane {
     }
 
     /// Whether NCCL or another rank has given up.
-    fn watch(&mut self) -> Result<(), CommError> {
+    fn watch(&mut self, leave: Leave) -> Result<(), CommError> {
         let (Some(agreement), Some(comm)) = (&self.agreement, &self.comm) else { return Ok(()) };
         if self.waves.is_empty() || self.watched.elapsed() < self.options.watch {
             return Ok(());
         }
         self.watched = Instant::now();
-        comm.is_ready().map_err(|error| foreign(error, self.rank))?;
+        // A lent communicator is asked on the server's thread alone.
+        if comm.is_owned() || matches!(leave, Leave::Step(_)) {
+            comm.is_ready().map_err(|error| foreign(error, self.rank))?;
+        }
         match agreement.failed()? {
             Some((peer, cause)) if peer != self.rank => {
                 Err(CommError::Transfer { rank: self.rank, peer, cause: format!("it gave up: {cause}") })

@@ -36,6 +36,16 @@ pub enum Launch {
     Pump,
 }
 
+/// How rows with gaps and small tensors are gathered into messages and scattered from them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Gather {
+    /// By one launch of the kernel before and after each group where its machine code is found, else by copies.
+    #[default]
+    Auto,
+    /// By a copy for each tensor.
+    Copies,
+}
+
 /// How a communicator behaves.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
@@ -44,8 +54,16 @@ pub struct Options {
     pub config: Config,
     /// Most sends and receives of a rank in one group. Groups of about 2,000 have hung NCCL before 2.30.
     pub operations: usize,
-    /// Bytes of device memory for each direction in which rows with gaps are packed; nothing is taken if no rank has any.
+    /// Bytes of device memory for each direction in which rows with gaps and small tensors are packed; 4 MiB if no rank has gaps,
+    /// nothing if there is nothing to pack.
     pub pack_bytes: usize,
+    /// Tensors of fewer bytes travel together, one message for each expert and peer; larger ones go from where they lie.
+    pub gather_below: usize,
+    /// How rows are packed.
+    pub gather: Gather,
+    /// Whether slots, staging and what is packed are registered with NCCL, where they are memory of the virtual memory calls on every
+    /// rank; elsewhere it changes nothing.
+    pub register: bool,
     /// From where groups are launched.
     pub launch: Launch,
     /// How often a rank looks whether another has given up.
@@ -60,6 +78,9 @@ impl Default for Options {
             config: Config::default(),
             operations: 256,
             pack_bytes: 16 << 20,
+            gather_below: 1 << 20,
+            gather: Gather::Auto,
+            register: false,
             launch: Launch::Thread,
             watch: Duration::from_millis(5),
             stream_priority: 0,

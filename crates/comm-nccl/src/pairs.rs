@@ -11,7 +11,7 @@ use eplb_cuda::{Context, CudaStream, DeviceBlock, Events, Mirror};
 use nccl_rs::{Comm, Group as Launch, Library};
 
 use crate::agree::Agreement;
-use crate::connect::{GREETING_BYTES, LAST_WAIT, Rendezvous, greet, unique_id};
+use crate::connect::{GREETING_BYTES, LAST_WAIT, Rendezvous, begin, greet};
 use crate::error::{NcclCommError, foreign};
 use crate::options::{Backend, Options};
 
@@ -85,14 +85,9 @@ impl NcclPairs {
         let members: Vec<RankId> = (0..size).map(RankId::at).collect();
         let corner = PrefixStore::new(store.clone(), &format!("nccl-pairs-meet/{epoch}/"))?;
         let mut group = Group::new(Arc::new(corner), epoch, rank, &members)?;
-        let library = match backend {
-            Backend::Nccl => Library::open()?,
-            Backend::PyNccl => Library::loaded()?,
-        };
-        let id = unique_id(&library, &mut group, deadline)?;
         let entered = context.enter()?;
-        let comm = Comm::begin(&library, id, rank.index(), size, &options.config)?;
-        comm.wait("making the communicator", deadline)?;
+        let comm = begin(backend, &mut group, &options.config, deadline)?;
+        let library = comm.library().clone();
         let comm = greet(comm, &scratch, &stream, &events, rank, deadline)?;
         drop(entered);
         // Nobody sends before all are here.

@@ -12,6 +12,8 @@ use crate::error::NcclCommError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Peer {
     pub(crate) extent: Extent,
+    /// Whether its memory can be registered.
+    is_virtual: bool,
     /// `[layer][tensor]`: whether rows have gaps there.
     gaps: Vec<Vec<bool>>,
 }
@@ -27,11 +29,16 @@ fn shapes(layout: &ModelLayout) -> impl Iterator<Item = usize> {
     (0..layout.layers()).map(|layer| layout.layer(LayerId::at(layer)).tensors().len())
 }
 
-/// What this rank tells: hash of the layout, slots, staging, and one byte per tensor that says whether it has gaps.
+/// What this rank tells: hash of the layout, slots, staging, whether memory is virtual, and one byte per tensor that says whether it has gaps.
 pub(crate) fn hello(memory: &DeviceMemory) -> Vec<u8> {
     let (layout, extent) = (memory.layout(), memory.extent());
-    let numbers =
-        [layout.hash64(), extent.slots.start as u64, extent.slots.end as u64, extent.staging_bytes as u64];
+    let numbers = [
+        layout.hash64(),
+        extent.slots.start as u64,
+        extent.slots.end as u64,
+        extent.staging_bytes as u64,
+        u64::from(memory.is_virtual()),
+    ];
     let mut bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
     for layer in 0..layout.layers() {
         let tensors = layout.layer(LayerId::at(layer)).tensors();
@@ -66,13 +73,29 @@ impl Peers {
             }
             let index = |at: usize| number(at).map(|n| usize::try_from(n).unwrap_or(usize::MAX));
             let extent = Extent { rank, slots: index(1)?..index(2)?, staging_bytes: index(3)? };
-            let mut flags = bytes[32..].iter();
+            let is_virtual = number(4)? != 0;
+            let mut flags = bytes[40..].iter();
             let gaps = shapes(layout)
                 .map(|tensors| flags.by_ref().take(tensors).map(|&flag| flag != 0).collect::<Vec<_>>())
                 .collect();
-            ranks.push(Peer { extent, gaps });
+            ranks.push(Peer { extent, is_virtual, gaps });
         }
         Ok(Self { layout: layout.clone(), ranks })
+    }
+
+    /// Ranks of one layout and of as many slots and no staging, for tests.
+    #[cfg(test)]
+    pub(crate) fn of(layout: Arc<ModelLayout>, slots: usize, gaps: &[Vec<Vec<bool>>]) -> Self {
+        let peer = |(rank, gaps): (usize, &Vec<Vec<bool>>)| Peer {
+            extent: Extent {
+                rank: RankId::at(rank),
+                slots: rank * slots..(rank + 1) * slots,
+                staging_bytes: 0,
+            },
+            is_virtual: false,
+            gaps: gaps.clone(),
+        };
+        Self { layout, ranks: gaps.iter().enumerate().map(peer).collect() }
     }
 
     pub(crate) fn len(&self) -> usize {
@@ -93,6 +116,19 @@ impl Peers {
     /// Whether any rank has rows with gaps.
     pub(crate) fn any_gaps(&self) -> bool {
         self.ranks.iter().any(|peer| peer.gaps.iter().flatten().any(|&gap| gap))
+    }
+
+    /// Whether the memory of every rank can be registered.
+    pub(crate) fn all_virtual(&self) -> bool {
+        self.ranks.iter().all(|peer| peer.is_virtual)
+    }
+
+    /// Whether any layer has several tensors of fewer bytes, so that they are gathered.
+    pub(crate) fn any_below(&self, bytes: usize) -> bool {
+        (0..self.layout.layers()).any(|layer| {
+            let tensors = self.layout.layer(LayerId::at(layer)).tensors();
+            tensors.iter().filter(|tensor| tensor.rows * tensor.row_bytes < bytes).count() > 1
+        })
     }
 
     /// Checks that every rank and place that a wave names exists, on all ranks alike.

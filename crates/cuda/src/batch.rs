@@ -1,4 +1,4 @@
-//! The copies of a commit as one launch of the commit kernel.
+//! Many copies of rows as one launch: those of a commit, and of a message that is gathered or scattered.
 
 use std::sync::Arc;
 
@@ -20,9 +20,9 @@ const ENTRIES: usize = 4096;
 /// Lists that may be on their way at a time.
 const LISTS: usize = 4;
 
-/// Lists of copies that travel to the device ahead of the launch that reads them, all taken at start-up.
+/// Lists of copies that travel to the device ahead of the launch that reads them, all taken at start-up. For one stream.
 #[derive(Debug)]
-pub(crate) struct Batch {
+pub struct RowCopies {
     kernels: Arc<Kernels>,
     lists: Vec<List>,
     next: usize,
@@ -36,8 +36,12 @@ struct List {
     read: Option<Arc<CudaFence>>,
 }
 
-impl Batch {
-    pub(crate) fn new(stream: &CudaStream, kernels: Arc<Kernels>) -> Result<Self, CudaError> {
+impl RowCopies {
+    /// Takes memory for lists, on the host and on the device.
+    ///
+    /// # Errors
+    /// There is no room.
+    pub fn new(stream: &CudaStream, kernels: Arc<Kernels>) -> Result<Self, CudaError> {
         let context = stream.context();
         let bytes = ENTRIES * RowCopy::BYTES;
         let list = || -> Result<List, CudaError> {
@@ -57,7 +61,7 @@ impl Batch {
     ///
     /// # Safety
     /// As for [`CudaStream::copy`], for every pair; and no copy writes what another reads or writes.
-    pub(crate) unsafe fn enqueue(
+    pub unsafe fn enqueue(
         &mut self,
         stream: &CudaStream,
         events: &Arc<Events>,

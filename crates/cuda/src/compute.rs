@@ -8,7 +8,7 @@ use cudarc::driver::sys;
 use eplb_comm::{CommError, Fence, Memory, Place, Stream};
 use eplb_core::{Fill, SlotCommit};
 
-use crate::batch::Batch;
+use crate::batch::RowCopies;
 use crate::call::check;
 use crate::error::CudaError;
 use crate::event::{CudaFence, Events};
@@ -22,7 +22,7 @@ pub struct DeviceStream {
     memory: Arc<DeviceMemory>,
     stream: Arc<CudaStream>,
     events: Arc<Events>,
-    batch: Option<Batch>,
+    batch: Option<RowCopies>,
 }
 
 /// Events made at start-up; an exchange has a few fences open at a time.
@@ -43,7 +43,7 @@ impl DeviceStream {
     /// # Errors
     /// The device has no room.
     pub fn with_kernels(mut self, kernels: Arc<Kernels>) -> Result<Self, CudaError> {
-        self.batch = Some(Batch::new(&self.stream, kernels)?);
+        self.batch = Some(RowCopies::new(&self.stream, kernels)?);
         Ok(self)
     }
 

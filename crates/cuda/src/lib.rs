@@ -30,6 +30,7 @@ pub mod probe;
 pub mod server;
 pub mod stream;
 
+pub use batch::RowCopies;
 pub use capture::keep_out_of_captures;
 pub use compute::DeviceStream;
 pub use context::Context;

@@ -131,7 +131,7 @@ impl DeviceMemory {
         }))
     }
 
-    /// As [`DeviceMemory::new`], with slots that other processes open by descriptors or fabric handles.
+    /// As [`DeviceMemory::new`], with slots and staging that other processes open by descriptors or fabric handles.
     ///
     /// # Errors
     /// The device has no room, or no such handles.
@@ -158,7 +158,7 @@ impl DeviceMemory {
             }
             bases.push(tensors);
         }
-        let staging = DeviceBlock::new(context, staging_bytes)?;
+        let staging = DeviceBlock::exportable(context, staging_bytes, kind)?;
         let extent = Extent { rank, slots, staging_bytes };
         let _owned = Owned::Vmm { _blocks: owned };
         Ok(Arc::new(Self { context: context.clone(), layout, extent, bases, _owned, staging }))
@@ -222,6 +222,20 @@ impl DeviceMemory {
             }
         }
         Ok(pieces)
+    }
+
+    /// Where staging lies, and its bytes.
+    pub fn staging(&self) -> (u64, usize) {
+        (self.staging.base(), self.staging.bytes())
+    }
+
+    /// Whether slots and staging are memory of the virtual memory calls, which libraries can register.
+    pub fn is_virtual(&self) -> bool {
+        #[cfg(unix)]
+        return matches!(self._owned, Owned::Vmm { .. })
+            && (self.staging.is_virtual() || self.staging.bytes() == 0);
+        #[cfg(not(unix))]
+        return false;
     }
 
     /// The device's context.

@@ -14,6 +14,9 @@ pub struct DeviceBlock {
     context: Arc<Context>,
     base: u64,
     bytes: usize,
+    /// The memory, where it is of the virtual memory calls.
+    #[cfg(unix)]
+    exported: Option<crate::ipc::VmmBlock>,
 }
 
 impl DeviceBlock {
@@ -28,7 +31,39 @@ impl DeviceBlock {
             // SAFETY: writes one address, which Drop frees once; the context is current.
             check("cuMemAlloc", unsafe { sys::cuMemAlloc_v2(&mut base, bytes) })?;
         }
-        Ok(Self { context: context.clone(), base, bytes })
+        Ok(Self {
+            context: context.clone(),
+            base,
+            bytes,
+            #[cfg(unix)]
+            exported: None,
+        })
+    }
+
+    /// Takes memory that others can open, or register, by descriptors or fabric handles; legacy handles need no other memory than
+    /// [`DeviceBlock::new`]'s.
+    ///
+    /// # Errors
+    /// The device has no room, or no such handles.
+    #[cfg(unix)]
+    pub fn exportable(
+        context: &Arc<Context>,
+        bytes: usize,
+        kind: crate::ipc::HandleKind,
+    ) -> Result<Self, CudaError> {
+        if kind == crate::ipc::HandleKind::Legacy || bytes == 0 {
+            return Self::new(context, bytes);
+        }
+        let block = crate::ipc::VmmBlock::new(context, bytes, kind)?;
+        Ok(Self { context: context.clone(), base: block.base(), bytes, exported: Some(block) })
+    }
+
+    /// Whether it was taken by the virtual memory calls.
+    pub fn is_virtual(&self) -> bool {
+        #[cfg(unix)]
+        return self.exported.is_some();
+        #[cfg(not(unix))]
+        return false;
     }
 
     /// Its address.
@@ -45,6 +80,7 @@ impl DeviceBlock {
 impl Drop for DeviceBlock {
     fn drop(&mut self) {
         if self.bytes > 0
+            && !self.is_virtual()
             && let Ok(_entered) = self.context.enter()
         {
             // SAFETY: taken by `new`, freed once; whoever enqueued work on it waited for that work before dropping it.

@@ -51,6 +51,10 @@ pub(crate) struct Exchange {
     #[arg(long, default_value_t = 10, value_name = "N")]
     iters: usize,
 
+    /// Begin no exchange after this many seconds, even if fewer than --iters were made; not with --processes
+    #[arg(long, value_name = "S", conflicts_with = "processes")]
+    for_seconds: Option<u64>,
+
     /// Exchanges before them
     #[arg(long, default_value_t = 2, value_name = "N")]
     warmup: usize,
@@ -75,6 +79,10 @@ pub(crate) struct Exchange {
     #[arg(long, value_name = "N")]
     operations: Option<usize>,
 
+    /// Tensors of fewer bytes are gathered into one message for each expert and peer (nccl and pynccl; default 1 MiB)
+    #[arg(long, value_name = "BYTES")]
+    gather_below: Option<usize>,
+
     /// Steps between the largest begun on any rank and the one proposed for a commit
     #[arg(long, default_value_t = 2, value_name = "N")]
     margin: u64,
@@ -91,13 +99,22 @@ pub(crate) struct Exchange {
     #[arg(long, requires = "beside")]
     launch_in_steps: bool,
 
+    /// Move the experts over the communicator that the server lends, and not over one of our own
+    #[arg(long, requires = "launch_in_steps")]
+    lent: bool,
+
     /// How bytes go from staging to slots on devices
     #[arg(long, value_enum, default_value_t = CommitArg::Auto)]
     commit: CommitArg,
 
-    /// How slots on devices are opened by other processes, with `peer`
+    /// How slots on devices are opened by other processes, with `peer`; which memory NCCL registers
     #[arg(long, value_enum, default_value_t = HandlesArg::Legacy)]
     handles: HandlesArg,
+
+    /// Register slots and staging with NCCL, which then needs no buffers of its own between the devices of a host; wants --handles
+    /// descriptor or fabric (nccl and pynccl)
+    #[arg(long)]
+    register: bool,
 
     /// Seconds that any part may take
     #[arg(long, default_value_t = 60, value_name = "S")]
@@ -192,15 +209,18 @@ impl Exchange {
             gaps: self.gaps,
             moves: self.placement,
             iterations: self.iters,
+            time: self.for_seconds.map(Duration::from_secs),
             warmup: self.warmup,
             staging_bytes: self.staging_bytes,
             overlap: self.overlap,
             min_ctas: self.min_ctas,
             max_ctas: self.max_ctas,
             operations: self.operations,
+            gather_below: self.gather_below,
             margin: self.margin,
             beside_bytes: self.beside,
             launch: if self.launch_in_steps { Launch::Pump } else { Launch::Thread },
+            lent: self.lent,
             step: Duration::from_secs_f64(self.step_ms / 1e3),
             commit: match self.commit {
                 CommitArg::Auto => Commit::Auto,
@@ -212,6 +232,7 @@ impl Exchange {
                 HandlesArg::Descriptor => HandleKind::Descriptor,
                 HandlesArg::Fabric => HandleKind::Fabric,
             },
+            register: self.register,
             patience: Duration::from_secs(self.patience),
         })
     }
@@ -319,8 +340,9 @@ pub(super) fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exch
         "stall_us_max": number(report.stall_us_max),
         "min_ctas": bench.min_ctas,
         "max_ctas": bench.max_ctas,
-        "iters": bench.iterations,
+        "iters": report.ms.len(),
         "launch": if args.launch_in_steps { "steps" } else { "thread" },
+        "lent": args.lent,
         "beside_bytes": bench.beside_bytes,
         "beside_steps": report.served.iter().map(|served| served.steps).max(),
         "beside_ms_worst": optional(worst(report, |served| served.worst).map(|us| us / 1e3)),

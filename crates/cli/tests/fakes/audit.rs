@@ -119,7 +119,8 @@ fn pairs(log: &Log) -> Vec<String> {
 
 /// A log of a good run, for faults to be planted in.
 fn good() -> Log {
-    let run = exchange(&["--iters", "2"], &[]);
+    // Messages of several sizes, to be told apart.
+    let run = exchange(&["--iters", "2", "--gather-below", "0"], &[]);
     assert!(run.ok, "{}", run.stderr);
     assert_eq!(audit(&run.log), Vec::<String>::new());
     run.log

@@ -28,7 +28,9 @@ fn ranks_that_are_processes_exchange_as_threads_do() {
         let report = run.json();
         assert_eq!((&report["verified"], &report["processes"]), (&true.into(), &true.into()));
         assert!(report["carried_bytes"][backend].as_u64().unwrap() > 0, "{report}");
-        assert_eq!(run.log.count("ncclCommInitRankConfig"), 3);
+        // Plain sends between the same pairs are measured too, over communicators of their own.
+        assert!(report["link_gbps"].as_f64().unwrap() > 0.0, "{report}");
+        assert_eq!(run.log.count("ncclCommInitRankConfig"), 3 + 3);
         let threads =
             bench("exchange", &["--ranks", "3", "--backend", "nccl", "--placement", placement], &[]);
         assert_eq!(threads.json()["bytes_worst_rank"], report["bytes_worst_rank"]);
@@ -60,6 +62,31 @@ fn what_processes_cannot_do_is_refused() {
 }
 
 #[test]
+fn ranks_of_different_versions_are_told_so_before_anything_is_made() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("file://{}", folder.path().join("store").display());
+    let messages = folder.path().join("messages");
+    std::fs::create_dir(&messages).unwrap();
+    std::fs::create_dir(folder.path().join("store")).unwrap();
+    let start = |rank: &'static str, version: &'static str| {
+        let (store, messages) = (store.clone(), messages.to_str().unwrap().to_owned());
+        std::thread::spawn(move || {
+            let mut arguments =
+                vec!["bench", "exchange", "--backend", "nccl", "--ranks", "2", "--rank", rank];
+            arguments.extend(["--store", &store]);
+            arguments.extend(SMALL.split(' '));
+            eplb(&arguments, &[("EPLB_FAKE_FOLDER", &messages), ("EPLB_FAKE_NCCL_VERSION", version)])
+        })
+    };
+    let runs = [start("0", "22809"), start("1", "22105")].map(|thread| thread.join().unwrap());
+    for (run, theirs) in runs.iter().zip(["rank 1 runs NCCL 2.21.5", "rank 0 runs NCCL 2.28.9"]) {
+        assert!(!run.ok && run.stderr.contains(theirs), "{}", run.stderr);
+        assert!(run.stderr.contains("EPLB_NCCL_SO"), "{}", run.stderr);
+        assert_eq!(run.log.count("ncclCommInitRankConfig"), 0);
+    }
+}
+
+#[test]
 fn ranks_that_are_left_hear_of_a_death_and_go_on_without_it() {
     let run = bench(
         "faults",
@@ -79,7 +106,7 @@ fn ranks_that_are_left_hear_of_a_death_and_go_on_without_it() {
         assert_eq!((&after["verified"], &after["ranks"]), (&true.into(), &3.into()));
         assert!(after["carried_bytes"]["nccl"].as_u64().unwrap() > 0, "{one}");
     }
-    // Four communicators, then three.
-    assert_eq!(run.log.count("ncclCommInitRankConfig"), 7);
-    assert_eq!(run.log.count("ncclCommAbort"), 6);
+    // Four communicators, then three, and three more for plain sends.
+    assert_eq!(run.log.count("ncclCommInitRankConfig"), 10);
+    assert_eq!(run.log.count("ncclCommAbort"), 9);
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use crate::audit::audit;
-use crate::libraries::{eplb, exchange, exchange_over};
+use crate::libraries::{Run, eplb, exchange, exchange_over};
 use crate::log::{Call, Log};
 
 #[test]
@@ -37,6 +37,60 @@ fn rows_with_gaps_and_small_groups_arrive() {
     }
     // Other ranks' ends of groups come in between and make the count smaller, never larger; 6 open all pairs at first.
     assert!(most <= 6, "{most} operations in a group");
+}
+
+/// A folder with what passes for machine code of the kernels.
+fn machine_code() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["dispatch", "rows", "checksum"] {
+        std::fs::write(folder.path().join(format!("{name}.fatbin")), b"any").unwrap();
+    }
+    folder
+}
+
+#[test]
+fn an_expert_is_one_message_for_its_peer() {
+    let arguments = ["--placement", "random", "--iters", "2"];
+    let folder = machine_code();
+    let kernels = [("EPLB_FAKE_KERNELS", "1"), ("EPLB_KERNELS", folder.path().to_str().unwrap())];
+    // Messages of a run: sends, less those that opened the pairs.
+    let sends = |run: &Run| {
+        assert!(run.ok, "{}", run.stderr);
+        assert_eq!(audit(&run.log), Vec::<String>::new());
+        run.log.count("ncclSend") - 4 * 3
+    };
+    let (gathered, launched) = (exchange(&arguments, &[]), exchange(&arguments, &kernels));
+    let apart = exchange(&[&arguments[..], &["--gather-below", "0"]].concat(), &[]);
+    // Three tensors each, by copies, by launches of the kernel, and each by itself.
+    assert_eq!(sends(&apart), 3 * sends(&gathered));
+    assert_eq!(sends(&launched), sends(&gathered));
+    let transfers = gathered.json()["carried_bytes"]["nccl"].as_u64().unwrap() / 1071;
+    assert_eq!(sends(&gathered) as u64, transfers);
+    assert!(gathered.log.count("cuLaunchKernel") == 0 && launched.log.count("cuLaunchKernel") > 0);
+    assert!(launched.log.count("cuMemcpyAsync") < gathered.log.count("cuMemcpyAsync"));
+    // A launch that is forgotten is found, whether it packs or commits.
+    for at in ["cuLaunchKernel:1", "cuLaunchKernel:5"] {
+        let run = exchange(&arguments, &[&kernels[..], &[("EPLB_FAKE_FAULT", at)]].concat());
+        assert!(!run.ok && run.stderr.contains("bytes are wrong"), "{at}: {}", run.stderr);
+    }
+}
+
+#[test]
+fn all_memory_of_messages_is_registered_where_asked_for() {
+    let arguments = ["--placement", "shift", "--gaps", "24:8", "--iters", "2"];
+    let register = [&arguments[..], &["--register", "--handles", "descriptor"]].concat();
+    let run = exchange(&register, &[]);
+    assert!(run.ok && run.json()["verified"] == true, "{}", run.stderr);
+    assert_eq!(audit(&run.log), Vec::<String>::new());
+    // By each rank: three tensors of two layers, staging, and what is packed.
+    assert_eq!(run.log.count("ncclCommRegister"), 4 * (2 * 3 + 2));
+    // Memory of the usual kind cannot be, so none is.
+    let run = exchange(&[&arguments[..], &["--register"]].concat(), &[]);
+    assert!(run.ok && run.log.count("ncclCommRegister") == 0, "{}", run.stderr);
+    // A piece that was left out is found when a message uses it.
+    let direct = ["--placement", "random", "--gather-below", "0", "--register", "--handles", "descriptor"];
+    let run = exchange(&direct, &[("EPLB_FAKE_FAULT", "ncclCommRegister:3")]);
+    assert!(!run.ok && run.stderr.contains("not registered"), "{}", run.stderr);
 }
 
 #[test]
@@ -76,6 +130,35 @@ fn beside_a_server_both_ways_of_launching_work() {
     }
 }
 
+#[test]
+fn a_lent_communicator_is_used_on_its_owners_thread_and_left_as_it_was() {
+    let arguments = ["--ranks", "2", "--iters", "3", "--beside", "4096", "--launch-in-steps", "--lent"];
+    let run = exchange(&arguments, &[("EPLB_FAKE_ASKED", "1")]);
+    assert!(run.ok && run.json()["verified"] == true, "{}", run.stderr);
+    assert!(run.json()["carried_bytes"]["pynccl"].as_u64().unwrap() > 0);
+    // One communicator for each rank, of the server's; calls on it come from the threads of its all-reduces alone.
+    let calls = |name: &str| -> Vec<&Call> { run.log.0.iter().filter(|call| call.name == name).collect() };
+    assert_eq!(calls("ncclCommInitRankConfig").len(), 2);
+    for rank in ["0", "1"] {
+        let of = |name| calls(name).into_iter().filter(move |call| call.text("rank") == rank);
+        let server: Vec<_> = of("ncclAllReduce").map(|call| call.text("thread")).collect();
+        for name in ["ncclSend", "ncclRecv", "ncclCommGetAsyncError"] {
+            assert!(of(name).count() > 0 && of(name).all(|call| call.text("thread") == server[0]), "{name}");
+        }
+        // The server ends it itself, once.
+        assert_eq!(of("ncclCommAbort").map(|call| call.text("thread")).collect::<Vec<_>>(), [server[0]]);
+    }
+    assert_eq!(launches(&run.log, "0"), launches(&run.log, "1"));
+    assert_eq!(run.log.count("ncclCommSplit") + run.log.count("ncclCommFinalize"), 0);
+}
+
+#[test]
+fn as_many_exchanges_as_fit_are_one_at_least() {
+    let run = exchange(&["--ranks", "2", "--iters", "1000000", "--for-seconds", "0"], &[]);
+    assert!(run.ok && run.json()["verified"] == true, "{}", run.stderr);
+    assert_eq!(run.json()["iters"], 1);
+}
+
 /// Number of the server's all-reduces of a rank before each of its messages to the other, sends and receives together.
 fn launches(log: &Log, rank: &str) -> Vec<usize> {
     let mut steps = 0;
@@ -93,10 +176,7 @@ fn launches(log: &Log, rank: &str) -> Vec<usize> {
 
 #[test]
 fn commits_are_one_launch_each_where_there_is_a_kernel() {
-    let folder = tempfile::tempdir().unwrap();
-    for name in ["dispatch", "rows", "checksum"] {
-        std::fs::write(folder.path().join(format!("{name}.fatbin")), b"any").unwrap();
-    }
+    let folder = machine_code();
     let variables = [("EPLB_FAKE_KERNELS", "1"), ("EPLB_KERNELS", folder.path().to_str().unwrap())];
     // Rows with gaps on the way from staging to slots, too.
     let arguments = ["--placement", "shift", "--gaps", "24:8", "--ranks", "2", "--iters", "2"];

@@ -1,12 +1,14 @@
-//! What the links give: plain copies between the pairs of a plan, all at once and both ways, with no protocol around them.
+//! What the links give: plain copies (or sends, between processes over NCCL) between the pairs of a plan, all at once and both ways,
+//! with no protocol around them.
 
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eplb_comm::Place;
+use eplb_comm_nccl::{Backend, Options, Rendezvous, Sends};
 use eplb_core::{ModelLayout, Transfer};
-use eplb_cuda::Puller;
+use eplb_cuda::{DeviceMemory, Puller};
 use eplb_exchange::ExchangePlan;
 
 use super::bytes_into;
@@ -80,6 +82,44 @@ impl Plain for Puller {
         }
         self.finish(task.deadline)?;
         Ok(start.elapsed())
+    }
+}
+
+/// Sends of NCCL, over a communicator that is made when they are first asked for: what was measured before does not see it.
+#[derive(Debug)]
+pub(super) struct LaterSends {
+    backend: Backend,
+    memory: Arc<DeviceMemory>,
+    rendezvous: Rendezvous,
+    options: Options,
+    sends: Option<Sends>,
+}
+
+impl LaterSends {
+    pub(super) fn new(
+        backend: Backend,
+        memory: Arc<DeviceMemory>,
+        rendezvous: Rendezvous,
+        options: Options,
+    ) -> Self {
+        Self { backend, memory, rendezvous, options, sends: None }
+    }
+}
+
+impl Plain for LaterSends {
+    /// All experts of the plan between their pairs, group after group.
+    fn copy(&mut self, task: &Task) -> Result<Duration, EngineError> {
+        let sends = match &mut self.sends {
+            Some(sends) => sends,
+            none => {
+                let memory = self.memory.clone();
+                let made =
+                    Sends::connect(self.backend, memory, &self.rendezvous, &self.options, task.deadline)?;
+                none.insert(made)
+            }
+        };
+        let transfers: Vec<Transfer> = task.transfers().copied().collect();
+        Ok(sends.carry(&transfers, task.deadline)?)
     }
 }
 

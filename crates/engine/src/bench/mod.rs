@@ -18,7 +18,7 @@ mod threads;
 mod worker;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eplb_comm::{Carried, Memory};
 use eplb_comm_nccl::{Launch, Served};
@@ -52,6 +52,8 @@ pub struct ExchangeBench {
     pub moves: Moves,
     /// Exchanges measured.
     pub iterations: usize,
+    /// Time after which no exchange begins, once one was measured; for ranks that are threads. `None` = all are made.
+    pub time: Option<Duration>,
     /// Exchanges before them, of which the first is reported by itself.
     pub warmup: usize,
     /// Staging per rank; `None` = the default of [`Limits::new`].
@@ -64,6 +66,8 @@ pub struct ExchangeBench {
     pub max_ctas: Option<u32>,
     /// Most operations of a rank in a group of NCCL; `None` = its default.
     pub operations: Option<usize>,
+    /// Tensors of fewer bytes share a message with the others of their expert; `None` = the backend's default.
+    pub gather_below: Option<usize>,
     /// Steps between the largest begun on any rank and the one proposed for a commit: 2 and those that a round trip takes.
     pub margin: u64,
     /// Time of a step; zero commits as soon as all agree.
@@ -72,10 +76,14 @@ pub struct ExchangeBench {
     pub beside_bytes: Option<usize>,
     /// From where groups are launched; the server beside launches them before its steps with [`Launch::Pump`].
     pub launch: Launch,
-    /// How commits go on devices.
+    /// Whether experts travel over the communicator of the server beside, which lends it, and not over one of our own.
+    pub lent: bool,
+    /// How commits go on devices, and how messages of NCCL are gathered.
     pub commit: Commit,
-    /// How slots on devices are opened by other processes, with `peer`.
+    /// How slots on devices are opened by other processes, with `peer`; other kinds than legacy are also memory that NCCL can register.
     pub handles: HandleKind,
+    /// Whether slots and staging are registered with NCCL, where [`ExchangeBench::handles`] makes them memory of that kind.
+    pub register: bool,
     /// Longest time that any part may take.
     pub patience: Duration,
 }
@@ -213,6 +221,7 @@ impl ExchangeBench {
         let mut before = vec![Carried::default(); self.ranks];
         let rounds = self.warmup + self.iterations;
         let mut link_gbps = None;
+        let begin = Instant::now();
         for round in 0..rounds {
             let plan = Arc::new(self.plan(setup, &placement, round)?);
             placement = plan.target().clone();
@@ -224,13 +233,18 @@ impl ExchangeBench {
                 stall = stall.max(done.stall);
             }
             before = done.carried;
-            if round == 0 || round + 1 == rounds {
+            let over = self.time.is_some_and(|time| round >= self.warmup && begin.elapsed() >= time);
+            let ends = over || round + 1 == rounds;
+            if round == 0 || ends {
                 bytes_wrong += team.check()?;
             }
-            if round + 1 == rounds {
+            if ends {
                 link_gbps = team.links(&plan)?;
             }
             last = Some(plan);
+            if ends {
+                break;
+            }
         }
         let Some(last) = last else { return Err(EngineError::Options("nothing was measured".into())) };
         let into = bytes_into(&last, layout, self.ranks);

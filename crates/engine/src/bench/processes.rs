@@ -20,6 +20,12 @@ impl ExchangeBench {
     /// # Errors
     /// As [`ExchangeBench::run`]; the carrier is none for processes; a rank is gone.
     pub fn run_as_rank(&self, session: Session) -> Result<ExchangeReport, EngineError> {
+        if self.time.is_some() {
+            // Each would end by its own clock.
+            return Err(EngineError::Options(
+                "processes make a number of exchanges, not as many as fit".into(),
+            ));
+        }
         let setup = self.setup()?;
         let mut rank = AsRank::join(self, &setup, session)?;
         let mut report = self.measure(&mut rank, &setup)?;

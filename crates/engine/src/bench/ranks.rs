@@ -9,13 +9,15 @@ use eplb_comm::local::LocalGroup;
 use eplb_comm::store::{InProcessStore, Store};
 use eplb_comm::{CommError, Communicator, Memory, Stream};
 use eplb_comm_nccl::{
-    Backend, Collectives, Launch, NcclCommError, NcclCommunicator, Options, Pump, Rendezvous, connect,
+    Backend, Collectives, Gather, Launch, Lend, NcclCommError, NcclCommunicator, Options, Pump, Rendezvous,
+    connect,
 };
 use eplb_core::{ExpertId, LayerId, ModelLayout, RankId, SlotId, Topology};
+use eplb_cuda::ipc::HandleKind;
 use eplb_cuda::kernels::Kernels;
 use eplb_cuda::{Context, CudaStream, DeviceMemory, DeviceStream, Inspector, Puller, probe};
 
-use super::links::Plain;
+use super::links::{LaterSends, Plain};
 use super::{ExchangeBench, Inspect, Setup, gloo, host_bytes};
 use crate::error::EngineError;
 use crate::process::Session;
@@ -78,17 +80,20 @@ pub(super) fn make(
             let options = nccl_options(bench);
             let deadline = Instant::now() + bench.patience;
             devices(bench, topology, layout, staging, |group| {
+                if bench.lent {
+                    return group.borrow(&options, bench.beside_bytes.unwrap_or(0));
+                }
                 let communicators = group.connect(backend, &options, deadline)?;
                 let pump = |c: &NcclCommunicator| (bench.launch == Launch::Pump).then(|| c.pump());
                 let pumps = communicators.iter().map(pump).collect();
-                Ok((communicators.into_iter().map(boxed).collect(), pumps))
+                Ok(Connected::with(communicators.into_iter().map(boxed).collect(), Beside::ToStart(pumps)))
             })
         }
         Carrier::Peer => devices(bench, topology, layout, staging, |group| {
             let options = eplb_comm_peer::Options::default();
             let communicators = eplb_comm_peer::connect(&group.memories, &options)?;
             let pumps = group.memories.iter().map(|_| None).collect();
-            Ok((communicators.into_iter().map(boxed).collect(), pumps))
+            Ok(Connected::with(communicators.into_iter().map(boxed).collect(), Beside::ToStart(pumps)))
         }),
     }
 }
@@ -97,8 +102,25 @@ pub(crate) fn boxed(communicator: impl Communicator + 'static) -> Box<dyn Commun
     Box::new(communicator)
 }
 
-/// Communicators of all ranks, and for each the handle by which a server launches its waves, if it does.
-type Connected = (Vec<Box<dyn Communicator>>, Vec<Option<Pump>>);
+/// Communicators of all ranks, and the server beside them.
+struct Connected {
+    communicators: Vec<Box<dyn Communicator>>,
+    beside: Beside,
+}
+
+impl Connected {
+    fn with(communicators: Vec<Box<dyn Communicator>>, beside: Beside) -> Self {
+        Self { communicators, beside }
+    }
+}
+
+/// A server beside the exchange.
+enum Beside {
+    /// If there is to be one: for each rank the handle by which it launches waves, if it does.
+    ToStart(Vec<Option<Pump>>),
+    /// It lends its communicators.
+    Started(Collectives),
+}
 
 /// Ranks with a device each, and what their communicators take of the devices' memory.
 fn devices(
@@ -113,25 +135,36 @@ fn devices(
             "waves that a server launches are NCCL's, and need a server: say what it sums beside the exchange".into(),
         ));
     }
-    let group = DeviceGroup::new(topology, layout, staging)?;
+    // Threads of one process pull from each other's memory as it is.
+    let kind = if bench.carrier == Carrier::Peer { HandleKind::Legacy } else { bench.handles };
+    if bench.lent && bench.launch != Launch::Pump {
+        return Err(EngineError::Options(
+            "a server that lends its communicator launches the waves itself".into(),
+        ));
+    }
+    let group = DeviceGroup::exportable(topology, layout, staging, kind)?;
     // Everything but the communicators first: from their first message on nothing is taken any more.
     let ends = group.memories.iter().map(|memory| Ends::new(bench, memory, &group.memories));
     let ends = ends.collect::<Result<Vec<_>, _>>()?;
     let before = group.free_bytes()?;
-    let (communicators, pumps) = connect(&group)?;
+    let Connected { communicators, beside } = connect(&group)?;
     let taken = before.iter().zip(group.free_bytes()?).map(|(before, now)| before.saturating_sub(now));
     let device_bytes = taken.max().map(|most| most as u64);
     let parts = communicators.into_iter().zip(ends).map(|(communicator, ends)| Parts {
         stream: Box::new(ends.stream),
         communicator,
         inspect: Box::new(ends.inspector),
-        plain: Some(Box::new(ends.puller)),
+        // Memory of other kinds is not open to the devices of other threads.
+        plain: (bench.handles == HandleKind::Legacy).then(|| -> Box<dyn Plain> { Box::new(ends.puller) }),
         compute: Some(ends.compute),
     });
     let parts = parts.collect();
     let contexts: Vec<_> = group.memories.iter().map(|memory| memory.context().clone()).collect();
-    let start = |bytes| Collectives::start(&contexts, &pumps, bytes);
-    let beside = bench.beside_bytes.map(start).transpose()?;
+    let beside = match (beside, bench.beside_bytes) {
+        (Beside::Started(server), _) => Some(server),
+        (Beside::ToStart(pumps), Some(bytes)) => Some(Collectives::start(&contexts, &pumps, bytes)?),
+        (Beside::ToStart(_), None) => None,
+    };
     Ok(Ranks { parts, device_bytes, beside })
 }
 
@@ -209,20 +242,25 @@ pub(super) fn as_rank(
     let ordinal = if probe()?.devices.len() == 1 { 0 } else { before_us };
     let context = Context::primary(ordinal)?;
     let slots = setup.topology.slots_of(rank);
-    let memory = DeviceMemory::new(&context, rank, setup.layout.clone(), slots, setup.limits.staging_bytes)?;
+    let (layout, staging) = (setup.layout.clone(), setup.limits.staging_bytes);
+    let memory = DeviceMemory::exportable(&context, rank, layout, slots, staging, bench.handles)?;
     let compute = CudaStream::new(&context, 0)?;
     let stream = committing(bench, &memory, &compute)?;
     let inspector = Inspector::new(memory.clone())?;
     let (before, _) = context.memory_info()?;
     let rendezvous = Rendezvous { store: session.corner()?, size: hosts.len(), epoch: session.epoch() };
     let deadline = Instant::now() + bench.patience;
-    let communicator = connect(backend, memory, &rendezvous, nccl_options(bench), deadline)?;
+    let options = nccl_options(bench);
+    let communicator = connect(backend, memory.clone(), &rendezvous, options.clone(), deadline)?;
     let (now, _) = context.memory_info()?;
+    // Ranks that are alone have no links, and rows with gaps are not sent plainly.
+    let plain = (hosts.len() > 1 && bench.gaps.is_none())
+        .then(|| -> Box<dyn Plain> { Box::new(LaterSends::new(backend, memory, rendezvous, options)) });
     let parts = Parts {
         stream: Box::new(stream),
         communicator: Box::new(communicator),
         inspect: Box::new(inspector),
-        plain: None,
+        plain,
         compute: Some(compute),
     };
     Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64 })
@@ -234,6 +272,9 @@ fn nccl_options(bench: &ExchangeBench) -> Options {
         nccl_rs::Config { min_ctas: bench.min_ctas, max_ctas: bench.max_ctas, ..nccl_rs::Config::default() };
     let mut options = Options { config, launch: bench.launch, ..Options::default() };
     options.operations = bench.operations.unwrap_or(options.operations);
+    options.gather_below = bench.gather_below.unwrap_or(options.gather_below);
+    options.register = bench.register;
+    options.gather = if bench.commit == Commit::Copies { Gather::Copies } else { Gather::Auto };
     options
 }
 
@@ -275,9 +316,22 @@ impl DeviceGroup {
     /// # Errors
     /// There is no driver, there are fewer devices than ranks, or too little memory.
     pub fn new(topology: &Topology, layout: &Arc<ModelLayout>, staging: usize) -> Result<Self, EngineError> {
+        Self::exportable(topology, layout, staging, HandleKind::Legacy)
+    }
+
+    /// As [`DeviceGroup::new`], in memory of which there are such handles.
+    ///
+    /// # Errors
+    /// As [`DeviceGroup::new`].
+    pub fn exportable(
+        topology: &Topology,
+        layout: &Arc<ModelLayout>,
+        staging: usize,
+        kind: HandleKind,
+    ) -> Result<Self, EngineError> {
         let layouts = vec![layout.clone(); topology.ranks()];
         let slots: Vec<_> = topology.all_ranks().map(|rank| topology.slots_of(rank)).collect();
-        Self::of(&layouts, &slots, staging)
+        Self::made(&layouts, &slots, staging, kind)
     }
 
     /// As [`DeviceGroup::new`], with a layout (rows alike, pitches maybe not) and slots for each rank.
@@ -289,13 +343,23 @@ impl DeviceGroup {
         slots: &[std::ops::Range<usize>],
         staging: usize,
     ) -> Result<Self, EngineError> {
+        Self::made(layouts, slots, staging, HandleKind::Legacy)
+    }
+
+    fn made(
+        layouts: &[Arc<ModelLayout>],
+        slots: &[std::ops::Range<usize>],
+        staging: usize,
+        kind: HandleKind,
+    ) -> Result<Self, EngineError> {
         let contexts = probe()?.contexts(layouts.len())?;
         let memories = contexts
             .iter()
             .zip(layouts.iter().zip(slots))
             .enumerate()
             .map(|(rank, (context, (layout, slots)))| {
-                DeviceMemory::new(context, RankId::at(rank), layout.clone(), slots.clone(), staging)
+                let rank = RankId::at(rank);
+                DeviceMemory::exportable(context, rank, layout.clone(), slots.clone(), staging, kind)
             })
             .collect::<Result<Vec<_>, _>>()?;
         Ok(Self { memories, store: Arc::new(InProcessStore::new()) })
@@ -305,6 +369,18 @@ impl DeviceGroup {
     fn free_bytes(&self) -> Result<Vec<usize>, EngineError> {
         let free = |memory: &Arc<DeviceMemory>| memory.context().memory_info().map(|(free, _)| free);
         Ok(self.memories.iter().map(free).collect::<Result<_, _>>()?)
+    }
+
+    /// Communicators over those of a server that is started here, and sums as many bytes in each step.
+    fn borrow(&self, options: &Options, bytes: usize) -> Result<Connected, EngineError> {
+        let lend = |memory: &Arc<DeviceMemory>| Lend {
+            memory: memory.clone(),
+            rendezvous: Rendezvous { store: self.store.clone(), size: self.memories.len(), epoch: 1 },
+            options: options.clone(),
+        };
+        let (server, communicators) =
+            Collectives::start_lending(self.memories.iter().map(lend).collect(), bytes)?;
+        Ok(Connected::with(communicators.into_iter().map(boxed).collect(), Beside::Started(server)))
     }
 
     /// Makes every rank's communicator, each on a thread of its own, since they wait for each other.

@@ -1,0 +1,108 @@
+//! Sends with nothing around them, for benches: what NCCL gives between the pairs of a plan.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use eplb_comm::store::{Group, PrefixStore};
+use eplb_comm::{CommError, Memory, Place};
+use eplb_core::{RankId, Transfer};
+use eplb_cuda::{CudaStream, DeviceMemory, Events};
+use nccl_rs::Comm;
+
+use crate::connect::{Rendezvous, begin};
+use crate::cut::{self, Limits};
+use crate::error::{NcclCommError, foreign};
+use crate::options::{Backend, Options};
+use crate::peers::{Peers, hello};
+
+/// A rank that sends and receives experts as fast as NCCL does it: no agreement, no packing, no commits.
+#[derive(Debug)]
+pub struct Sends {
+    comm: Comm,
+    memory: Arc<DeviceMemory>,
+    peers: Peers,
+    stream: Arc<CudaStream>,
+    events: Arc<Events>,
+    operations: usize,
+}
+
+impl Sends {
+    /// Makes a communicator for nothing else. Every rank calls it with the same rendezvous, of at least two ranks.
+    ///
+    /// # Errors
+    /// As [`connect`](crate::connect()); and rows have gaps on some rank, which would have to be packed.
+    pub fn connect(
+        backend: Backend,
+        memory: Arc<DeviceMemory>,
+        rendezvous: &Rendezvous,
+        options: &Options,
+        deadline: Instant,
+    ) -> Result<Self, NcclCommError> {
+        let (rank, context) = (memory.rank(), memory.context().clone());
+        let members: Vec<RankId> = (0..rendezvous.size).map(RankId::at).collect();
+        let corner =
+            PrefixStore::new(rendezvous.store.clone(), &format!("nccl-plain/{}/", rendezvous.epoch))?;
+        let mut group = Group::new(Arc::new(corner), rendezvous.epoch, rank, &members)?;
+        let told = group.all_gather("memory", &hello(&memory), deadline)?;
+        let peers = Peers::read(memory.layout(), &told)?;
+        if peers.any_gaps() {
+            let reason = "rows with gaps are not sent plainly".into();
+            return Err(NcclCommError::Peer { rank, reason });
+        }
+        let stream = CudaStream::new(&context, options.stream_priority)?;
+        let events = Events::new(&context, 2)?;
+        let _entered = context.enter()?;
+        let comm = begin(backend, &mut group, &options.config, deadline)?;
+        Ok(Self { comm, memory, peers, stream, events, operations: options.operations })
+    }
+
+    /// Carries this rank's part of the transfers, which are the same on all ranks; how long it took. Where places meet, the bytes that
+    /// end up there are any of those sent.
+    ///
+    /// # Errors
+    /// NCCL or the device failed, or the deadline passed.
+    pub fn carry(&mut self, transfers: &[Transfer], deadline: Instant) -> Result<Duration, NcclCommError> {
+        let rank = self.memory.rank();
+        let nccl = |error| foreign(error, rank);
+        let limits = Limits { operations: self.operations, pack_bytes: 0, gather_below: 0 };
+        let groups = cut::groups(&self.peers, transfers, limits);
+        let _entered = self.memory.context().enter()?;
+        let library = self.comm.library().clone();
+        let start = Instant::now();
+        for messages in &groups {
+            let group = nccl_rs::Group::start(&library)?;
+            for message in messages {
+                let transfer = &transfers[message.transfer];
+                let place = match (transfer.source == rank, transfer.dest == rank) {
+                    (true, _) => Place::source(transfer),
+                    (false, true) => Place::landing(transfer),
+                    (false, false) => continue,
+                };
+                let run = self.memory.rows(place, message.parts[0].tensor)?;
+                let stream = self.stream.as_raw();
+                let sent = if transfer.source == rank {
+                    // SAFETY: a place of this rank's memory, which lives, and so does the stream; which bytes others see in it
+                    // meanwhile is left open, as said above. The wait below outlasts the operations, or aborts them.
+                    unsafe { self.comm.send(&group, run.base, message.bytes, transfer.dest.index(), stream) }
+                } else {
+                    // SAFETY: as above.
+                    unsafe {
+                        self.comm.recv(&group, run.base, message.bytes, transfer.source.index(), stream)
+                    }
+                };
+                sent.map_err(nccl)?;
+            }
+            group.end()?;
+            self.comm.wait("plain sends", deadline)?;
+        }
+        let fence = self.events.record(&self.stream, rank)?.fence();
+        while !fence.poll()? {
+            if Instant::now() > deadline {
+                let what = "plain sends".into();
+                return Err(CommError::Timeout { rank, what, waited: start.elapsed() }.into());
+            }
+            std::hint::spin_loop();
+        }
+        Ok(start.elapsed())
+    }
+}
