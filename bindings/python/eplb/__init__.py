@@ -11,14 +11,17 @@ Neither torch nor numpy is needed.
 
 from eplb._native import EplbError, library_path, version
 from eplb.deepseek import rebalance_experts
-from eplb.engine import Engine, Maps, Report, Transport
+from eplb.engine import Engine, Report
+from eplb.maps import DeviceMaps, Maps
 from eplb.pairs import Pairs
 from eplb.planning import Placement, Plan, plan
 from eplb.replay import Replay, replay
 from eplb.store import Store, StoreServer
 from eplb.trace import Trace
+from eplb.transport import Transport
 
 __all__ = [
+    "DeviceMaps",
     "Engine",
     "EplbError",
     "Maps",

@@ -169,6 +169,22 @@ class MapArrays(ctypes.Structure):
     ]
 
 
+class DeviceMapArrays(ctypes.Structure):
+    """`struct eplb_device_maps`."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("layers", c_size_t),
+        ("slots", c_size_t),
+        ("experts", c_size_t),
+        ("columns", c_size_t),
+        ("phy2log", c_uint64),
+        ("log2phy", c_uint64),
+        ("logcnt", c_uint64),
+        ("share", c_uint64),
+    ]
+
+
 class RoundReport(ctypes.Structure):
     """`struct eplb_round_report`."""
 
@@ -285,6 +301,9 @@ _FUNCTIONS = {
     "eplb_pairs_received_bytes": [c_void_p, POINTER(c_uint64)],
     "eplb_transport_local": [c_size_t, POINTER(c_void_p)],
     "eplb_transport_gloo": [c_char_p, c_char_p, POINTER(c_void_p)],
+    "eplb_transport_peer": [c_uint8, POINTER(c_void_p)],
+    "eplb_transport_nccl": [c_uint8, POINTER(c_void_p)],
+    "eplb_builder_device": [c_void_p, c_uint32],
     "eplb_builder_new": [c_char_p, c_uint32, c_size_t, c_void_p, c_void_p, POINTER(c_void_p)],
     "eplb_builder_layer_set": [
         c_void_p,
@@ -301,6 +320,8 @@ _FUNCTIONS = {
     "eplb_builder_after_commit": [c_void_p, AFTER_COMMIT, c_void_p],
     "eplb_builder_start": [c_void_p, POINTER(c_void_p)],
     "eplb_engine_step": [c_void_p, c_uint64],
+    "eplb_engine_step_on": [c_void_p, c_uint64, POINTER(c_uint64), c_size_t],
+    "eplb_engine_device_maps": [c_void_p, c_uint32, POINTER(DeviceMapArrays)],
     "eplb_engine_tick": [c_void_p],
     "eplb_engine_maps": [c_void_p, c_uint32, POINTER(c_void_p)],
     "eplb_engine_maps_version": [c_void_p, c_uint32, POINTER(c_uint64)],

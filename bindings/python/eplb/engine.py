@@ -2,128 +2,20 @@
 
 import ctypes
 import os
-from ctypes import byref, c_char, c_double, c_float, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import byref, c_char, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from eplb import arrays
-from eplb._native import (
-    AFTER_COMMIT,
-    Choices,
-    CountFaults,
-    EplbError,
-    Handle,
-    MapArrays,
-    Pass,
-    RoundReport,
-    Tensor,
-    call,
-    library,
-)
+from eplb._native import AFTER_COMMIT, Choices, CountFaults, EplbError, Handle, Pass, RoundReport, Tensor, call
+from eplb.config import toml
+from eplb.maps import DeviceMaps, Maps
 from eplb.store import Store, milliseconds
+from eplb.tensors import Weights, describe
+from eplb.transport import Transport
 
 
 #: Engines that could not be ended, with what they hold.
 _unfinished: List[Any] = []
-
-
-class Transport:
-    """How bytes travel between the ranks of an engine: `Transport.local()` or `Transport.gloo()`."""
-
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-
-    @property
-    def pointer(self) -> c_void_p:
-        """The handle, for calls of the library."""
-        return self._handle.pointer
-
-    @classmethod
-    def local(cls, copy_threads: int = 1) -> "Transport":
-        """For ranks that are threads of this process: all of them are given this one object."""
-        return cls(Handle("eplb_transport_free", "eplb_transport_local", c_size_t(copy_threads)))
-
-    @classmethod
-    def gloo(cls, interface: Optional[str] = None, store_address: Optional[str] = None) -> "Transport":
-        """For ranks that are processes, on host memory: TCP through `libeplb_gloo.so`.
-
-        interface: name of a network interface or an address of this host that the others can reach; default: the one by
-        which this host reaches `store_address`, and without that the loopback address.
-        """
-        texts = [None if text is None else text.encode() for text in (interface, store_address)]
-        return cls(Handle("eplb_transport_free", "eplb_transport_gloo", *texts))
-
-
-class Maps:
-    """The maps in force at some step. They never change; `Engine.maps` gives newer ones.
-
-    version: their number on this rank; first_step: the first step that runs with them. phy2log `[layers, slots]`, -1 = empty or drained;
-    log2phy `[layers, experts, columns]`, -1 = no more; logcnt `[layers, experts]`; share `[layers, slots]`: nested lists, or
-    `numpy(name)` and `torch(name)` for arrays on the same memory.
-    """
-
-    def __init__(self, handle: Handle) -> None:
-        self._handle = handle
-        view = MapArrays()
-        call("eplb_maps_view", handle.pointer, byref(view))
-        self.version, self.first_step = view.version, view.first_step
-        layers, slots, experts, columns = view.layers, view.slots, view.experts, view.columns
-        self._arrays: Dict[str, Tuple[int, Any, Tuple[int, ...]]] = {
-            "phy2log": (view.phy2log, c_int32, (layers, slots)),
-            "log2phy": (view.log2phy, c_int32, (layers, experts, columns)),
-            "logcnt": (view.logcnt, c_int32, (layers, experts)),
-            "share": (view.share, c_float, (layers, slots)),
-        }
-
-    def _block(self, name: str) -> Tuple[Any, Tuple[int, ...]]:
-        address, c_type, shape = self._arrays[name]
-        size = 1
-        for length in shape:
-            size *= length
-        block = (c_type * size).from_address(address)
-        # The memory lives as long as whatever looks at it.
-        block._maps = self
-        return block, shape
-
-    def _list(self, name: str) -> Any:
-        block, shape = self._block(name)
-        return arrays.nest(list(block), shape)
-
-    @property
-    def phy2log(self) -> Any:
-        """Which expert is in which slot."""
-        return self._list("phy2log")
-
-    @property
-    def log2phy(self) -> Any:
-        """The slots of each expert, ascending."""
-        return self._list("log2phy")
-
-    @property
-    def logcnt(self) -> Any:
-        """The number of slots of each expert."""
-        return self._list("logcnt")
-
-    @property
-    def share(self) -> Any:
-        """The part of its expert's tokens that each slot gets."""
-        return self._list("share")
-
-    def numpy(self, name: str) -> Any:
-        """One of the arrays as a numpy array on the same memory; not to be written."""
-        import numpy
-
-        block, shape = self._block(name)
-        made = numpy.ctypeslib.as_array(block).reshape(shape)
-        made.flags.writeable = False
-        return made
-
-    def torch(self, name: str) -> Any:
-        """One of the arrays as a torch tensor of its own."""
-        import torch
-
-        block, shape = self._block(name)
-        dtype = torch.float32 if name == "share" else torch.int32
-        return torch.frombuffer(block, dtype=dtype).clone().reshape(shape)
 
 
 class Report(NamedTuple):
@@ -144,11 +36,6 @@ class Report(NamedTuple):
     seconds: float
 
 
-#: What `Engine.layer` takes: a torch tensor or numpy array `[local slots, ..]`, or something with `__array_interface__` or DLPack
-#: on the CPU.
-Weights = Any
-
-
 class Engine:
     """The engine of one rank.
 
@@ -160,8 +47,12 @@ class Engine:
             engine.layer(main, layer, {"w13": w13[layer], "w2": w2[layer]})   # tensors [local slots, ..]
         engine.start()
 
+    Slots in host memory travel over `Transport.local` or `Transport.gloo`, those on CUDA devices over `Transport.peer` or
+    `Transport.nccl`. On a device every `step` is told the streams on which its pass runs.
+
     config: a TOML text, or a dictionary of keys and values; variables `EPLB_..` of the environment override it. A rank that is alone
-    leaves out `store` and `transport`: it has no thread, store or connection.
+    leaves out `store` and `transport`: it has no thread, store or connection. device: the CUDA device that the slots lie on, where the
+    tensors do not tell it.
 
     `step` and `tick` are called by one thread at a time; everything else may be called from any thread. Calls that may take
     long let other threads of Python run. Tensors are kept alive until the engine is closed.
@@ -177,6 +68,7 @@ class Engine:
         world_size: int = 1,
         store: Optional[Store] = None,
         transport: Optional[Transport] = None,
+        device: Optional[int] = None,
     ) -> None:
         text = config if isinstance(config, str) else toml(config)
         self.rank, self.world_size = rank, world_size
@@ -191,7 +83,13 @@ class Engine:
             None if transport is None else transport.pointer,
         )
         self._engine: Optional[Handle] = None
-        self._shapes: List[Tuple[int, int]] = []
+        #: Number of the CUDA device that all slots lie on; `None`: they lie in host memory, or nothing is known yet.
+        self.device = device
+        self._placed = False
+        self._streams: List[Any] = []
+        self._device_maps: Dict[int, DeviceMaps] = {}
+        if device is not None:
+            call("eplb_builder_device", self._building(), device)
 
     # Putting it together.
 
@@ -212,7 +110,6 @@ class Engine:
             nodes,
             byref(number),
         )
-        self._shapes.append((layers, experts))
         return number.value
 
     def layer(self, layer_set: int, layer: int, tensors: Dict[str, Weights]) -> None:
@@ -221,12 +118,32 @@ class Engine:
         Slots may be apart, and rows of a slot too (a tensor that is a part of a larger one); within a row the elements must be
         next to each other.
 
-        Raises `ValueError` for memory of a device, and for tensors that are laid out otherwise.
+        All lie in host memory, or all on one CUDA device, which the first tensor tells.
+
+        Raises `ValueError` for tensors that lie apart, and for those that are laid out otherwise.
         """
-        described = [_describe(name, given) for name, given in tensors.items()]
+        described = []
+        for name, given in tensors.items():
+            tensor, device = describe(name, given)
+            described.append(tensor)
+            self._lies_on(name, device)
         self._keep += tensors.values()
         block = (Tensor * max(len(described), 1))(*described)
         call("eplb_builder_register_layer", self._building(), layer_set, layer, block, len(described))
+
+    def _lies_on(self, name: str, device: Optional[int]) -> None:
+        """All tensors lie on one device, or all on none."""
+        if device == -1:
+            if self.device is None:
+                raise ValueError(f"{name} does not tell its device; give device= to the engine")
+            device = self.device
+        if not self._placed and device is not None and self.device is None:
+            call("eplb_builder_device", self._building(), device)
+            self.device = device
+        self._placed = True
+        if device != self.device:
+            there = lambda number: "in host memory" if number is None else f"on CUDA device {number}"
+            raise ValueError(f"{name} lies {there(device)}, the engine's slots lie {there(self.device)}: one engine, one device")
 
     def placement(self, layer_set: int, phy2log: Any) -> None:
         """What the slots hold at the start, `[layers, slots]`; default: slot `p` holds expert `p % experts`."""
@@ -265,9 +182,19 @@ class Engine:
 
     # The forward path.
 
-    def step(self, number: int) -> None:
-        """Before each forward pass, with numbers that rise and are the same on all ranks. If it raises, the pass must not run."""
-        call("eplb_engine_step", self._running(), number)
+    def step(self, number: int, streams: Optional[Sequence[Any]] = None) -> None:
+        """Before each forward pass, with numbers that rise and are the same on all ranks. If it raises, the pass must not run.
+
+        streams: on a device, all streams on which this pass reads slots or maps, at most 16: torch streams, or numbers of `CUstream`. Commits run
+        on the first, behind what was enqueued on any of them before, and ahead of what will be. Left out: those given last.
+        """
+        if streams is None:
+            call("eplb_engine_step", self._running(), number)
+            return
+        handles = [_stream(stream) for stream in streams]
+        call("eplb_engine_step_on", self._running(), number, (c_uint64 * max(len(handles), 1))(*handles), len(handles))
+        # They live until others have taken their place.
+        self._streams = list(streams)
 
     def tick(self) -> None:
         """Now and then while no pass is under way and none is due."""
@@ -276,6 +203,13 @@ class Engine:
     def maps(self, layer_set: int = 0) -> Maps:
         """The maps by which the pass of the last `step` routes its tokens."""
         return Maps(Handle("eplb_maps_free", "eplb_engine_maps", self._running(), c_uint32(layer_set)))
+
+    def device_maps(self, layer_set: int = 0) -> DeviceMaps:
+        """The maps on the engine's device, where they lie as long as it lives; one call is enough for all steps."""
+        if layer_set not in self._device_maps:
+            self._running()
+            self._device_maps[layer_set] = DeviceMaps(self._engine, layer_set, self.device or 0)
+        return self._device_maps[layer_set]
 
     def maps_version(self, layer_set: int = 0) -> int:
         """The number of the maps in force: whether they changed."""
@@ -396,7 +330,9 @@ class Engine:
             return
         call("eplb_engine_shutdown", self._engine.pointer, milliseconds(timeout))
         self._engine = None
+        self._device_maps.clear()
         self._keep.clear()
+        self._streams.clear()
 
     def __del__(self) -> None:
         if getattr(self, "_engine", None) is None:
@@ -447,71 +383,6 @@ class Engine:
             room = length.value + 1
 
 
-def toml(keys: Dict[str, Any]) -> str:
-    """A dictionary as TOML: tables in dictionaries, texts, numbers, booleans, and lists of them.
-
-    Raises `ValueError` for what TOML does not have, `None` among it: leave such keys out.
-    """
-
-    def value(key: str, given: Any) -> str:
-        if isinstance(given, bool):
-            return "true" if given else "false"
-        if isinstance(given, (int, float)):
-            return repr(given)
-        if isinstance(given, (str, os.PathLike)):
-            text = os.fspath(given)
-            escaped = "".join(f"\\u{ord(c):04x}" if c in '"\\' or ord(c) < 32 or ord(c) == 127 else c for c in text)
-            return f'"{escaped}"'
-        if isinstance(given, (list, tuple)):
-            return "[" + ", ".join(value(key, part) for part in given) + "]"
-        if isinstance(given, dict):
-            return "{ " + ", ".join(f'"{name}" = {value(f"{key}.{name}", part)}' for name, part in given.items()) + " }"
-        raise ValueError(f"{key} is {given!r}, which a configuration cannot hold")
-
-    return "".join(f'"{key}" = {value(key, given)}\n' for key, given in keys.items())
-
-
-def _describe(name: str, given: Weights) -> Tensor:
-    """Where a tensor's slots and rows are."""
-    if arrays.kind_of(given) == "torch":
-        if given.device.type != "cpu":
-            raise ValueError(f"{name} is on {given.device}; this engine moves host memory")
-        size, shape = given.element_size(), tuple(given.shape)
-        strides, address = [stride * size for stride in given.stride()], given.data_ptr()
-    else:
-        if not hasattr(given, "__array_interface__"):
-            import numpy
-
-            given = numpy.from_dlpack(given)
-        interface = given.__array_interface__
-        address, readonly = interface["data"]
-        if readonly:
-            raise ValueError(f"{name} cannot be written; the engine writes slots")
-        shape, size = tuple(interface["shape"]), int(interface["typestr"][2:])
-        strides = list(interface.get("strides") or _contiguous(shape, size))
-    if len(shape) < 2 or 0 in shape:
-        raise ValueError(f"{name} has shape {list(shape)}; expected [local slots, ..] with none of them 0")
-    # The longest run of axes without gaps from the last one on is a row; one axis of rows may be before it.
-    row, axis = size, len(shape)
-    while axis > 1 and (strides[axis - 1] == row or shape[axis - 1] == 1):
-        row *= shape[axis - 1]
-        axis -= 1
-    if row == size and shape[-1] > 1:
-        raise ValueError(f"{name}: elements of a row lie apart (strides {strides}); give a tensor whose last axis is contiguous")
-    rows, pitch = 1, row
-    if axis > 1:
-        rows, pitch = shape[axis - 1], strides[axis - 1]
-        for at in range(axis - 2, 0, -1):
-            if strides[at] != pitch * rows:
-                raise ValueError(f"{name}: rows of a slot lie at more than one distance (strides {strides})")
-            rows *= shape[at]
-    if pitch < row or strides[0] < (rows - 1) * pitch + row:
-        raise ValueError(f"{name}: strides {strides} make rows or slots overlap")
-    return Tensor(name.encode(), address, rows, row, pitch, strides[0])
-
-
-def _contiguous(shape: Tuple[int, ...], size: int) -> List[int]:
-    strides = [size]
-    for length in reversed(shape[1:]):
-        strides.insert(0, strides[0] * length)
-    return strides
+def _stream(given: Any) -> int:
+    """The number of a stream; torch's default stream is the device's own, which the library calls 1."""
+    return int(getattr(given, "cuda_stream", given)) or 1

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import eplb
 from eplb import engine as module
+from eplb.config import toml
+from eplb.tensors import describe
 
 LAYERS, EXPERTS, LOCAL, ROW = 2, 8, 6, 48
 CONFIG = {"trigger": {"interval_s": 1e6}, "sample_ms": 5, "poll_ms": 1, "margin": 4}
@@ -114,19 +116,20 @@ class Alone(unittest.TestCase):
         del handle
 
     def test_where_rows_are(self):
-        described = module._describe("w", Block(4, 3, 8, pitch=10))
+        described, device = describe("w", Block(4, 3, 8, pitch=10))
+        self.assertIsNone(device)
         self.assertEqual(
             (described.rows, described.row_bytes, described.pitch, described.slot_stride), (3, 8, 10, 30)
         )
-        whole = module._describe("w", Block(4, 3, 8))
+        whole, _ = describe("w", Block(4, 3, 8))
         self.assertEqual((whole.rows, whole.row_bytes, whole.slot_stride), (1, 24, 24))
         turned = Block(4, 3, 8)
         turned.__array_interface__["strides"] = (24, 1, 3)
         with self.assertRaisesRegex(ValueError, "lie apart"):
-            module._describe("w", turned)
+            describe("w", turned)
 
     def test_dictionaries_become_toml(self):
-        text = module.toml({"versions": 'a"b\\c\n', "tags": ["x", "y"], "trigger": {"rest_s": 0.5}, "dry_run": True})
+        text = toml({"versions": 'a"b\\c\n', "tags": ["x", "y"], "trigger": {"rest_s": 0.5}, "dry_run": True})
         self.assertEqual(
             text,
             '"versions" = "a\\u0022b\\u005cc\\u000a"\n"tags" = ["x", "y"]\n"trigger" = { "rest_s" = 0.5 }\n"dry_run" = true\n',

@@ -1,8 +1,6 @@
-"""Pairs over NCCL with no GPU: on recording fakes of `libcuda.so.1` and `libnccl.so.2` (`tests/fakes`), where device memory is host memory
-and ranks are threads. Each case is a process of its own, because the fakes must be there when the library first looks for them."""
+"""Pairs over NCCL with no GPU: on the fakes of `fakes.py`, each case in a process of its own."""
 
 import ctypes
-import os
 import subprocess
 import sys
 import tempfile
@@ -10,39 +8,10 @@ import threading
 import unittest
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[3]
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from fakes import Device, build, environment  # noqa: E402
+
 LONG = 120.0
-
-
-def build(folder):
-    """Compiles the fakes into a folder."""
-    flags = ["-O1", "-fPIC", "-shared", "-pthread", "-fvisibility=hidden"]
-    for source, soname in (("cuda.c", "libcuda.so.1"), ("nccl.c", "libnccl.so.2")):
-        more = [] if source == "cuda.c" else ["-L", folder, "-l:libcuda.so.1"]
-        command = ["cc", *flags, f"-Wl,-soname,{soname}", "-o", f"{folder}/{soname}", f"{ROOT}/tests/fakes/{source}", *more]
-        subprocess.run(command, check=True)
-    os.symlink("libcuda.so.1", f"{folder}/libcuda.so")
-
-
-class Device:
-    """Memory of the fake device of one rank."""
-
-    def __init__(self, rank):
-        self.cuda = ctypes.CDLL("libcuda.so.1")
-        context = ctypes.c_void_p()
-        for done in (
-            self.cuda.cuInit(0),
-            self.cuda.cuDevicePrimaryCtxRetain(ctypes.byref(context), rank),
-            self.cuda.cuCtxPushCurrent_v2(context),
-        ):
-            assert done == 0, done
-
-    def block(self, content):
-        """A block that holds bytes: its address."""
-        address = ctypes.c_uint64()
-        assert self.cuda.cuMemAlloc_v2(ctypes.byref(address), ctypes.c_size_t(max(len(content), 1))) == 0
-        ctypes.memmove(address.value, content, len(content))
-        return address.value
 
 
 def content(batch, source, to, at):
@@ -151,11 +120,12 @@ class PairsOnFakes(unittest.TestCase):
 
     def run_case(self, case, world=2, **variables):
         log = Path(self.folder.name) / f"{case}.log"
-        environment = {**os.environ, "LD_LIBRARY_PATH": self.folder.name, "EPLB_FAKE_LOG": str(log), **variables}
-        for name in ("EPLB_NCCL_SO", "VLLM_NCCL_SO_PATH"):
-            environment.pop(name, None)
         done = subprocess.run(
-            [sys.executable, __file__, case, str(world)], capture_output=True, text=True, timeout=4 * LONG, env=environment
+            [sys.executable, __file__, case, str(world)],
+            capture_output=True,
+            text=True,
+            timeout=4 * LONG,
+            env=environment(self.folder.name, log, **variables),
         )
         self.assertEqual(done.returncode, 0, done.stderr)
         self.log = log.read_text()

@@ -4,7 +4,10 @@ use std::ffi::c_char;
 use std::sync::Arc;
 
 use eplb_comm::store::StoreAddress;
-use eplb_engine::process::{GlooTransport, LocalTransport, Transport as Carrier};
+use eplb_comm_nccl::Backend;
+use eplb_engine::process::{
+    DevicePeerTransport, GlooTransport, LocalTransport, NcclTransport, Transport as Carrier,
+};
 
 use crate::call::{self, Failure};
 use crate::engine::failed;
@@ -58,6 +61,44 @@ pub unsafe extern "C" fn eplb_transport_gloo(
         let made = GlooTransport::new(interface, &place).map_err(failed)?;
         // SAFETY: as the caller promises.
         unsafe { call::put(Box::into_raw(Box::new(Transport(Arc::new(made)))), transport, "transport") }
+    })
+}
+
+/// For slots on CUDA devices of one host, a device per rank: copy engines pull from the memory of the other ranks. `processes` not 0: ranks
+/// are processes; 0: they are threads of this one, and all of them are given this one handle.
+///
+/// # Safety
+/// `transport` is null or points to room for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_transport_peer(processes: u8, transport: *mut *mut Transport) -> Status {
+    call::run(|| {
+        if transport.is_null() {
+            return Err(Failure::argument("transport is null"));
+        }
+        let made = match processes {
+            0 => DevicePeerTransport::threads(),
+            _ => DevicePeerTransport::processes(),
+        };
+        // SAFETY: as the caller promises.
+        unsafe { call::put(Box::into_raw(Box::new(Transport(made))), transport, "transport") }
+    })
+}
+
+/// For slots on CUDA devices: NCCL over a communicator of its own. `loaded` 0: the library that is found (`EPLB_NCCL_SO`, then the copy
+/// that the process has loaded, then where the system and Python keep it); not 0: the copy that the process has loaded, and no other.
+///
+/// # Safety
+/// `transport` is null or points to room for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_transport_nccl(loaded: u8, transport: *mut *mut Transport) -> Status {
+    call::run(|| {
+        if transport.is_null() {
+            return Err(Failure::argument("transport is null"));
+        }
+        let backend = if loaded == 0 { Backend::Nccl } else { Backend::PyNccl };
+        let made = Box::new(Transport(Arc::new(NcclTransport::new(backend))));
+        // SAFETY: as the caller promises.
+        unsafe { call::put(Box::into_raw(made), transport, "transport") }
     })
 }
 

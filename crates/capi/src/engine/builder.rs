@@ -1,14 +1,11 @@
 //! Putting an engine together.
 
 use std::ffi::{c_char, c_void};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
-use eplb_comm::host::{Content, HostMemory};
-use eplb_comm::{Memory, Place};
-use eplb_core::{ExpertId, LayerId, Placement, RankId, SlotId, TensorLayout, Topology};
+use eplb_core::{Placement, RankId, TensorLayout, Topology};
+use eplb_engine::Engine as Started;
 use eplb_engine::engine::{Builder as Inner, EngineConfig, SetId, TensorView, World};
-use eplb_engine::process::Source;
-use eplb_engine::{Engine as Started, EngineError};
 use ndarray::Array2;
 
 use super::{Engine, failed};
@@ -22,8 +19,8 @@ use crate::transport::Transport;
 pub struct Builder(Mutex<Option<State>>);
 
 #[derive(Debug)]
-struct State {
-    inner: Inner,
+pub(super) struct State {
+    pub(super) inner: Inner,
     /// Layers, experts and slots of each set.
     shapes: Vec<(usize, usize, usize)>,
     rank: usize,
@@ -111,7 +108,7 @@ pub unsafe extern "C" fn eplb_builder_free(builder: *mut Builder) {
 ///
 /// # Safety
 /// `builder` is a live handle or null.
-unsafe fn with<T>(
+pub(super) unsafe fn with<T>(
     builder: *const Builder,
     work: impl FnOnce(&mut State) -> Result<T, Failure>,
 ) -> Result<T, Failure> {
@@ -292,131 +289,6 @@ pub unsafe extern "C" fn eplb_builder_placement(
                 })?;
                 let placement = Placement::with_missing(experts, map).map_err(Failure::argument)?;
                 state.inner.placement(SetId(set as usize), placement).map_err(failed)
-            })
-        }
-    })
-}
-
-/// Called inside `eplb_engine_step` and `eplb_engine_tick` after a commit, for each layer, with the slots that it filled (numbers over all
-/// ranks). It must not call the engine.
-pub type AfterCommitFn =
-    Option<unsafe extern "C" fn(state: *mut c_void, set: u32, layer: u32, slots: *const u32, count: usize)>;
-
-/// Puts the bytes of an expert that no rank holds any more into a slot: for each tensor of the layer one call, with the rows to fill.
-/// Returns 0, or something else if it cannot.
-pub type SourceFn = Option<
-    unsafe extern "C" fn(
-        state: *mut c_void,
-        layer: u32,
-        expert: u32,
-        tensor: u32,
-        row: usize,
-        bytes: *mut u8,
-        len: usize,
-    ) -> i32,
->;
-
-/// State of a host's function, which may be called from any thread.
-#[derive(Debug, Clone, Copy)]
-struct HostState(*mut c_void);
-
-// SAFETY: the host promises that its function may be called with it from any thread.
-unsafe impl Send for HostState {}
-// SAFETY: as above.
-unsafe impl Sync for HostState {}
-
-impl HostState {
-    /// Closures take the whole of it, and so its `Send`.
-    fn get(self) -> *mut c_void {
-        self.0
-    }
-}
-
-/// Sets the function that is called after commits.
-///
-/// # Safety
-/// `builder` is a live handle or null; `hook` and its state are valid until the engine is freed.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn eplb_builder_after_commit(
-    builder: *const Builder,
-    hook: AfterCommitFn,
-    state: *mut c_void,
-) -> Status {
-    call::run(|| {
-        let hook = hook.ok_or_else(|| Failure::argument("hook is null"))?;
-        let own = HostState(state);
-        let call_host = move |set: SetId, layer: LayerId, slots: &[SlotId]| {
-            let slots: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
-            // SAFETY: the host's function, with what its documentation says.
-            unsafe { hook(own.get(), set.0 as u32, layer.0, slots.as_ptr(), slots.len()) }
-        };
-        // SAFETY: as the caller promises.
-        unsafe {
-            with(builder, |state| {
-                state.inner.after_commit(Box::new(call_host));
-                Ok(())
-            })
-        }
-    })
-}
-
-struct HostSource {
-    function: unsafe extern "C" fn(*mut c_void, u32, u32, u32, usize, *mut u8, usize) -> i32,
-    state: HostState,
-}
-
-impl std::fmt::Debug for HostSource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("HostSource")
-    }
-}
-
-impl Source for HostSource {
-    fn fill(
-        &self,
-        memory: &Arc<HostMemory>,
-        layer: LayerId,
-        slot: SlotId,
-        expert: ExpertId,
-    ) -> Result<(), EngineError> {
-        let mut place = memory.write(Place::slot(layer, slot))?;
-        for tensor in 0..memory.layout().layer(layer).tensors().len() {
-            for (row, bytes) in place.rows_mut(tensor).enumerate() {
-                let (base, len) = (bytes.as_mut_ptr(), bytes.len());
-                // SAFETY: the host's function, with what its documentation says; the row is held for writing.
-                let code = unsafe {
-                    (self.function)(self.state.get(), layer.0, expert.0, tensor as u32, row, base, len)
-                };
-                if code != 0 {
-                    return Err(EngineError::Options(format!(
-                        "{layer}, {expert}: the host's source returned {code} for row {row} of tensor {tensor}"
-                    )));
-                }
-            }
-        }
-        place.set_content(Content::Expert(expert));
-        Ok(())
-    }
-}
-
-/// Sets where experts come from that no rank holds any more.
-///
-/// # Safety
-/// `builder` is a live handle or null; `source` and its state are valid until the engine is freed.
-#[unsafe(no_mangle)]
-pub unsafe extern "C" fn eplb_builder_source(
-    builder: *const Builder,
-    source: SourceFn,
-    state: *mut c_void,
-) -> Status {
-    call::run(|| {
-        let function = source.ok_or_else(|| Failure::argument("source is null"))?;
-        let made = Arc::new(HostSource { function, state: HostState(state) });
-        // SAFETY: as the caller promises.
-        unsafe {
-            with(builder, |state| {
-                state.inner.source(made);
-                Ok(())
             })
         }
     })

@@ -1,17 +1,22 @@
-//! The embedded engine, as C sees it: put together (`builder`), asked to work (`serve`, `count`, `control`), and looked at (`maps`, `watch`).
+//! The embedded engine, as C sees it: put together (`builder`, `source`), asked to work (`serve`, `count`, `control`), and looked at (`maps`, `watch`);
+//! on a device `device`.
 
 mod builder;
 mod control;
 mod count;
+mod device;
 mod maps;
 mod serve;
+mod source;
 mod watch;
 
 pub use builder::*;
 pub use control::*;
 pub use count::*;
+pub use device::*;
 pub use maps::*;
 pub use serve::*;
+pub use source::*;
 pub use watch::*;
 
 use eplb_engine::EngineError;

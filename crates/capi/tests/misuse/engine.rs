@@ -9,7 +9,7 @@ use super::store::stores;
 use super::{is, said};
 
 /// A builder of a rank that is alone, with one layer of three experts in four slots of eight bytes.
-fn builder(weights: &mut [u8; 32]) -> *mut Builder {
+pub(crate) fn builder(weights: &mut [u8; 32]) -> *mut Builder {
     let (mut builder, mut set) = (null_mut(), 9);
     let tensor = Tensor {
         name: c"w".as_ptr(),

@@ -1,5 +1,6 @@
 //! Every entry with null, wrong sizes, wrong values, and from two threads: an error with words, never a crash.
 
+mod device;
 mod engine;
 mod log;
 mod planning;

@@ -1,0 +1,55 @@
+"""How bytes travel between the ranks of an engine."""
+
+from ctypes import c_size_t, c_uint8, c_void_p
+from typing import Optional
+
+from eplb._native import Handle
+
+
+class Transport:
+    """How bytes travel between the ranks of an engine.
+
+    Host memory: `Transport.local()`, `Transport.gloo()`. Devices: `Transport.peer()`, `Transport.nccl()`.
+    """
+
+
+    def __init__(self, handle: Handle) -> None:
+        self._handle = handle
+
+    @property
+    def pointer(self) -> c_void_p:
+        """The handle, for calls of the library."""
+        return self._handle.pointer
+
+    @classmethod
+    def local(cls, copy_threads: int = 1) -> "Transport":
+        """For ranks that are threads of this process: all of them are given this one object."""
+        return cls(Handle("eplb_transport_free", "eplb_transport_local", c_size_t(copy_threads)))
+
+    @classmethod
+    def gloo(cls, interface: Optional[str] = None, store_address: Optional[str] = None) -> "Transport":
+        """For ranks that are processes, on host memory: TCP through `libeplb_gloo.so`.
+
+        interface: name of a network interface or an address of this host that the others can reach; default: the one by
+        which this host reaches `store_address`, and without that the loopback address.
+        """
+        texts = [None if text is None else text.encode() for text in (interface, store_address)]
+        return cls(Handle("eplb_transport_free", "eplb_transport_gloo", *texts))
+
+    @classmethod
+    def peer(cls, processes: bool = True) -> "Transport":
+        """For slots on CUDA devices of one host, one for each rank: copy engines pull from the memory of the others.
+
+        processes: ranks are processes; else they are threads of this process, and all of them are given this one object. Torch's memory
+        can be opened by other processes as long as `expandable_segments` is off, which is its default.
+        """
+        return cls(Handle("eplb_transport_free", "eplb_transport_peer", c_uint8(processes)))
+
+    @classmethod
+    def nccl(cls, loaded: bool = True) -> "Transport":
+        """For slots on CUDA devices: NCCL over a communicator of its own.
+
+        loaded: take the copy that the process has loaded, as torch does, and no other; else the one that is found: `EPLB_NCCL_SO`, a copy
+        that is loaded, or where the system and Python keep it.
+        """
+        return cls(Handle("eplb_transport_free", "eplb_transport_nccl", c_uint8(loaded)))

@@ -1,0 +1,60 @@
+//! Engines on devices, as far as they can be misused where there is no device. What needs one is tried on fakes by the Python package's tests.
+
+use std::ptr::{null, null_mut};
+
+use eplb::*;
+
+use super::engine::{builder, engine};
+use super::{is, said};
+
+fn empty() -> DeviceMaps {
+    // SAFETY: any bits are a value of it.
+    let maps: DeviceMaps = unsafe { std::mem::zeroed() };
+    DeviceMaps { struct_size: size_of::<DeviceMaps>(), ..maps }
+}
+
+#[test]
+fn builders_and_transports_of_devices_name_what_is_wrong() {
+    let mut weights = [0u8; 32];
+    let builder = builder(&mut weights);
+    let mut transport = null_mut();
+    // SAFETY: live handles or null, room for a pointer.
+    unsafe {
+        is(eplb_builder_device(null(), 0), Status::InvalidArgument, "builder is null");
+        // Its layers lie in host memory; where there is no driver, or no such device, that is said first.
+        assert!(
+            matches!(eplb_builder_device(builder, 4000), Status::Engine | Status::InvalidArgument),
+            "{}",
+            said()
+        );
+        is(eplb_transport_peer(0, null_mut()), Status::InvalidArgument, "transport is null");
+        is(eplb_transport_nccl(0, null_mut()), Status::InvalidArgument, "transport is null");
+        for processes in [0, 1] {
+            assert_eq!(eplb_transport_peer(processes, &mut transport), Status::Ok);
+            eplb_transport_free(transport);
+            assert_eq!(eplb_transport_nccl(processes, &mut transport), Status::Ok);
+            eplb_transport_free(transport);
+        }
+        eplb_builder_free(builder);
+    }
+}
+
+#[test]
+fn engines_in_host_memory_have_no_streams_and_no_maps_on_a_device() {
+    let mut weights = [0u8; 32];
+    let engine = engine(&mut weights);
+    let (streams, mut maps) = ([1u64; 2], empty());
+    // SAFETY: live handles or null, arrays as long as said.
+    unsafe {
+        let step = |engine, streams, count| eplb_engine_step_on(engine, 0, streams, count);
+        is(step(null(), streams.as_ptr(), 1), Status::InvalidArgument, "engine is null");
+        is(step(engine, null(), 1), Status::InvalidArgument, "streams is null");
+        is(step(engine, streams.as_ptr(), usize::MAX), Status::InvalidArgument, "too many");
+        is(step(engine, streams.as_ptr(), 2), Status::InvalidArgument, "host memory");
+        is(eplb_engine_device_maps(null(), 0, &mut maps), Status::InvalidArgument, "engine is null");
+        is(eplb_engine_device_maps(engine, 7, &mut maps), Status::InvalidArgument, "layer sets 0 to 0");
+        is(eplb_engine_device_maps(engine, 0, &mut maps), Status::State, "eplb_engine_maps");
+        assert_eq!((maps.layers, maps.phy2log), (0, 0));
+        eplb_engine_free(engine);
+    }
+}
