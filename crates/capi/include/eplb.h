@@ -149,24 +149,6 @@ typedef struct eplb_tensor {
   size_t slot_stride;
 } eplb_tensor;
 
-// Called inside `eplb_engine_step` and `eplb_engine_tick` after a commit, for each layer, with the slots that it filled (numbers over all
-// ranks). It must not call the engine.
-typedef void (*eplb_after_commit_fn)(void *state,
-                                     uint32_t set,
-                                     uint32_t layer,
-                                     const uint32_t *slots,
-                                     size_t count);
-
-// Puts the bytes of an expert that no rank holds any more into a slot: for each tensor of the layer one call, with the rows to fill.
-// Returns 0, or something else if it cannot.
-typedef int32_t (*eplb_source_fn)(void *state,
-                                  uint32_t layer,
-                                  uint32_t expert,
-                                  uint32_t tensor,
-                                  size_t row,
-                                  uint8_t *bytes,
-                                  size_t len);
-
 // Which forward pass counts are of.
 typedef struct eplb_pass {
   // Its step: counts of slots are folded with the maps of that step.
@@ -205,6 +187,29 @@ typedef struct eplb_choices {
   const uint8_t *mask;
 } eplb_choices;
 
+// Where the device copies of a layer set's maps lie: contiguous, at these addresses and in these shapes as long as the engine lives, so
+// that captured graphs may name them. Set `struct_size` to the size of this structure.
+typedef struct eplb_device_maps {
+  // Size of this structure.
+  size_t struct_size;
+  // MoE layers.
+  size_t layers;
+  // Slots per layer, over all ranks.
+  size_t slots;
+  // Logical experts per layer.
+  size_t experts;
+  // Columns of `log2phy`.
+  size_t columns;
+  // Address of expert in each slot, -1 = empty or drained; int32 `[layers, slots]`.
+  uint64_t phy2log;
+  // Address of slots of each expert, ascending, -1 = no more; int32 `[layers, experts, columns]`.
+  uint64_t log2phy;
+  // Address of number of slots of each expert; int32 `[layers, experts]`.
+  uint64_t logcnt;
+  // Address of part of its expert's tokens that a slot gets; float32 `[layers, slots]`.
+  uint64_t share;
+} eplb_device_maps;
+
 // Where the arrays of maps are; valid until the maps are freed. Shapes stay the same while the engine lives.
 typedef struct eplb_map_arrays {
   // Number of these maps on this rank, rising by one with every change.
@@ -228,6 +233,24 @@ typedef struct eplb_map_arrays {
   // Part of its expert's tokens that a slot gets; `[layers, slots]`.
   const float *share;
 } eplb_map_arrays;
+
+// Called inside `eplb_engine_step` and `eplb_engine_tick` after a commit, for each layer, with the slots that it filled (numbers over all
+// ranks). It must not call the engine. On a device it may enqueue work on the first of the streams given.
+typedef void (*eplb_after_commit_fn)(void *state,
+                                     uint32_t set,
+                                     uint32_t layer,
+                                     const uint32_t *slots,
+                                     size_t count);
+
+// Puts the bytes of an expert that no rank holds any more into a slot: for each row of each tensor of the layer one call, with the place
+// in host memory to fill (on a device it is copied from there). Returns 0, or something else if it cannot.
+typedef int32_t (*eplb_source_fn)(void *state,
+                                  uint32_t layer,
+                                  uint32_t expert,
+                                  uint32_t tensor,
+                                  size_t row,
+                                  uint8_t *bytes,
+                                  size_t len);
 
 // What the last round of a layer set did on this rank. Balancedness is 0 to 1, on the loads planned for.
 typedef struct eplb_round_report {
@@ -534,20 +557,6 @@ enum eplb_status eplb_builder_placement(const struct eplb_builder *builder,
                                         const int32_t *phy2log,
                                         size_t len);
 
-// Sets the function that is called after commits.
-//
-// # Safety
-// `builder` is a live handle or null; `hook` and its state are valid until the engine is freed.
-enum eplb_status eplb_builder_after_commit(const struct eplb_builder *builder,
-                                           eplb_after_commit_fn hook,
-                                           void *state);
-
-// Sets where experts come from that no rank holds any more.
-//
-// # Safety
-// `builder` is a live handle or null; `source` and its state are valid until the engine is freed.
-enum eplb_status eplb_builder_source(const struct eplb_builder *builder, eplb_source_fn source, void *state);
-
 // Starts the engine; the builder is spent, and to be freed. In a group it returns when all ranks have come, hold the same layouts and
 // options, and are connected.
 //
@@ -648,6 +657,40 @@ enum eplb_status eplb_engine_record_choices(const struct eplb_engine *engine,
                                             const struct eplb_choices *choices,
                                             struct eplb_count_faults *faults);
 
+// All slots of this rank lie on the CUDA device whose number is `device`, in its primary context, which PyTorch and NCCL use too. To be said
+// before the first layer is registered or lent; addresses of tensors are then of that device, and so are those that
+// `eplb_engine_lent` tells. Kernels of commits and counting are loaded from the folder that `EPLB_KERNELS` names, or compiled where
+// NVRTC is; without them commits are copies, and `eplb_engine_record_topk` says that it cannot count.
+//
+// # Safety
+// `builder` is a live handle or null.
+enum eplb_status eplb_builder_device(const struct eplb_builder *builder,
+                                     uint32_t device);
+
+// As `eplb_engine_step`, on a device: with all `count` streams (`CUstream`, as numbers) on which this pass reads slots or maps, at most 16.
+// Later calls of `eplb_engine_step` and `eplb_engine_tick` mean the same ones. Commits and changes of maps run on the first, behind
+// all that was enqueued on any of them, and before all that will be. The default stream is 1 (or 2, one per thread), not 0.
+//
+// While a stream is captured into a graph nothing is committed and no map changes: a pass that is captured does not run. A replay is a
+// pass like any other, with a call before it.
+//
+// # Safety
+// `engine` is a live handle or null; `streams` is null or points to `count` streams of the engine's device, each of which lives until a
+// later call without it has returned, or `eplb_engine_shutdown` has returned `EPLB_STATUS_OK`.
+enum eplb_status eplb_engine_step_on(const struct eplb_engine *engine,
+                                     uint64_t id,
+                                     const uint64_t *streams,
+                                     size_t count);
+
+// Tells where the maps of a layer set lie on the engine's device. What stands there are the maps of `eplb_engine_maps`, for all that is
+// enqueued on the streams of a pass after `eplb_engine_step_on` has returned.
+//
+// # Safety
+// `engine` is a live handle or null; `maps` is null or points to a structure whose `struct_size` is set.
+enum eplb_status eplb_engine_device_maps(const struct eplb_engine *engine,
+                                         uint32_t set,
+                                         struct eplb_device_maps *maps);
+
 // Takes the maps by which the pass of the last `eplb_engine_step` routes its tokens.
 //
 // # Safety
@@ -695,6 +738,20 @@ enum eplb_status eplb_engine_lent(const struct eplb_engine *engine,
                                   size_t layer,
                                   size_t tensor,
                                   void **data);
+
+// Sets the function that is called after commits.
+//
+// # Safety
+// `builder` is a live handle or null; `hook` and its state are valid until the engine is freed.
+enum eplb_status eplb_builder_after_commit(const struct eplb_builder *builder,
+                                           eplb_after_commit_fn hook,
+                                           void *state);
+
+// Sets where experts come from that no rank holds any more.
+//
+// # Safety
+// `builder` is a live handle or null; `source` and its state are valid until the engine is freed.
+enum eplb_status eplb_builder_source(const struct eplb_builder *builder, eplb_source_fn source, void *state);
 
 // Tells what the last round of a layer set did; how it ended, and why it began, is a text: `eplb_engine_round_outcome`.
 //
@@ -1066,6 +1123,22 @@ enum eplb_status eplb_transport_local(size_t copy_threads,
 // Texts are null or texts; `transport` is null or points to room for a pointer.
 enum eplb_status eplb_transport_gloo(const char *interface_name,
                                      const char *store_address,
+                                     struct eplb_transport **transport);
+
+// For slots on CUDA devices of one host, a device per rank: copy engines pull from the memory of the other ranks. `processes` not 0: ranks
+// are processes; 0: they are threads of this one, and all of them are given this one handle.
+//
+// # Safety
+// `transport` is null or points to room for a pointer.
+enum eplb_status eplb_transport_peer(uint8_t processes,
+                                     struct eplb_transport **transport);
+
+// For slots on CUDA devices: NCCL over a communicator of its own. `loaded` 0: the library that is found (`EPLB_NCCL_SO`, then the copy
+// that the process has loaded, then where the system and Python keep it); not 0: the copy that the process has loaded, and no other.
+//
+// # Safety
+// `transport` is null or points to room for a pointer.
+enum eplb_status eplb_transport_nccl(uint8_t loaded,
                                      struct eplb_transport **transport);
 
 // Frees a transport. Null does nothing. Engines that were started with it keep what they need of it.
