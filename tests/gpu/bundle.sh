@@ -23,7 +23,8 @@ cp tests/gpu/steps/*.sh "$out"/steps/
 cc -O1 -fPIC -shared -o "$out"/libinterpose.so tests/gpu/interpose.c -ldl
 
 # Beside PyTorch: the package, its library, and Gloo with what it needs, where it was built.
-cp -r bindings/python/eplb tests/gpu/*_torch.py tests/python/vllm_*.py bindings/python/examples/serve.py "$out"/python/
+cp -r bindings/python/eplb tests/gpu/*_torch.py tests/python/vllm_*.py bindings/python/examples/serve.py \
+  tests/data/day_26x64.npz "$out"/python/
 find "$out" -name __pycache__ -prune -exec rm -rf {} +
 mkdir "$out"/python/lib
 strip -o "$out"/python/lib/libeplb.so "$built"/libeplb.so

@@ -5,7 +5,10 @@ beside_torch() {
   PYTHONPATH=$here/python OMP_NUM_THREADS=2 python3 "$here/python/beside_torch.py" --libraries "$here/python/lib" \
     $([ ! -d "$here/python/peers" ] || echo --peers "$here/python/peers") "$@"
 }
-export -f beside_torch
+serve() {
+  PYTHONPATH=$here/python OMP_NUM_THREADS=2 python3 "$here/python/serve.py" --device cuda --trace "$here/python/day_26x64.npz" "$@"
+}
+export -f beside_torch serve
 export here
 if [ -n "$quick" ]; then
   too_few 'beside PyTorch' 'it is left out of --quick'
@@ -17,4 +20,8 @@ else
   step 'beside PyTorch' 30 60 bash -c "beside_torch --ranks $((ranks < 4 ? 2 : 4)) --limit 50" >"$out/beside_torch.jsonl"
   grep '"rank": 0\|"ok": false' "$out/beside_torch.jsonl" | cut -c1-200
   refused 'beside PyTorch, a value spoiled' 30 45 bash -c 'beside_torch --ranks 2 --limit 40 --plant vllm'
+  for carrier in peer nccl; do
+    step "demo server over $carrier" 30 45 bash -c "serve --ranks 2 --steps 200 --transport $carrier --limit 40" | grep -v '^{'
+  done
+  refused 'demo server, a value spoiled' 30 45 bash -c 'serve --ranks 2 --steps 100 --plant 50 --limit 40'
 fi
