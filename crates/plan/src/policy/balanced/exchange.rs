@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::holders::Holders;
 use super::state::{LANES, State};
 
 /// Most pairs of replicas that are looked at on one rank.
@@ -116,9 +117,10 @@ impl Exchange {
     }
 
     /// Carries the exchange between rank `a` and the other out, if there is one.
-    pub(super) fn apply(&self, state: &mut State, a: usize) {
+    pub(super) fn apply(&self, state: &mut State, a: usize, holders: &mut Holders) {
         if self.is_some() {
             state.exchange(a, self.b, &self.experts[..self.count]);
+            holders.exchanged(state, a, self.b, &self.experts[..self.count]);
         }
     }
 

@@ -49,6 +49,7 @@ pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &m
     let target = mean * (1.0 + TOLERANCE);
     let all = state.ranks();
     let (near, mut asked) = (NEAR.min(all), 0);
+    memory.holders.clear();
     let mut pause = Pause::default();
     // Every step lowers a rank by a part of the mean, so that this ends; in practice far below the limit.
     for _ in 0..4 * all + 64 {
@@ -90,7 +91,7 @@ pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &m
                 return;
             }
         }
-        best.apply(state, worst);
+        best.apply(state, worst, &mut memory.holders);
     }
 }
 

@@ -158,7 +158,7 @@ impl State {
         self.sort_ranks();
     }
 
-    /// Brings one rank up to date after the sizes of its experts have changed.
+    /// Brings one rank up to date after its experts or their sizes have changed.
     pub(super) fn settle_rank(&mut self, rank: usize) {
         let old = self.key(rank);
         self.sort_places(rank);
