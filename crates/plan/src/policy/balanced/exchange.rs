@@ -106,6 +106,45 @@ impl Meeting {
     }
 }
 
+/// What rank `a` can give, where the places of a rank are one block: most ranks can be told at a glance to be of no
+/// help.
+#[derive(Debug, Clone, Copy)]
+enum Glance {
+    One([f32; LANES]),
+    Two([[f32; LANES]; 2]),
+}
+
+impl Glance {
+    fn of(kind: Kind, blocks: &[[f32; LANES]]) -> Option<Self> {
+        let &[loads] = blocks else { return None };
+        Some(match kind {
+            Kind::One => Self::One(loads),
+            Kind::Two => Self::Two(sums_of_two(loads)),
+        })
+    }
+
+    /// Whether anything of `a` less anything of the rank with these blocks is within `distance` of `give`. Empty places
+    /// are infinite, and nothing less infinity is near.
+    #[inline]
+    fn finds(&self, blocks: &[[f32; LANES]], give: f64, distance: f64) -> bool {
+        let &[loads] = blocks else { return true };
+        let (give, within) = (give as f32, distance as f32 * (1.0 + f32::EPSILON));
+        match self {
+            Self::One(own) => any_within(own, give, &[loads], within),
+            Self::Two([a, b]) => {
+                let sums = sums_of_two(loads);
+                any_within(a, give, &sums, within) || any_within(&[b[0], b[1]], give, &sums, within)
+            }
+        }
+    }
+}
+
+/// Sums of two of four, infinite in the last two places.
+#[inline]
+fn sums_of_two([a, b, c, d]: [f32; LANES]) -> [[f32; LANES]; 2] {
+    [[a + b, b + c, c + d, d + a], [a + c, b + d, f32::INFINITY, f32::INFINITY]]
+}
+
 impl Exchange {
     /// Nothing found yet that costs less than `cost`; `goal` or less is good enough.
     pub(super) fn none(cost: f64, goal: f64) -> Self {
@@ -143,13 +182,28 @@ impl Exchange {
         }
         // Where there mostly is one, a look at all places at once does not pay.
         let sparse = range.start > 0 || state.places(a).len() <= FEW;
+        let glance = Glance::of(kind, state.blocks(a)).filter(|_| sparse);
         for at in range {
             let b = state.ranked(at);
+            if let Some(glance) = &glance
+                && b != a
+            {
+                // How many units at most and at least must go to `b` for both to cost less than what is known.
+                let most = self.cost / state.slowness[b] - state.load[b];
+                let least = state.load[a] - self.cost / state.slowness[a];
+                if most <= least {
+                    break;
+                }
+                if !glance.finds(state.blocks(b), 0.5 * (most + least), 0.5 * (most - least)) {
+                    continue;
+                }
+            }
             let meeting = Meeting::of(state, a, b);
             // Heavier ranks meet at a higher level still.
             if b == a || meeting.level >= self.cost {
                 break;
             }
+            let sparse = sparse && glance.is_none();
             match kind {
                 Kind::One => self.one(state, a, b, meeting, sparse),
                 Kind::Two => self.two(state, a, b, meeting, scratch, sparse),

@@ -24,9 +24,8 @@ struct Node {
 
 /// What becomes of an expert that loses a replica.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Loser {
-    /// The highest cost among its holders once another than `heaviest` has lost it; infinite if it has no other. NaN if
-    /// not known.
+pub(super) struct Loser {
+    /// The highest cost among its holders once another than `heaviest` has lost it. NaN if not known.
     others: f64,
     heaviest: u32,
     /// The same once `heaviest` has lost it.
@@ -37,6 +36,18 @@ impl Loser {
     const UNKNOWN: Self = Self { others: f64::NAN, heaviest: 0, without: f64::NAN };
     /// It has one replica, which it may not lose.
     const LAST: Self = Self { others: f64::INFINITY, heaviest: 0, without: f64::INFINITY };
+
+    /// The highest cost among the other holders once `rank` has lost it.
+    #[inline]
+    pub(super) fn others(&self, rank: usize) -> f64 {
+        if self.heaviest as usize == rank { self.without } else { self.others }
+    }
+
+    /// The same for the holder that is best to lose it.
+    #[inline]
+    pub(super) fn least(&self) -> f64 {
+        self.without
+    }
 }
 
 impl Holders {
@@ -61,7 +72,7 @@ impl Holders {
     }
 
     /// The ranks that hold an expert, each once.
-    fn of(&self, expert: u32) -> impl Iterator<Item = usize> + '_ {
+    pub(super) fn of(&self, expert: u32) -> impl Iterator<Item = usize> + '_ {
         let mut at = self.first[expert as usize];
         std::iter::from_fn(move || {
             let node = self.nodes.get(at as usize)?;
@@ -70,23 +81,27 @@ impl Holders {
         })
     }
 
-    /// The highest cost among the other holders of an expert once `rank` has lost it; infinite if there are none.
+    /// What becomes of an expert that loses a replica. If that brings one of its holders to `highest` whoever loses it,
+    /// costs may be lower than they are, but not below `highest`; it must not be higher in later calls.
     #[inline]
-    pub(super) fn others(&mut self, state: &State, expert: u32, rank: usize) -> f64 {
-        let mut loser = self.loser[expert as usize];
-        if loser.others.is_nan() {
-            loser = self.loser(state, expert);
-            self.loser[expert as usize] = loser;
+    pub(super) fn loser(&mut self, state: &State, expert: u32, highest: f64) -> Loser {
+        let known = self.loser[expert as usize];
+        if !known.others.is_nan() {
+            return known;
         }
-        if loser.heaviest as usize == rank { loser.without } else { loser.others }
+        let loser = self.find_loser(state, expert, highest);
+        self.loser[expert as usize] = loser;
+        loser
     }
 
     #[inline(never)]
-    fn loser(&self, state: &State, expert: u32) -> Loser {
+    fn find_loser(&self, state: &State, expert: u32, highest: f64) -> Loser {
         let e = expert as usize;
         if state.count[e] <= 1 {
             return Loser::LAST;
         }
+        // Speeds differ: the rise is largest on the slowest rank, whose slowness is 1.
+        let rise = replica_units(state.units[e], state.count[e] - 1) - state.size[e];
         let (mut heaviest, mut first, mut second) = (0, 0.0, 0.0);
         // In any order: of two that cost the same it does not matter which is the heaviest.
         for rank in self.of(expert) {
@@ -96,9 +111,10 @@ impl Holders {
             } else if cost > second {
                 second = cost;
             }
+            if second + rise >= highest {
+                break;
+            }
         }
-        // Speeds differ: the rise is largest on the slowest rank, whose slowness is 1.
-        let rise = replica_units(state.units[e], state.count[e] - 1) - state.size[e];
         Loser { others: first + rise, heaviest, without: second + rise }
     }
 
@@ -123,10 +139,10 @@ impl Holders {
         self.cost_changed(state, b);
     }
 
-    /// Puts `g` in the place of a replica of `f` that is not the last, and brings every rank that holds either up to date.
-    pub(super) fn replace(&mut self, state: &mut State, place: usize, g: u32) {
-        let (rank, f) = (state.rank_of(place), state.expert[place]);
-        state.expert[place] = g;
+    /// Puts `g` in the place of the replica of `f` on a rank, not the last one of `f`, and brings every rank that holds
+    /// either up to date.
+    pub(super) fn replace(&mut self, state: &mut State, rank: usize, f: u32, g: u32) {
+        state.put_for(rank, f, g);
         state.set_count(f, state.count[f as usize] - 1);
         state.set_count(g, state.count[g as usize] + 1);
         self.relink(rank, f, g);
@@ -165,5 +181,111 @@ impl Holders {
                 *loser = Loser::UNKNOWN;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use eplb_core::Topology;
+
+    use super::*;
+    use crate::layer::Ranks;
+
+    /// Ranks that hold what is written, expert `e` having 60 and `e` tokens.
+    fn state(experts: usize, held: &[&[u32]]) -> State {
+        let slots = held[0].len();
+        let ranks = Ranks::live(&Topology::uniform(held.len(), held.len() * slots).unwrap(), experts);
+        let units: Vec<f64> = (0..experts).map(|e| 60.0 + e as f64).collect();
+        let mut state = State::default();
+        state.reset(&ranks, &units, &vec![0; experts], &vec![0.0; experts]);
+        for (rank, held) in held.iter().enumerate() {
+            for (place, &expert) in state.places(rank).zip(held.iter()) {
+                state.expert[place] = expert;
+                if expert != NONE {
+                    state.set_count(expert, state.count[expert as usize] + 1);
+                }
+            }
+        }
+        state.settle();
+        state
+    }
+
+    /// Compares lists and what is remembered with what a look at every place tells.
+    fn check(holders: &mut Holders, state: &State) -> Result<(), String> {
+        for expert in 0..state.units.len() as u32 {
+            let mut listed: Vec<usize> = holders.of(expert).collect();
+            listed.sort_unstable();
+            let held: Vec<usize> = (0..state.ranks()).filter(|&rank| state.holds(rank, expert)).collect();
+            if listed != held {
+                return Err(format!("expert {expert} is on {held:?}, listed on {listed:?}"));
+            }
+            let count = held.len() as u32;
+            let loser = holders.loser(state, expert, f64::INFINITY);
+            for &rank in held.iter().filter(|_| count > 1) {
+                let rise =
+                    replica_units(state.units[expert as usize], count - 1) - state.size[expert as usize];
+                let others = held.iter().filter(|&&other| other != rank).map(|&other| state.cost(other));
+                let wanted = others.fold(0.0, f64::max) + rise;
+                if loser.others(rank) != wanted || loser.least() > wanted {
+                    return Err(format!("expert {expert} without rank {rank}: {wanted}, not {loser:?}"));
+                }
+            }
+            if count <= 1 && loser != Loser::LAST {
+                return Err(format!("expert {expert} may not lose its only replica"));
+            }
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn lists_follow_every_change() {
+        let mut state = state(6, &[&[0, 1, 2], &[0, 3, NONE], &[0, 1, 4], &[5, 3, 2]]);
+        let mut holders = Holders::default();
+        holders.exchanged(&state, 0, 1, &[(1, 3)]);
+        assert!(holders.first.is_empty(), "nothing is followed before it was asked for");
+        holders.find(&state);
+        check(&mut holders, &state).unwrap();
+        for (a, b, pairs) in [(0, 1, &[(2, NONE)][..]), (2, 3, &[(1, 3), (4, 2)]), (0, 2, &[(1, 2)])] {
+            state.exchange(a, b, pairs);
+            holders.exchanged(&state, a, b, pairs);
+            check(&mut holders, &state).unwrap();
+        }
+        holders.replace(&mut state, 2, 3, 5);
+        check(&mut holders, &state).unwrap();
+        holders.replace(&mut state, 1, 2, 4);
+        check(&mut holders, &state).unwrap();
+    }
+
+    #[test]
+    fn a_change_that_lists_were_not_told_of_is_noticed() {
+        let mut state = state(6, &[&[0, 1, 2], &[0, 3, NONE], &[0, 1, 4], &[5, 3, 2]]);
+        let mut holders = Holders::default();
+        holders.find(&state);
+        check(&mut holders, &state).unwrap();
+        state.exchange(0, 1, &[(1, 3)]);
+        holders.loser.fill(Loser::UNKNOWN);
+        assert!(check(&mut holders, &state).unwrap_err().contains("is on"));
+        holders.clear();
+        holders.find(&state);
+        check(&mut holders, &state).unwrap();
+        // Costs that were remembered from before.
+        let old = holders.loser.clone();
+        state.exchange(0, 1, &[(3, NONE)]);
+        holders.exchanged(&state, 0, 1, &[(3, NONE)]);
+        holders.loser = old;
+        assert!(check(&mut holders, &state).unwrap_err().contains("without rank"));
+    }
+
+    #[test]
+    fn an_expert_that_nobody_can_lose_is_told_early_and_never_too_low() {
+        let state = state(3, &[&[0, 1], &[0, 1], &[0, 2], &[0, 2]]);
+        let mut holders = Holders::default();
+        holders.find(&state);
+        let highest = 40.0;
+        let early = holders.loser(&state, 0, highest);
+        assert!(early.least() >= highest);
+        holders.clear();
+        holders.find(&state);
+        assert!(holders.loser(&state, 0, f64::INFINITY).least() >= early.least());
     }
 }

@@ -24,13 +24,30 @@ struct Shared {
     cost: f64,
 }
 
+/// A replica of an expert put in a place, and what it leads to.
+#[derive(Debug, Clone, Copy)]
+struct Found {
+    /// The highest cost among the ranks that it touches, or the goal, and what the rank with the place costs before.
+    cost: [f64; 2],
+    rank: usize,
+    f: u32,
+    g: u32,
+}
+
+impl Found {
+    /// Lower costs come first, then lower ranks and experts.
+    fn is_before(&self, other: &Self) -> bool {
+        let key = |found: &Self| (found.rank, found.f, found.g);
+        self.cost < other.cost || (self.cost == other.cost && key(self) < key(other))
+    }
+}
+
 /// Lowers the worst rank `a` below `highest` by putting an expert `g` in place of one replica of `f`: either one more
 /// replica of an expert of `a` on another rank, or on `a` itself a lighter expert. Of such changes, the one
-/// with the lowest cost among the ranks that it touches; the first that leaves them at or below `goal`, lightest ranks
-/// first, ends the search.
+/// with the lowest cost among the ranks that it touches; of those that bring them to `goal` or below, one on the lightest rank.
 ///
 /// With few slots per rank most places hold an expert with other replicas, but hardly any expert can lose one without
-/// its other holders rising above `highest`. What that would bring them to is remembered from search to search.
+/// its other holders rising above `highest`. That is asked first, once per expert.
 pub(super) fn replace(
     state: &mut State,
     a: usize,
@@ -54,47 +71,42 @@ pub(super) fn replace(
     let least = shared.iter().map(|g| g.gained).fold(f64::INFINITY, f64::min);
     let goal = shared.iter().map(|g| g.cost).fold(f64::INFINITY, f64::min).max(goal);
     gained.clear();
-    let (mut best, mut found) = (highest, None);
-    for b in (0..state.ranks()).map(|at| state.ranked(at)) {
-        if best <= goal {
-            break;
+    let mut best = Found { cost: [highest; 2], rank: 0, f: NONE, g: NONE };
+    for f in 0..state.units.len() as u32 {
+        let loser = holders.loser(state, f, highest);
+        if loser.least() > best.cost[0] {
+            continue;
         }
-        let (load, slowness, places) = (state.load[b], state.slowness[b], state.places(b));
-        let held = state.expert[places.clone()].iter().zip(&state.place_load[places.clone()]);
-        for ((&f, &lost), place) in held.zip(places) {
-            // Later places lose less still.
-            if f == NONE || (a != b && (load - lost + least) * slowness >= best) {
-                break;
-            }
-            let others = holders.others(state, f, b);
-            if others >= best {
+        let lost = state.size[f as usize];
+        for b in holders.of(f) {
+            let (load, slowness, others) = (state.load[b] - lost, state.slowness[b], loser.others(b));
+            if others > best.cost[0] || (a != b && (load + least) * slowness > best.cost[0]) {
                 continue;
             }
             let mut consider = |g: u32, cost: f64| {
                 let cost = cost.max(others);
-                if cost < best && !state.holds(b, g) {
-                    best = cost;
-                    found = Some((place, g));
+                let found = Found { cost: [cost.max(goal), state.cost(b)], rank: b, f, g };
+                if cost < highest && found.is_before(&best) && !state.holds(b, g) {
+                    best = found;
                 }
             };
             if a == b {
                 fill_gained(state, limit, gained);
                 for (g, gained) in gained.iter().enumerate() {
-                    consider(g as u32, (load - lost + gained) * slowness);
+                    consider(g as u32, (load + gained) * slowness);
                 }
             } else {
                 // `a` does not hold `f`: it is above `highest` as it is.
                 for g in shared.iter() {
-                    consider(g.expert, g.cost.max((load - lost + g.gained) * slowness));
+                    consider(g.expert, g.cost.max((load + g.gained) * slowness));
                 }
-            }
-            if best <= goal {
-                break;
             }
         }
     }
-    let Some((place, g)) = found else { return false };
-    holders.replace(state, place, g);
+    if best.f == NONE {
+        return false;
+    }
+    holders.replace(state, best.rank, best.f, best.g);
     true
 }
 

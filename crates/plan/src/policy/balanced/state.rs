@@ -82,6 +82,12 @@ impl State {
         &self.lane[rank * self.stride..rank * self.stride + self.room[rank].next_multiple_of(LANES)]
     }
 
+    /// The same with all blocks of the longest rank.
+    #[inline]
+    pub(super) fn blocks(&self, rank: usize) -> &[[f32; LANES]] {
+        self.lane[rank * self.stride..(rank + 1) * self.stride].as_chunks().0
+    }
+
     /// The rank that owns a place.
     #[inline]
     pub(super) fn rank_of(&self, place: usize) -> usize {
@@ -105,6 +111,14 @@ impl State {
         let e = expert as usize;
         self.count[e] = count;
         self.size[e] = replica_units(self.units[e], count);
+    }
+
+    /// Puts `g` in the place of `f` on a rank. The caller sets counts and settles the rank.
+    pub(super) fn put_for(&mut self, rank: usize, f: u32, g: u32) {
+        let places = self.places(rank);
+        if let Some(place) = self.expert[places].iter_mut().find(|expert| **expert == f) {
+            *place = g;
+        }
     }
 
     /// Exchanges `expert_a` on rank `a` for `expert_b` on rank `b`, for each of the pairs.
