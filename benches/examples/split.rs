@@ -5,8 +5,8 @@
 //! after, the best that a cut proves for that plan and any split, and times of `split` and `deepseek` on the same loads. `-- --loads FILE.npy`: other loads, `[2, L, E]`.
 //! `-- --lp` beside it: the optimum of a linear program for the same placement and loads, solved by `microlp`, layer by layer, instead of
 //! times; a layer where it differs from our split by more than a millionth ends the run.
-//! `-- --count split|deepseek --rounds R`: runs R times on the first case and prints nothing, to be run under `valgrind
-//! --tool=callgrind`; the difference between two values of R is what one run costs.
+//! `-- --count split|deepseek [--kind lognormal] [--slots 288] --rounds R`: runs R times on the stale `deepseek` plan of that case and
+//! prints nothing, to be run under `valgrind --tool=callgrind`; the difference between two values of R is what one run costs.
 //!
 //! Times are the least of all rounds, which take turns.
 
@@ -31,12 +31,15 @@ struct Asked {
     loads: Option<PathBuf>,
     rounds: usize,
     count: Option<String>,
+    kind: String,
+    slots: usize,
     lp: bool,
 }
 
 impl Asked {
     fn parse() -> Result<Self, Box<dyn Error>> {
-        let mut asked = Self { loads: None, rounds: 25, count: None, lp: false };
+        let mut asked =
+            Self { loads: None, rounds: 25, count: None, kind: KINDS[0].into(), slots: 320, lp: false };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -44,6 +47,8 @@ impl Asked {
                 "--loads" => asked.loads = Some(value()?.into()),
                 "--rounds" => asked.rounds = value()?.parse()?,
                 "--count" => asked.count = Some(value()?),
+                "--kind" => asked.kind = value()?,
+                "--slots" => asked.slots = value()?.parse()?,
                 "--lp" => asked.lp = true,
                 _ => return Err(format!("unknown option {word}").into()),
             }
@@ -207,8 +212,10 @@ fn main() -> Result<(), Box<dyn Error>> {
     let asked = Asked::parse()?;
     let loads = asked.loads()?;
     if let Some(policy) = &asked.count {
-        let Some((_, loads)) = loads.into_iter().next() else { return Ok(()) };
-        let (case, policy) = (Case::new(loads, CLUSTERS[1], DEEPSEEK)?, policy.parse()?);
+        let Some((_, loads)) = loads.into_iter().find(|(kind, _)| *kind == asked.kind) else {
+            return Err(format!("no loads of the kind {}", asked.kind).into());
+        };
+        let (case, policy) = (Case::new(loads, (asked.slots, CLUSTERS[0].1), DEEPSEEK)?, policy.parse()?);
         for _ in 0..asked.rounds {
             case.run(policy)?;
         }

@@ -41,25 +41,17 @@ impl Share {
                 expected: format!("[{}, {}] as phy2log", shape.0, shape.1),
             });
         }
-        let (mut sums, logcnt) = (vec![0.0; placement.experts()], placement.logcnt());
-        for (layer, row) in share.rows().into_iter().enumerate() {
-            let layer = LayerId::at(layer);
-            sums.fill(0.0);
-            for (slot, (&value, &entry)) in row.iter().zip(placement.layer(layer)).enumerate() {
-                if let Some(sum) = sums.get_mut(entry as usize) {
-                    if !(-SHARE_TOLERANCE..=1.0 + SHARE_TOLERANCE).contains(&value) {
-                        return Err(CoreError::Share { layer, expert: ExpertId::at(entry as usize), value });
-                    }
-                    *sum += value;
-                } else if value != 0.0 {
-                    return Err(CoreError::ShareOfEmptySlot { layer, slot: SlotId::at(slot), value });
-                }
-            }
-            for (expert, (&sum, &count)) in sums.iter().zip(logcnt.row(layer.index())).enumerate() {
-                if count > 0 && (sum - 1.0).abs() > SHARE_TOLERANCE {
-                    return Err(CoreError::Share { layer, expert: ExpertId::at(expert), value: sum });
-                }
-            }
+        // This is part of every plan, hence slices: all three are in C order.
+        let share = if share.is_standard_layout() { share } else { share.as_standard_layout().to_owned() };
+        let (slots, experts) = (placement.slots(), placement.experts());
+        let (values, entries, counts) = (share.as_slice(), placement.phy2log(), placement.logcnt());
+        let (entries, counts) = (entries.as_slice(), counts.as_slice());
+        let mut sums = vec![0.0; experts];
+        for layer in 0..shape.0 {
+            let values = values.map_or(&[][..], |values| &values[layer * slots..][..slots]);
+            let entries = entries.map_or(&[][..], |entries| &entries[layer * slots..][..slots]);
+            let counts = counts.map_or(&[][..], |counts| &counts[layer * experts..][..experts]);
+            check_layer(LayerId::at(layer), values, entries, counts, &mut sums)?;
         }
         Ok(Self(share))
     }
@@ -73,6 +65,33 @@ impl Share {
     pub fn layer(&self, layer: LayerId) -> ArrayView1<'_, f64> {
         self.0.row(layer.index())
     }
+}
+
+/// Checks one layer: shares and experts by slot, replicas by expert; `sums` is memory, `[E]`.
+fn check_layer(
+    layer: LayerId,
+    values: &[f64],
+    entries: &[i32],
+    counts: &[u32],
+    sums: &mut [f64],
+) -> Result<(), CoreError> {
+    sums.fill(0.0);
+    for (slot, (&value, &entry)) in values.iter().zip(entries).enumerate() {
+        if let Some(sum) = sums.get_mut(entry as usize) {
+            if !(-SHARE_TOLERANCE..=1.0 + SHARE_TOLERANCE).contains(&value) {
+                return Err(CoreError::Share { layer, expert: ExpertId::at(entry as usize), value });
+            }
+            *sum += value;
+        } else if value != 0.0 {
+            return Err(CoreError::ShareOfEmptySlot { layer, slot: SlotId::at(slot), value });
+        }
+    }
+    for (expert, (&sum, &count)) in sums.iter().zip(counts).enumerate() {
+        if count > 0 && (sum - 1.0).abs() > SHARE_TOLERANCE {
+            return Err(CoreError::Share { layer, expert: ExpertId::at(expert), value: sum });
+        }
+    }
+    Ok(())
 }
 
 #[cfg(test)]

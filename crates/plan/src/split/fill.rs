@@ -28,25 +28,34 @@ impl Graph {
 
     /// Brings the flows near the optimum, but only near.
     pub(super) fn fill(&mut self, ranks: &Ranks) {
+        // Mostly all ranks are as fast: then the compiler knows.
+        if ranks.all_alike {
+            self.settle(|_| 1.0);
+        } else {
+            self.settle(|rank| ranks.speed[rank]);
+        }
+    }
+
+    fn settle(&mut self, speed: impl Fn(usize) -> f64 + Copy) {
         for _ in 0..SWEEPS {
-            if self.sweep(ranks) < SETTLED {
+            if self.sweep(speed) < SETTLED {
                 break;
             }
         }
     }
 
     /// Splits every node's tokens anew, one node after another, and returns how many tokens that moved, about.
-    fn sweep(&mut self, ranks: &Ranks) -> f64 {
+    fn sweep(&mut self, speed: impl Fn(usize) -> f64 + Copy) -> f64 {
         let Self { nodes, by_degree, edges, load, .. } = self;
         let mut moved = 0.0;
         for &node in by_degree.iter() {
             let node = &nodes[node as usize];
             moved += match &mut edges[node.edges()] {
-                [a, b] => fill_pair(a, b, node.load, load, &ranks.speed),
+                [a, b] => fill_pair(a, b, node.load, load, speed),
                 // Three are the next most common: a copy of the code for a length that the compiler knows.
                 edges => match <&mut [Edge; 3]>::try_from(&mut *edges) {
-                    Ok(edges) => fill_many(edges, node.load, load, &ranks.speed),
-                    Err(_) => fill_many(edges, node.load, load, &ranks.speed),
+                    Ok(edges) => fill_many(edges, node.load, load, speed),
+                    Err(_) => fill_many(edges, node.load, load, speed),
                 },
             };
         }
@@ -54,9 +63,10 @@ impl Graph {
     }
 }
 
-fn fill_pair(a: &mut Edge, b: &mut Edge, tokens: f64, load: &mut [f64], speed: &[f64]) -> f64 {
+#[inline(always)]
+fn fill_pair(a: &mut Edge, b: &mut Edge, tokens: f64, load: &mut [f64], speed: impl Fn(usize) -> f64) -> f64 {
     let (rank_a, rank_b) = (a.rank as usize, b.rank as usize);
-    let (speed_a, speed_b) = (speed[rank_a], speed[rank_b]);
+    let (speed_a, speed_b) = (speed(rank_a), speed(rank_b));
     // With so many more tokens on a: (load_a + x) / speed_a = (load_b - x) / speed_b.
     let to_level = (speed_a * load[rank_b] - speed_b * load[rank_a]) / (speed_a + speed_b);
     let flow = (a.flow + RELAXATION * to_level).max(0.0).min(tokens);
@@ -69,16 +79,16 @@ fn fill_pair(a: &mut Edge, b: &mut Edge, tokens: f64, load: &mut [f64], speed: &
 }
 
 #[inline(always)]
-fn fill_many(edges: &mut [Edge], tokens: f64, load: &mut [f64], speed: &[f64]) -> f64 {
+fn fill_many(edges: &mut [Edge], tokens: f64, load: &mut [f64], speed: impl Fn(usize) -> f64 + Copy) -> f64 {
     let (mut sum, mut width) = (0.0, 0.0);
     for edge in edges.iter() {
         sum += load[edge.rank as usize];
-        width += speed[edge.rank as usize];
+        width += speed(edge.rank as usize);
     }
     let level = sum / width;
     let change = |edge: &Edge, load: &[f64]| {
         let rank = edge.rank as usize;
-        RELAXATION * (level * speed[rank] - load[rank])
+        RELAXATION * (level * speed(rank) - load[rank])
     };
     if edges.iter().any(|edge| edge.flow + change(edge, load) < 0.0) {
         fill_exactly(edges, tokens, load, speed);
@@ -97,13 +107,13 @@ fn fill_many(edges: &mut [Edge], tokens: f64, load: &mut [f64], speed: &[f64]) -
 /// The best split of one node and no further, where some of its ranks are better left dry: those that get tokens end
 /// at one level, no higher than the others'. Not counted as moved: such nodes settle first.
 #[inline(never)]
-fn fill_exactly(edges: &mut [Edge], tokens: f64, load: &mut [f64], speed: &[f64]) {
+fn fill_exactly(edges: &mut [Edge], tokens: f64, load: &mut [f64], speed: impl Fn(usize) -> f64) {
     // Take the tokens off; `flow` holds the level of the rank without them for the while.
     let mut lowest = f64::INFINITY;
     for edge in edges.iter_mut() {
         let rank = edge.rank as usize;
         load[rank] -= edge.flow;
-        edge.flow = load[rank] / speed[rank];
+        edge.flow = load[rank] / speed(rank);
         lowest = if edge.flow < lowest { edge.flow } else { lowest };
     }
     // The level with every rank in, then without those above it, until none is. Levels are counted from the lowest,
@@ -114,7 +124,7 @@ fn fill_exactly(edges: &mut [Edge], tokens: f64, load: &mut [f64], speed: &[f64]
         for edge in edges.iter() {
             let height = edge.flow - lowest;
             if height < level {
-                let speed = speed[edge.rank as usize];
+                let speed = speed(edge.rank as usize);
                 volume += height * speed;
                 width += speed;
             }
@@ -129,7 +139,7 @@ fn fill_exactly(edges: &mut [Edge], tokens: f64, load: &mut [f64], speed: &[f64]
     for edge in edges {
         let rank = edge.rank as usize;
         let room = level - (edge.flow - lowest);
-        edge.flow = if room > 0.0 { room * speed[rank] } else { 0.0 };
+        edge.flow = if room > 0.0 { room * speed(rank) } else { 0.0 };
         load[rank] += edge.flow;
     }
 }

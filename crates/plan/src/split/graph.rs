@@ -162,14 +162,12 @@ impl Graph {
         self.edges.resize(phy2log.len(), Edge::default());
         self.by_rank.clear();
         self.rank_start.clear();
+        self.rank_start.resize(ranks + 1, 0);
         self.node_of.clear();
         self.node_of.resize(row.len(), NONE);
         let mut room = 0;
         for open in &mut self.open_slots[..self.open] {
             let (slot, rank) = (open.slot as usize, open.at);
-            while self.rank_start.len() <= rank as usize {
-                self.rank_start.push(self.by_rank.len() as u32);
-            }
             let expert = phy2log[slot] as usize;
             let mut node = self.node_of[expert];
             if node == NONE {
@@ -190,11 +188,17 @@ impl Graph {
             } else {
                 self.edges[*end as usize] = Edge { flow: 0.0, rank, node, slots: 1 };
                 self.by_rank.push(*end);
+                self.rank_start[rank as usize + 1] += 1;
                 *end += 1;
             }
             open.at = *end - 1;
         }
-        self.rank_start.resize(ranks + 1, self.by_rank.len() as u32);
+        // Counts of each rank's edges become where they begin.
+        let mut total = 0;
+        for start in &mut self.rank_start {
+            total += *start;
+            *start = total;
+        }
     }
 
     /// Sorts nodes by their number of edges: loops over nodes and their edges then run alike for long, and branch

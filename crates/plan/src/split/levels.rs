@@ -94,7 +94,8 @@ impl Levels {
                 self.group_of[rank] = group;
                 self.order.push(rank as u32);
             } else {
-                self.search.grow(rank as u32, NONE, &self.group_of, graph);
+                let most = ranks.len() - self.order.len();
+                self.search.grow(rank as u32, NONE, &self.group_of, graph, most);
                 self.order.extend_from_slice(&self.search.queue);
                 let level = mean_level(&self.search.queue, graph, ranks);
                 for &member in &self.search.queue {
@@ -114,7 +115,7 @@ impl Levels {
         let Group { start, mut end } = self.groups[group as usize];
         if !whole {
             self.search.forget(&self.order[start..end]);
-            self.search.grow(self.order[start], group, &self.group_of, graph);
+            self.search.grow(self.order[start], group, &self.group_of, graph, end - start);
             if self.search.queue.len() < end - start {
                 let rest = self.split(group);
                 self.open.push(Open { group: rest, whole: false });

@@ -13,6 +13,8 @@ pub(super) struct Ranks {
     pub(super) all_alive: bool,
     /// Speed of each rank as a part of the fastest live rank's.
     pub(super) speed: Vec<f64>,
+    /// Whether all of these are 1.
+    pub(super) all_alike: bool,
     /// Speed of the fastest live rank.
     pub(super) fastest: f64,
 }
@@ -20,11 +22,13 @@ pub(super) struct Ranks {
 impl Ranks {
     pub(super) fn new(topology: &Topology) -> Self {
         let fastest = topology.live_ranks().map(|r| topology.speed(r)).fold(f64::MIN_POSITIVE, f64::max);
+        let speed: Vec<f64> = topology.all_ranks().map(|r| topology.speed(r) / fastest).collect();
         Self {
             slot_offset: topology.slot_offsets().to_vec(),
             alive: topology.all_ranks().map(|r| topology.is_alive(r)).collect(),
             all_alive: topology.all_alive(),
-            speed: topology.all_ranks().map(|r| topology.speed(r) / fastest).collect(),
+            all_alike: speed.iter().all(|&speed| speed == 1.0),
+            speed,
             fastest,
         }
     }

@@ -69,9 +69,9 @@ impl Search {
     }
 
     /// Grows a tree from `root` over the ranks of a group that are not reached yet, along nodes with tokens on
-    /// both ends. Fills `queue` and `up`.
-    pub(super) fn grow(&mut self, root: u32, group: u32, group_of: &[u32], graph: &Graph) {
-        self.begin();
+    /// both ends. Fills `queue` and `up`. `most` is how many ranks there are to reach: with the last of them it ends.
+    pub(super) fn grow(&mut self, root: u32, group: u32, group_of: &[u32], graph: &Graph, most: usize) {
+        self.queue.clear();
         self.queue.push(root);
         self.distance[root as usize] = 0;
         let mut head = 0;
@@ -79,17 +79,20 @@ impl Search {
             head += 1;
             for &at in graph.edges_of(rank as usize) {
                 let edge = &graph.edges[at as usize];
-                if edge.flow <= 0.0 || !self.reach(edge.node, at) {
+                if edge.flow <= 0.0 {
                     continue;
                 }
                 let siblings = graph.nodes[edge.node as usize].edges();
                 for (own, sibling) in siblings.clone().zip(&graph.edges[siblings]) {
                     let rank = sibling.rank as usize;
-                    if sibling.flow > 0.0 && self.distance[rank] == NONE && group_of[rank] == group {
+                    if self.distance[rank] == NONE && sibling.flow > 0.0 && group_of[rank] == group {
                         self.distance[rank] = 0;
                         self.up[rank] = (own as u32, at);
                         self.queue.push(sibling.rank);
                     }
+                }
+                if self.queue.len() == most {
+                    return;
                 }
             }
         }
