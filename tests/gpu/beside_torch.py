@@ -83,6 +83,7 @@ class Rank:
         value = self.torch.full((4096,), float(self.rank + self.sums), device=self.device if group is None else "cpu")
         self.dist.all_reduce(value, group=self.group if group is None else group)
         expected = sum(rank + self.sums for rank in range(self.world))
+        # All have the same sum, so all stop here or none.
         if not bool((value == expected).all()):
             raise Wrong("an all-reduce of torch is wrong")
 
@@ -95,7 +96,7 @@ class Rank:
     def batches(self, pairs, stage, device):
         """Batches of messages with every other rank, with torch's own collectives before, after and under way, and memory of the caching
         allocator that comes and goes. Returns tensors looked at."""
-        looked = 0
+        looked, wrong = 0, []
         others = [rank for rank in range(self.world) if rank != self.rank]
         place = lambda tensor: tensor.to(device)
         for batch in range(12):
@@ -117,7 +118,10 @@ class Rank:
             for tensor, (_, right) in zip(got, expected):
                 looked += 1
                 if not self.torch.equal(tensor, right):
-                    raise Wrong(f"batch {batch}: other bytes than were sent")
+                    wrong.append(batch)
+        # Said at the end: the other ranks are in this with us.
+        if wrong:
+            raise Wrong(f"batches {wrong}: other bytes than were sent")
         return looked
 
     # Stages. Each returns what it found, or raises.
@@ -217,7 +221,7 @@ class Rank:
         from eplb.integrations.vllm import EplbCommunicator
 
         mine = vllm_ranks.Rank(self.rank, self.world, self.device, self.group, EplbCommunicator(self.pairs, timeout=20))
-        told = []
+        told, bad = [], []
         ways = {"rearrange": mine.rearrange, "transfer": lambda: mine.transfer_layers(False), "batched": lambda: mine.transfer_layers(True)}
         for name, way in ways.items():
             checked = 0
@@ -229,10 +233,12 @@ class Rank:
                 looked, wrong = mine.look()
                 checked += looked
                 if wrong:
-                    raise Wrong(f"{name}: {wrong} tensors are not those of their experts")
+                    bad.append(f"{name}: {wrong} tensors are not those of their experts")
                 self.sum()
             took = (time.perf_counter() - begin) * 1e3 / 6
             told.append(f"{name} {checked} tensors, {self.pairs.received_bytes - received} bytes, {took:.1f} ms each with the look")
+        if bad:
+            raise Wrong("; ".join(bad))
         return "; ".join(told)
 
     def stage_library(self):

@@ -138,8 +138,10 @@ class _Unpickler(pickle.Unpickler):
         raise DumpError(f"it holds a {module}.{name}, which is not read; save numbers and tensors only")
 
     def persistent_load(self, reference):
-        match reference:
-            case ("storage", str(dtype), str(key), _, int(_)) if dtype in _STORAGES.values() and key.isalnum():
+        if isinstance(reference, (tuple, list)) and len(reference) == 5:
+            kind, dtype, key, _, size = reference
+            named = isinstance(dtype, str) and dtype in _STORAGES.values() and isinstance(key, str) and key.isalnum()
+            if kind == "storage" and named and isinstance(size, int):
                 return _Storage(self.archive, f"data/{key}", dtype)
         raise DumpError(f"an unknown kind of storage: {reference!r:.120}")
 

@@ -1,8 +1,11 @@
 """Traces of loads on disk."""
 
 import os
+import tempfile
+import zipfile
 from ctypes import c_double, c_size_t
-from typing import Any, Optional, Tuple, Union
+from pathlib import Path
+from typing import Any, List, Optional, Sequence, Tuple, Union
 
 from eplb import arrays
 from eplb._native import Handle, call
@@ -12,13 +15,24 @@ class Trace:
     """A trace: tokens per step, layer and logical expert, `[T, L, E]`.
 
     Reads `.npy`, `.npz` and `.csv` files, records of SGLang, vLLM and vllm-ascend among them (`eplb trace info` says what a file
-    is taken for). Torch dumps of SGLang's recorder are converted first: `python -m eplb.convert`.
+    is taken for), and torch dumps of SGLang's recorder (`.pt`): one file, or those of all ranks of a detailed dump as a list. Torch is
+    not needed; `python -m eplb.convert` keeps what is read as an `.npz` file.
 
-    Raises `EplbError` that names the file and the field if it cannot be read.
+    Raises `EplbError` (for torch dumps `ValueError`) that names the file and the field if it cannot be read.
     """
 
-    def __init__(self, path: Union[str, "os.PathLike[str]"]) -> None:
-        self._handle = Handle("eplb_trace_free", "eplb_trace_open", os.fsencode(path))
+    def __init__(self, path: Union[str, "os.PathLike[str]", Sequence[Union[str, "os.PathLike[str]"]]]) -> None:
+        files: List[Any] = [path] if isinstance(path, (str, os.PathLike)) else list(path)
+        if len(files) == 1 and not _is_dump(files[0]):
+            self._handle = Handle("eplb_trace_free", "eplb_trace_open", os.fsencode(files[0]))
+        else:
+            from eplb.convert import convert
+
+            with tempfile.TemporaryDirectory() as folder:
+                made = str(Path(folder) / "dump.npz")
+                convert([os.fspath(file) for file in files], made)
+                # What is open stays, whatever becomes of its name.
+                self._handle = Handle("eplb_trace_free", "eplb_trace_open", os.fsencode(made))
         sizes = (c_size_t * 3)()
         call("eplb_trace_shape", self._handle.pointer, sizes)
         #: (steps, layers, experts)
@@ -43,3 +57,12 @@ class Trace:
         values = arrays.room((steps, layers, experts), c_double)
         call("eplb_trace_loads", self._handle.pointer, first, steps, values.pointer, len(values))
         return arrays.give(values, kind, "float64")
+
+
+def _is_dump(path: Union[str, "os.PathLike[str]"]) -> bool:
+    """Whether a file is what `torch.save` writes; an `.npz` file is an archive, too."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(name == "data.pkl" or name.endswith("/data.pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False

@@ -190,6 +190,18 @@ class Convert(unittest.TestCase):
         self.assertIn("pass 9 of rank 0, which", self.refused(first, first))
         self.assertIn("no field records", self.refused(first, self.summed()))
 
+    def test_a_trace_reads_dumps_as_they_are(self):
+        import eplb
+
+        trace = eplb.Trace(self.summed())
+        self.assertEqual((trace.shape, trace.loads()), ((2, 1, 3), [[[0, 1, 2]], [[3, 4, 5]]]))
+        with self.assertRaisesRegex(DumpError, "dump.pt: no field records"):
+            eplb.Trace([self.summed(), self.summed()])
+        convert.convert([self.summed()], self.out)
+        self.assertEqual(eplb.Trace([self.out]).shape, (2, 1, 3))
+        with self.assertRaisesRegex(eplb.EplbError, "nowhere.npz"):
+            eplb.Trace(self.folder / "nowhere.npz")
+
     def test_bad_fields_are_named(self):
         for content, *words in [
             ({"logical_count": 3}, "logical_count is a int", "[steps, layers, experts]"),
