@@ -1,7 +1,7 @@
 /* What both fakes share: a log of calls, one line each, and faults that a test plants.
  *
  * EPLB_FAKE_LOG    file that gets the log
- * EPLB_FAKE_FAULT  "call:n": the n-th call of that name (from 1) misbehaves, as the fake's comment on the call says
+ * EPLB_FAKE_FAULT  "call:n": the n-th call of that name (from 1; 0: every one) misbehaves, as the fake's comment on the call says
  */
 #ifndef EPLB_FAKE_RECORD_H
 #define EPLB_FAKE_RECORD_H
@@ -41,7 +41,7 @@ __attribute__((format(printf, 1, 2))) static void record(const char *format, ...
 }
 
 /* Whether this call of `name` is the one that a test wants to fail. */
-static int planted(const char *name) {
+__attribute__((unused)) static int planted(const char *name) {
   static int count;
   const char *fault = getenv("EPLB_FAKE_FAULT");
   size_t length = strlen(name);
@@ -49,7 +49,7 @@ static int planted(const char *name) {
   pthread_mutex_lock(&record_lock);
   int now = ++count;
   pthread_mutex_unlock(&record_lock);
-  int hit = now == atoi(fault + length + 1);
+  int which = atoi(fault + length + 1), hit = which == 0 || now == which;
   if (hit) record("planted %s", name);
   return hit;
 }

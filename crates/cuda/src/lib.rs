@@ -24,11 +24,15 @@ pub mod maps;
 pub mod memory;
 pub mod mirror;
 pub mod module;
+#[cfg(unix)]
+pub mod nvtx;
 pub mod peer;
 pub mod pool;
 pub mod probe;
+pub mod ring;
 pub mod server;
 pub mod stream;
+pub mod tally;
 
 pub use batch::RowCopies;
 pub use capture::keep_out_of_captures;
@@ -45,5 +49,7 @@ pub use module::Module;
 pub use peer::Puller;
 pub use pool::{DeviceBlock, PinnedBlock};
 pub use probe::{DeviceFacts, Probe, probe};
+pub use ring::{Arrived, Ring};
 pub use server::{MOST_STREAMS, ServerStreams};
 pub use stream::CudaStream;
+pub use tally::{Tallied, Tally, TallyAddresses, TallyShape};

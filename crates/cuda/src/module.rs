@@ -51,7 +51,7 @@ impl Module {
         Ok(Arc::new(Self { context: context.clone(), raw }))
     }
 
-    /// What NVRTC makes of a source in CUDA C++ for the context's device.
+    /// What NVRTC makes of a source in CUDA C++ for the context's device. Takes time and device memory: for start-up only.
     ///
     /// # Errors
     /// There is no NVRTC, or it refused the source; the message holds its log.

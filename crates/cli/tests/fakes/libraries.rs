@@ -1,50 +1,13 @@
-//! Builds the fakes and runs the command on them.
+//! Runs the command on the fakes.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use serde_json::Value;
 
+use crate::build::libraries;
 use crate::log::Log;
-
-/// The folder with the fakes, built once.
-fn libraries() -> &'static Path {
-    static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-    FOLDER.get_or_init(|| {
-        let sources = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fakes");
-        let folder = Path::new(env!("CARGO_TARGET_TMPDIR")).join("fakes");
-        std::fs::create_dir_all(&folder).unwrap();
-        for (source, soname) in
-            [("cuda.c", "libcuda.so.1"), ("nccl.c", "libnccl.so.2"), ("cublas.c", "libcublas.so.13")]
-        {
-            let mut cc = Command::new("cc");
-            cc.args([
-                "-O1",
-                "-Wall",
-                "-Wextra",
-                "-Werror",
-                "-fPIC",
-                "-shared",
-                "-pthread",
-                "-fvisibility=hidden",
-            ])
-            .arg(format!("-Wl,-soname,{soname}"))
-            .arg("-o")
-            .arg(folder.join(soname))
-            .arg(sources.join(source));
-            if source != "cuda.c" {
-                cc.arg("-L").arg(&folder).arg("-l:libcuda.so.1");
-            }
-            assert!(cc.status().unwrap().success(), "cc {source}");
-        }
-        // The name that is looked for first; a link, so that it is one library under both names.
-        drop(std::fs::remove_file(folder.join("libcuda.so")));
-        std::os::unix::fs::symlink("libcuda.so.1", folder.join("libcuda.so")).unwrap();
-        folder
-    })
-}
 
 /// How a run of the command ended.
 pub(crate) struct Run {

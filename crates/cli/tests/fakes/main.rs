@@ -2,10 +2,13 @@
 //! ranks as threads of one process, with the calls that it made audited and with planted faults.
 
 mod audit;
+#[path = "../../../../tests/fakes/build.rs"]
+mod build;
 mod bundle;
 mod interference;
 mod interpose;
 mod libraries;
+#[path = "../../../../tests/fakes/log.rs"]
 mod log;
 mod peer;
 mod processes;

@@ -5,9 +5,12 @@
 //! cargo run --release -p eplb-engine --example serve -- --ranks 8 --steps 600
 //! ```
 //!
+//! With `--gpu peer` (or `nccl`, `pynccl`) each rank has a CUDA device: slots and maps lie there, and passes run on two streams of it.
+//!
 //! Prints the time of a step with and without balancing (each token and choice takes `--token-us` on the device of the rank
 //! that serves it, so a rank with more tokens is slower), what the rounds did, and how long steps stood in the engine.
 
+mod card;
 mod mail;
 mod model;
 mod rank;
@@ -18,15 +21,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use eplb_comm::store::InProcessStore;
-use eplb_core::{ExpertId, LayerId, RankId, SlotId, Topology};
-use eplb_engine::engine::{Engine, EngineConfig, Report, RoundOutcome, SetId, TriggerConfig, World};
-use eplb_engine::process::LocalTransport;
+use eplb_comm_nccl::Backend;
+use eplb_core::{ExpertId, LayerId, RankId, SlotId, TensorLayout, Topology};
+use eplb_engine::engine::{Device, Engine, EngineConfig, Report, RoundOutcome, SetId, TriggerConfig, World};
+use eplb_engine::process::{DevicePeerTransport, LocalTransport, NcclTransport, Transport};
 use eplb_plan::Policy;
 use eplb_trace::Trace;
 
+use card::Card;
 use mail::Mail;
-use model::Model;
-use rank::{Seen, Server};
+use model::{Model, small_tensors};
+use rank::{Hands, Plain, Seen, Server};
 
 /// What may be chosen on the command line.
 struct Options {
@@ -38,6 +43,40 @@ struct Options {
     steps: u64,
     token_us: u64,
     interval_ms: u64,
+    /// What carries experts between devices; none: host memory.
+    gpu: Option<String>,
+    /// Size of an expert on a device.
+    expert_kib: usize,
+}
+
+impl Options {
+    /// Tensors of an expert.
+    fn tensors(&self) -> Vec<TensorLayout> {
+        match self.gpu {
+            None => small_tensors(),
+            Some(_) => {
+                let half = self.expert_kib.max(2) * 512;
+                let rows = TensorLayout {
+                    name: "w2".into(),
+                    rows: 4,
+                    row_bytes: half / 4,
+                    pitch: half / 4 + 256,
+                    slot_stride: half + 1024,
+                };
+                vec![TensorLayout::contiguous("w13", half), rows, TensorLayout::contiguous("scale", 96)]
+            }
+        }
+    }
+
+    fn transport(&self) -> Result<Arc<dyn Transport>, String> {
+        Ok(match self.gpu.as_deref() {
+            None => LocalTransport::new(1),
+            Some("peer") => DevicePeerTransport::threads(),
+            Some("nccl") => Arc::new(NcclTransport::new(Backend::Nccl)),
+            Some("pynccl") => Arc::new(NcclTransport::new(Backend::PyNccl)),
+            Some(other) => return Err(format!("--gpu is {other:?}; it is peer, nccl or pynccl")),
+        })
+    }
 }
 
 fn options() -> Result<Options, String> {
@@ -50,6 +89,8 @@ fn options() -> Result<Options, String> {
         steps: 600,
         token_us: 10,
         interval_ms: 100,
+        gpu: None,
+        expert_kib: 256,
     };
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
@@ -57,6 +98,8 @@ fn options() -> Result<Options, String> {
         let number = || value.parse::<u64>().map_err(|_| format!("{name} is {value:?}, which is no number"));
         match name.as_str() {
             "--trace" => options.trace = value,
+            "--gpu" => options.gpu = Some(value),
+            "--expert-kib" => options.expert_kib = number()? as usize,
             "--ranks" => options.ranks = number()? as usize,
             "--slots" => options.slots = number()? as usize,
             "--layers" => options.layers = number()? as usize,
@@ -124,6 +167,22 @@ fn main() -> Result<(), Box<dyn Error>> {
                 println!("    {line}");
             }
         }
+        let calls = |only: fn(&(Duration, bool)) -> bool| {
+            let all = seen.iter().flat_map(|seen| seen.calls.iter().filter(|call| only(call)));
+            let mut times: Vec<Duration> = all.map(|(time, _)| *time).collect();
+            times.sort_unstable();
+            times
+        };
+        for (which, calls) in [("all", calls(|_| true)), ("those that changed maps", calls(|call| call.1))] {
+            let at = |part: f64| calls[((calls.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e6;
+            if !calls.is_empty() {
+                let (p50, p99, most) = (at(0.5), at(0.99), at(1.0));
+                let count = calls.len();
+                println!(
+                    "  us of steps in the engine, {which}, {count}: p50 {p50:.2}, p99 {p99:.2}, max {most:.2}"
+                );
+            }
+        }
     }
     if wrong > 0 { Err(format!("{wrong} outputs are wrong").into()) } else { Ok(()) }
 }
@@ -133,7 +192,7 @@ type Run = (Vec<Seen>, Vec<Report>, String);
 /// Serves with all ranks; what each saw, the rounds, and the metrics of rank 0.
 fn run(options: &Options, trace: &Trace, balancing: bool) -> Result<Run, Box<dyn Error>> {
     let server = Server {
-        model: Model::new(trace, options.layers, 2)?,
+        model: Model::new(trace, options.layers, options.tensors())?,
         topology: Topology::uniform(options.ranks, options.slots)?,
         mail: Mail::new(options.ranks),
         tokens: options.tokens,
@@ -150,22 +209,23 @@ fn run(options: &Options, trace: &Trace, balancing: bool) -> Result<Run, Box<dyn
         poll_ms: 5,
         ..EngineConfig::default()
     };
-    let world = |rank: usize, store: &Arc<InProcessStore>, transport: &Arc<LocalTransport>| World::Group {
+    let (store, transport) = (Arc::new(InProcessStore::new()), options.transport()?);
+    let world = |rank: usize| World::Group {
         rank: RankId::at(rank),
         world_size: options.ranks,
         store: store.clone(),
         transport: transport.clone(),
     };
-    let (store, transport) = (Arc::new(InProcessStore::new()), LocalTransport::new(1));
     let serve = |rank: usize| -> Result<(Seen, Vec<Report>, String), String> {
         let text = |error: &dyn std::fmt::Display| format!("rank {rank}: {error}");
-        let made = start(&server, config.clone(), world(rank, &store, &transport));
-        let (engine, set) = made.map_err(|error| {
+        let device = options.gpu.as_ref().map(|_| rank);
+        let made = start(&server, config.clone(), world(rank), device);
+        let (engine, set, mut hands) = made.map_err(|error| {
             server.mail.leave();
             text(&error)
         })?;
         let (mut reports, mut rounds) = (Vec::new(), 0);
-        let seen = server.serve(&engine, set, |step| {
+        let seen = server.serve(&engine, set, &mut *hands, |step| {
             if engine.rounds() > rounds {
                 rounds = engine.rounds();
                 reports.extend(engine.last_report(set));
@@ -174,10 +234,13 @@ fn run(options: &Options, trace: &Trace, balancing: bool) -> Result<Run, Box<dyn
                 server.over.store(true, Ordering::SeqCst);
             }
         });
-        let seen = seen.map_err(|error| text(&error))?;
         let metrics = engine.metrics(false);
-        engine.shutdown(Duration::from_secs(20)).map_err(|error| text(&error))?;
-        Ok((seen, reports, metrics))
+        let ended = engine.shutdown(Duration::from_secs(20)).map_err(|error| text(&error));
+        // Waits for what is enqueued on slots, which go with the engine.
+        drop(hands);
+        drop(engine);
+        let seen = seen.map_err(|error| text(&error))?;
+        ended.map(|()| (seen, reports, metrics))
     };
     let ranks = std::thread::scope(|scope| {
         let serve = &serve;
@@ -192,15 +255,30 @@ fn run(options: &Options, trace: &Trace, balancing: bool) -> Result<Run, Box<dyn
     Ok((ranks.into_iter().map(|(seen, ..)| seen).collect(), reports, metrics))
 }
 
-/// An engine that lends the memory, with the model's weights in it.
-fn start(server: &Server, config: EngineConfig, world: World) -> Result<(Engine, SetId), Box<dyn Error>> {
+/// An engine, its layer set, and what computes with it.
+type Made = (Engine, SetId, Box<dyn Hands>);
+
+/// An engine that lends the memory, with the model's weights in it, and what computes with it.
+fn start(
+    server: &Server,
+    config: EngineConfig,
+    world: World,
+    device: Option<usize>,
+) -> Result<Made, Box<dyn Error>> {
     let mut builder = Engine::builder(config, world);
+    if let Some(ordinal) = device {
+        builder.device(Device::new(ordinal)?)?;
+    }
     let (model, topology) = (&server.model, &server.topology);
     let set = builder.layer_set("main", topology.clone(), model.experts(), model.layers())?;
     for layer in 0..model.layers() {
         builder.lend_layer(set, layer, &model.tensors)?;
     }
     let engine = builder.start()?;
+    if device.is_some() {
+        let card = Card::new(&engine, set)?;
+        return Ok((engine, set, Box::new(card)));
+    }
     let maps = engine.maps(set);
     for ((layer, slot), &expert) in maps.phy2log.indexed_iter() {
         if topology.rank_of(SlotId::at(slot)) == engine.rank() && expert >= 0 {
@@ -208,5 +286,5 @@ fn start(server: &Server, config: EngineConfig, world: World) -> Result<(Engine,
             engine.memory(set).fill(layer, slot, ExpertId(expert as u32))?;
         }
     }
-    Ok((engine, set))
+    Ok((engine, set, Box::new(Plain)))
 }

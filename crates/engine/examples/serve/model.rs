@@ -9,18 +9,19 @@ use ndarray::Array2;
 /// Numbers in a token's state.
 pub(crate) const WIDTH: usize = 8;
 
+/// Experts that a token chooses in a layer.
+pub(crate) const TOP_K: usize = 2;
+
 /// The state of a token.
 pub(crate) type State = [f32; WIDTH];
 
 /// Experts, what they compute, and which of them a token chooses.
 #[derive(Debug)]
 pub(crate) struct Model {
-    /// Choices of a token in each layer.
-    pub(crate) top_k: usize,
     /// Tensors of an expert.
     pub(crate) tensors: Vec<TensorLayout>,
-    /// Bytes of every expert without gaps, computed from its name; `[layers][experts]`.
-    bytes: Vec<Vec<Vec<u8>>>,
+    /// Sum over the bytes of every expert, computed from its name; `[layers][experts]`.
+    sums: Vec<Vec<u64>>,
     /// Running sums of the experts' parts of the tokens, `[moments][L, E]`.
     chances: Vec<Array2<f64>>,
 }
@@ -37,13 +38,8 @@ impl Model {
     pub(crate) fn new(
         trace: &Trace,
         layers: usize,
-        top_k: usize,
+        tensors: Vec<TensorLayout>,
     ) -> Result<Self, Box<dyn std::error::Error>> {
-        let tensors = vec![
-            TensorLayout::contiguous("w13", 192),
-            TensorLayout { name: "w2".into(), rows: 4, row_bytes: 24, pitch: 32, slot_stride: 128 },
-            TensorLayout::contiguous("scale", 5),
-        ];
         let layers = layers.min(trace.layers());
         let expert = |layer, expert| {
             let mut all = Vec::new();
@@ -52,10 +48,10 @@ impl Model {
                 pattern::fill(LayerId::at(layer), ExpertId::at(expert), at, 0, &mut bytes);
                 all.extend(bytes);
             }
-            all
+            sum_of(all)
         };
         let experts = trace.experts();
-        let bytes = (0..layers).map(|l| (0..experts).map(|e| expert(l, e)).collect()).collect();
+        let sums = (0..layers).map(|l| (0..experts).map(|e| expert(l, e)).collect()).collect();
         let mut chances = Vec::new();
         for step in 0..trace.steps() {
             let mut sums = trace.step(step)?.slice(ndarray::s![..layers, ..]).to_owned();
@@ -69,17 +65,17 @@ impl Model {
             }
             chances.push(sums);
         }
-        Ok(Self { top_k, tensors, bytes, chances })
+        Ok(Self { tensors, sums, chances })
     }
 
     /// Number of layers.
     pub(crate) fn layers(&self) -> usize {
-        self.bytes.len()
+        self.sums.len()
     }
 
     /// Number of experts of a layer.
     pub(crate) fn experts(&self) -> usize {
-        self.bytes[0].len()
+        self.sums[0].len()
     }
 
     /// Number of moments, between which the popularity of experts changes.
@@ -96,9 +92,9 @@ impl Model {
     pub(crate) fn route(&self, moment: usize, token: u64, layer: usize) -> Vec<(usize, f32)> {
         let sums = self.chances[moment % self.moments()].row(layer);
         let total = sums[self.experts() - 1];
-        let mut chosen: Vec<(usize, f32)> = Vec::with_capacity(self.top_k);
+        let mut chosen: Vec<(usize, f32)> = Vec::with_capacity(TOP_K);
         let mut draw = mix(token ^ ((layer as u64 + 1) << 48));
-        while chosen.len() < self.top_k {
+        while chosen.len() < TOP_K {
             draw = mix(draw.wrapping_add(0x9e37_79b9_7f4a_7c15));
             let point = (draw >> 11) as f64 / (1u64 << 53) as f64 * total;
             let expert = sums.iter().position(|&sum| point < sum).unwrap_or(self.experts() - 1);
@@ -109,15 +105,15 @@ impl Model {
         chosen
     }
 
-    /// What an expert makes of a state, from the bytes of a slot.
-    pub(crate) fn by_slot(slot: &ReadGuard, state: &State) -> State {
+    /// The sum over the bytes of a slot.
+    pub(crate) fn sum_of_slot(slot: &ReadGuard) -> u64 {
         let tensors = slot.layout().tensors().len();
-        apply((0..tensors).flat_map(|tensor| slot.rows(tensor)).flatten().copied(), state)
+        sum_of((0..tensors).flat_map(|tensor| slot.rows(tensor)).flatten().copied())
     }
 
-    /// What an expert makes of a state, from the bytes that its name says.
-    pub(crate) fn by_name(&self, layer: usize, expert: usize, state: &State) -> State {
-        apply(self.bytes[layer][expert].iter().copied(), state)
+    /// The sum over the bytes that an expert must have.
+    pub(crate) fn sum_of_expert(&self, layer: usize, expert: usize) -> u64 {
+        self.sums[layer][expert]
     }
 
     /// The states of a token after each layer, without any placement: what every run must come to.
@@ -125,7 +121,8 @@ impl Model {
         let mut state = Self::embed(token);
         for layer in 0..self.layers() {
             let chosen = self.route(moment, token, layer);
-            let parts = chosen.iter().map(|&(expert, weight)| (weight, self.by_name(layer, expert, &state)));
+            let parts =
+                chosen.iter().map(|&(expert, weight)| (weight, apply(self.sums[layer][expert], &state)));
             let parts: Vec<_> = parts.collect();
             combine(&mut state, &parts);
         }
@@ -133,13 +130,27 @@ impl Model {
     }
 }
 
-/// Every byte has its part in one of the outputs, in a fixed order.
-fn apply(bytes: impl Iterator<Item = u8>, state: &State) -> State {
-    let mut out = [0.0f32; WIDTH];
-    for (at, byte) in bytes.enumerate() {
-        out[at % WIDTH] += f32::from(byte as i8) * state[at / WIDTH % WIDTH] / 128.0;
-    }
-    out
+/// A sum in which every byte and its position count, in whatever order they are taken: what the kernel of `card.rs` computes.
+fn sum_of(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    let part = |(at, byte)| mix((at as u64) << 8 | u64::from(byte));
+    bytes.into_iter().enumerate().map(part).fold(0, u64::wrapping_add)
+}
+
+/// What an expert of a sum over its bytes makes of a state, the same in every batch.
+pub(crate) fn apply(sum: u64, state: &State) -> State {
+    std::array::from_fn(|at| {
+        let drawn = mix(sum ^ mix(u64::from(state[at].to_bits()) << 8 | at as u64));
+        (drawn >> 40) as f32 / (1 << 23) as f32 - 1.0
+    })
+}
+
+/// Tensors of a small expert: with and without gaps, and of an odd size.
+pub(crate) fn small_tensors() -> Vec<TensorLayout> {
+    vec![
+        TensorLayout::contiguous("w13", 192),
+        TensorLayout { name: "w2".into(), rows: 4, row_bytes: 24, pitch: 32, slot_stride: 128 },
+        TensorLayout::contiguous("scale", 5),
+    ]
 }
 
 /// Adds what the experts made to a state, in the order of the choices.

@@ -1,6 +1,7 @@
 //! One rank of the server: it routes its tokens by the maps of the step, serves the tokens of all ranks from its slots, and
-//! compares what came out with what must come out.
+//! compares what came out with what must come out. Where the slots lie is the affair of its [`Hands`].
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use eplb_engine::engine::{Counts, Engine, Maps, Pass, SetId};
 use ndarray::Array2;
 
 use super::mail::{Letter, Mail};
-use super::model::{Model, State, combine};
+use super::model::{Model, State, TOP_K, apply, combine};
 
 /// What all ranks share.
 #[derive(Debug)]
@@ -32,6 +33,112 @@ pub(crate) struct Server {
     pub(crate) over: AtomicBool,
 }
 
+/// Any error.
+pub(crate) type Failure = Box<dyn std::error::Error>;
+
+/// How a rank computes: on the calling thread, or on a device.
+pub(crate) trait Hands {
+    /// Tells the engine that a step begins. The maps by which the rank routes.
+    fn begin(
+        &mut self,
+        engine: &Engine,
+        set: SetId,
+        step: u64,
+        seen: &mut Seen,
+    ) -> Result<Arc<Maps>, Failure>;
+
+    /// Sums over the bytes of slots of this rank in a layer, one for each letter. What cannot be read is noted as wrong.
+    fn sums(
+        &mut self,
+        engine: &Engine,
+        set: SetId,
+        layer: usize,
+        letters: &[Letter],
+        seen: &mut Seen,
+    ) -> Result<Vec<u64>, Failure>;
+
+    /// Counts what this rank's tokens chose: the slots by its maps `[L, P]`, and the experts `[L][tokens * k]`.
+    fn count(
+        &mut self,
+        engine: &Engine,
+        set: SetId,
+        pass: &Pass,
+        routed: &Array2<u64>,
+        chosen: &[Vec<i32>],
+    ) -> Result<(), Failure>;
+
+    /// The pass is enqueued.
+    fn end(&mut self, server: &Server, maps: &Arc<Maps>, seen: &mut Seen) -> Result<(), Failure>;
+
+    /// There are no more passes.
+    fn finish(
+        &mut self,
+        server: &Server,
+        engine: &Engine,
+        set: SetId,
+        seen: &mut Seen,
+    ) -> Result<(), Failure>;
+}
+
+/// On the calling thread, in host memory.
+#[derive(Debug)]
+pub(crate) struct Plain;
+
+impl Hands for Plain {
+    fn begin(
+        &mut self,
+        engine: &Engine,
+        set: SetId,
+        step: u64,
+        seen: &mut Seen,
+    ) -> Result<Arc<Maps>, Failure> {
+        let start = Instant::now();
+        engine.step(step)?;
+        seen.calls.push((start.elapsed(), false));
+        Ok(engine.maps(set))
+    }
+
+    fn sums(
+        &mut self,
+        engine: &Engine,
+        set: SetId,
+        layer: usize,
+        letters: &[Letter],
+        seen: &mut Seen,
+    ) -> Result<Vec<u64>, Failure> {
+        let memory = engine.memory(set);
+        let sum =
+            |letter: &Letter| match memory.read(Place::slot(LayerId::at(layer), SlotId::at(letter.slot))) {
+                Ok(slot) => Model::sum_of_slot(&slot),
+                Err(error) => {
+                    seen.note_wrong(|| error.to_string());
+                    0
+                }
+            };
+        Ok(letters.iter().map(sum).collect())
+    }
+
+    fn count(
+        &mut self,
+        engine: &Engine,
+        set: SetId,
+        pass: &Pass,
+        routed: &Array2<u64>,
+        _: &[Vec<i32>],
+    ) -> Result<(), Failure> {
+        engine.record(set, pass, Counts::Slots(routed.view()))?;
+        Ok(())
+    }
+
+    fn end(&mut self, _: &Server, _: &Arc<Maps>, _: &mut Seen) -> Result<(), Failure> {
+        Ok(())
+    }
+
+    fn finish(&mut self, _: &Server, _: &Engine, _: SetId, _: &mut Seen) -> Result<(), Failure> {
+        Ok(())
+    }
+}
+
 /// What a rank saw.
 #[derive(Debug, Default)]
 pub(crate) struct Seen {
@@ -39,12 +146,22 @@ pub(crate) struct Seen {
     pub(crate) steps: u64,
     /// Time of each.
     pub(crate) times: Vec<Duration>,
+    /// Time that each step took in the engine, and whether it changed the maps.
+    pub(crate) calls: Vec<(Duration, bool)>,
     /// Tokens whose output was not what it must be.
     pub(crate) wrong: u64,
     /// The first thing that went wrong.
     pub(crate) first_wrong: Option<String>,
     /// Steps that ran while the maps were being changed: their version was not that of the step before.
     pub(crate) switches: u64,
+}
+
+impl Seen {
+    /// Something is not what it must be.
+    pub(crate) fn note_wrong(&mut self, what: impl FnOnce() -> String) {
+        self.wrong += 1;
+        self.first_wrong.get_or_insert_with(what);
+    }
 }
 
 impl Server {
@@ -58,9 +175,10 @@ impl Server {
         &self,
         engine: &Engine,
         set: SetId,
+        hands: &mut dyn Hands,
         mut between: impl FnMut(u64),
-    ) -> Result<Seen, Box<dyn std::error::Error>> {
-        let result = self.steps(engine, set, &mut between);
+    ) -> Result<Seen, Failure> {
+        let result = self.steps(engine, set, hands, &mut between);
         if result.is_err() {
             self.mail.leave();
         }
@@ -71,17 +189,22 @@ impl Server {
         &self,
         engine: &Engine,
         set: SetId,
+        hands: &mut dyn Hands,
         between: &mut dyn FnMut(u64),
-    ) -> Result<Seen, Box<dyn std::error::Error>> {
+    ) -> Result<Seen, Failure> {
         let mut seen = Seen::default();
         let mut version = 0;
         loop {
             let (step, start) = (seen.steps, Instant::now());
-            engine.step(step)?;
-            let maps = engine.maps(set);
-            seen.switches += u64::from(maps.version != version);
+            let maps = hands.begin(engine, set, step, &mut seen)?;
+            let switched = maps.version != version;
+            seen.switches += u64::from(switched);
+            if let Some((_, switches)) = seen.calls.last_mut() {
+                *switches = switched;
+            }
             version = maps.version;
-            self.pass(engine, set, step, &maps, &mut seen)?;
+            self.pass(engine, set, hands, step, &maps, &mut seen)?;
+            hands.end(self, &maps, &mut seen)?;
             seen.times.push(start.elapsed());
             between(step);
             self.mail.meet()?;
@@ -90,6 +213,7 @@ impl Server {
             self.mail.meet()?;
             seen.steps += 1;
             if over {
+                hands.finish(self, engine, set, &mut seen)?;
                 return Ok(seen);
             }
         }
@@ -100,23 +224,27 @@ impl Server {
         &self,
         engine: &Engine,
         set: SetId,
+        hands: &mut dyn Hands,
         step: u64,
         maps: &Maps,
         seen: &mut Seen,
-    ) -> Result<(), Box<dyn std::error::Error>> {
+    ) -> Result<(), Failure> {
         let rank = engine.rank().index();
         let token = |at: usize| ((rank * self.tokens + at) as u64) << 20 | (step % (1 << 20));
         let moment = self.moment(step);
         let mut states: Vec<State> = (0..self.tokens).map(|at| Model::embed(token(at))).collect();
-        let mut served = Array2::<u64>::zeros(maps.phy2log.dim());
+        let mut routed = Array2::<u64>::zeros(maps.phy2log.dim());
+        let mut chosen = Vec::with_capacity(self.model.layers());
         for layer in 0..self.model.layers() {
             let routes: Vec<_> =
                 (0..self.tokens).map(|at| self.model.route(moment, token(at), layer)).collect();
+            chosen.push(routes.iter().flatten().map(|&(expert, _)| expert as i32).collect());
             let mut out = vec![Vec::new(); self.topology.ranks()];
             for (at, route) in routes.iter().enumerate() {
                 for (choice, &(expert, _)) in route.iter().enumerate() {
                     let slot = replica(maps, layer, token(at) as u32, expert)
                         .ok_or_else(|| format!("layer {layer}: expert {expert} has no slot"))?;
+                    routed[(layer, slot)] += 1;
                     let owner = self.topology.rank_of(SlotId::at(slot)).index();
                     out[owner].push(Letter { from: rank, place: (at, choice), slot, state: states[at] });
                 }
@@ -125,8 +253,8 @@ impl Server {
                 self.mail.ask(owner, letters);
             }
             self.mail.meet()?;
-            self.answer(engine, set, layer, &mut served, seen)?;
-            let mut made = vec![vec![[0.0; super::model::WIDTH]; self.model.top_k]; self.tokens];
+            self.answer(engine, set, hands, layer, seen)?;
+            let mut made = vec![vec![[0.0; super::model::WIDTH]; TOP_K]; self.tokens];
             for letter in self.mail.answers(rank) {
                 made[letter.place.0][letter.place.1] = letter.state;
             }
@@ -138,19 +266,10 @@ impl Server {
         }
         for (at, state) in states.iter().enumerate() {
             if *state != self.model.expected(moment, token(at)) {
-                seen.wrong += 1;
-                seen.first_wrong.get_or_insert_with(|| format!("step {step}, token {at} of rank {rank}"));
+                seen.note_wrong(|| format!("step {step}, token {at} of rank {rank}"));
             }
         }
-        // Slots of this rank, as its own maps name them: what other ranks still send to one that this rank has drained is not
-        // known under these maps and is left out.
-        for ((layer, slot), count) in served.indexed_iter_mut() {
-            if maps.phy2log[(layer, slot)] < 0 {
-                *count = 0;
-            }
-        }
-        engine.record(set, &Pass { step, tag: 1, dummy: false }, Counts::Slots(served.view()))?;
-        Ok(())
+        hands.count(engine, set, &Pass { step, tag: 1, dummy: false }, &routed, &chosen)
     }
 
     /// Serves what came for this rank's slots in a layer.
@@ -158,26 +277,20 @@ impl Server {
         &self,
         engine: &Engine,
         set: SetId,
+        hands: &mut dyn Hands,
         layer: usize,
-        served: &mut Array2<u64>,
         seen: &mut Seen,
-    ) -> Result<(), String> {
+    ) -> Result<(), Failure> {
         let letters = self.mail.questions(engine.rank().index());
         if !self.token_time.is_zero() {
             std::thread::sleep(self.token_time * letters.len() as u32);
         }
-        for mut letter in letters {
-            served[(layer, letter.slot)] += 1;
-            match engine.memory(set).read(Place::slot(LayerId::at(layer), SlotId::at(letter.slot))) {
-                Ok(slot) => letter.state = Model::by_slot(&slot, &letter.state),
-                Err(error) => {
-                    seen.wrong += 1;
-                    seen.first_wrong.get_or_insert_with(|| error.to_string());
-                }
-            }
+        let sums = hands.sums(engine, set, layer, &letters, seen)?;
+        for (mut letter, sum) in letters.into_iter().zip(sums) {
+            letter.state = apply(sum, &letter.state);
             self.mail.answer(letter);
         }
-        self.mail.meet()
+        Ok(self.mail.meet()?)
     }
 }
 

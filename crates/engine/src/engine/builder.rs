@@ -10,13 +10,14 @@ use eplb_comm::Stream;
 use eplb_comm::host::HostMemory;
 use eplb_comm::store::Store;
 use eplb_core::{LayerId, ModelLayout, Placement, RankId, TensorLayout, Topology};
-use eplb_cuda::DeviceMemory;
 use eplb_cuda::kernels::Kernels;
+use eplb_cuda::{DeviceMemory, TallyShape};
 use eplb_exchange::Limits;
 use eplb_trace::Trace;
 
 use super::config::EngineConfig;
 use super::device::{Device, DeviceSide};
+use super::device_counts::DeviceCounts;
 use super::lead::Lead;
 use super::maps::{History, make};
 use super::progress::Progress;
@@ -273,8 +274,12 @@ impl Builder {
         }
         let (mut sets, mut lanes) = (Vec::new(), Vec::new());
         let kernels = device.as_ref().map(Device::load);
-        let place =
-            device.as_ref().map(|device| (device, kernels.as_ref().and_then(|loaded| loaded.as_ref().ok())));
+        #[cfg(unix)]
+        if device.is_some() {
+            let found = eplb_cuda::nvtx::find();
+            tracing::debug!(found, "NVTX");
+        }
+        let place = device.as_ref().zip(kernels.as_ref());
         for (at, draft) in drafts.into_iter().enumerate() {
             let (set, lane) = draft.build(SetId(at), rank, &config, hook.clone(), place)?;
             sets.push(set);
@@ -346,7 +351,7 @@ impl Draft {
         rank: RankId,
         config: &EngineConfig,
         hook: Option<Hook>,
-        place: Option<(&Device, Option<&Arc<Kernels>>)>,
+        place: Option<(&Device, &Result<Arc<Kernels>, String>)>,
     ) -> Result<(Set, Lane), EngineError> {
         let missing = (0..self.layers).find(|layer| !self.tensors.contains_key(layer));
         if let Some(layer) = missing {
@@ -384,7 +389,7 @@ impl Draft {
             (Slots::Host(memory), Some(make)) => (Compute::Host(make(memory.clone())), None),
             (Slots::Host(memory), None) => (Compute::Host(Box::new(InlineStream::new(memory.clone()))), None),
             (Slots::Device(memory), _) => {
-                let kernels = place.and_then(|(_, kernels)| kernels.cloned());
+                let kernels = place.and_then(|(_, kernels)| kernels.as_ref().ok().cloned());
                 let (side, block) = DeviceSide::new(memory.clone(), kernels, &first)?;
                 (Compute::Device(Box::new(side)), Some(block))
             }
@@ -399,6 +404,14 @@ impl Draft {
             reshared: false,
             version: 0,
         };
+        let device_counts = match (&memory, place) {
+            (Slots::Device(memory), Some((_, kernels))) => {
+                let shape = TallyShape { tags: config.tags.len(), layers, experts };
+                let slots = topology.slots();
+                Some(DeviceCounts::new(memory.context(), rank, kernels.clone(), shape, slots)?)
+            }
+            _ => None,
+        };
         let set = Set {
             counters: Counters::new(config.tags.len(), layers, experts),
             history: History::new(first, config.remembered_maps),
@@ -411,6 +424,7 @@ impl Draft {
             layout,
             memory,
             device_maps,
+            device_counts,
             limits,
             options,
             start,

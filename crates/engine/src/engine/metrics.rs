@@ -116,6 +116,15 @@ impl Engine {
                 text.line("lost_choices_total", &[("rank", &rank), ("set", &set.name), ("why", &why)], count);
             }
         }
+        text.head(
+            "counts_dropped_total",
+            "counter",
+            "Passes whose counts found no room on their way from the device.",
+        );
+        for set in &shared.sets {
+            let dropped = set.device_counts.as_ref().map_or(0, |counts| counts.dropped());
+            text.line("counts_dropped_total", &[("rank", &rank), ("set", &set.name)], dropped);
+        }
         text.head("maps_version", "gauge", "Version of the maps in force.");
         for set in &shared.sets {
             text.line("maps_version", &[("rank", &rank), ("set", &set.name)], set.history.now().version);

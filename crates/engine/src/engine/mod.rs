@@ -33,6 +33,7 @@ mod builder;
 mod config;
 mod control;
 mod device;
+mod device_counts;
 mod joined;
 mod lead;
 mod leading;
@@ -47,6 +48,7 @@ mod report;
 mod running;
 mod shared;
 mod slots;
+mod spans;
 mod state;
 mod step;
 mod stream;
@@ -66,6 +68,8 @@ use eplb_cuda::DeviceMemory;
 pub use builder::{Builder, World};
 pub use config::{BudgetConfig, ConfigError, EngineConfig, KEYS, TriggerConfig, WorthConfig};
 pub use device::{Device, DeviceMapsView};
+pub use device_counts::{DeviceCountersView, DeviceTokens};
+pub use eplb_cuda::kernels::{DeviceChoices, IdType};
 pub use joined::JoinedStreams;
 pub use maps::Maps;
 pub use record::{Counts, Pass, RecordError};
@@ -142,6 +146,19 @@ impl Engine {
     pub fn record(&self, set: SetId, pass: &Pass, counts: Counts<'_>) -> Result<Faults, EngineError> {
         let set = self.set(set, "record")?;
         Ok(set.counters.add(pass, counts, &set.history)?)
+    }
+
+    /// Tokens counted on this rank since the start, `[tags, L, E]`. What lies on a device is counted as of the last look there
+    /// ([`EngineConfig::sample_ms`]).
+    ///
+    /// # Errors
+    /// There is no such set, or the device failed.
+    pub fn counted(&self, set: SetId) -> Result<ndarray::Array3<u64>, EngineError> {
+        let set = self.set(set, "counted")?;
+        if self.shared.world_size == 1 {
+            set.collect(true)?;
+        }
+        Ok(set.counters.read().0)
     }
 
     /// Address of the first local slot of a tensor that the engine lends; `None` where it does not exist. Of a set on a device it is an address

@@ -42,6 +42,8 @@ pub(super) struct Progress {
     /// Passes whose counts are shown, by set, and when that was looked at last.
     posted: Vec<u64>,
     posted_at: Option<Instant>,
+    /// When the sums on the device were asked for last.
+    collected_at: Option<Instant>,
     /// Passes counted when the last round ended.
     pub(super) counted: u64,
     pub(super) running: Option<Running>,
@@ -75,6 +77,7 @@ impl Progress {
             shown: None,
             posted: vec![0; sets],
             posted_at: None,
+            collected_at: None,
             counted: 0,
             running: None,
             followed: false,
@@ -213,6 +216,7 @@ impl Progress {
     /// Shows what was counted, every now and then, and at once where a round is asked for.
     fn count(&mut self) -> Result<(), EngineError> {
         let shared = self.shared.clone();
+        self.collect()?;
         let passes: Vec<u64> = shared.sets.iter().map(|set| set.counters.passes()).collect();
         if passes.iter().sum::<u64>() > self.counted {
             drop(shared.on(Event::Counted));
@@ -233,6 +237,16 @@ impl Progress {
             }
         }
         Ok(())
+    }
+
+    /// Takes in what was counted on the device, and asks for more when it is time.
+    pub(super) fn collect(&mut self) -> Result<(), EngineError> {
+        let rest = Duration::from_millis(self.shared.config.sample_ms);
+        let refresh = self.collected_at.is_none_or(|at| at.elapsed() >= rest);
+        if refresh {
+            self.collected_at = Some(Instant::now());
+        }
+        self.shared.sets.iter().try_for_each(|set| set.collect(refresh))
     }
 
     fn demands(&self) -> u64 {

@@ -1,11 +1,12 @@
 //! Counting tokens: what a pass reports, folded to logical experts with the maps that it ran with.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use eplb_comm::kernels::{Choices, Counting, Faults, KernelError, RoutedId, record};
 use eplb_core::CoreError;
 use ndarray::{Array3, ArrayView2};
 
+use super::device_counts::view;
 use super::maps::{History, Maps};
 
 /// Which forward pass counts are of.
@@ -72,6 +73,12 @@ pub enum RecordError {
         /// Number of layers.
         layers: usize,
     },
+    /// Nothing can be launched.
+    #[error("tokens cannot be counted on the device: {why}")]
+    NoKernels {
+        /// Why.
+        why: String,
+    },
     /// The maps of the step are forgotten, so that slots cannot be told from experts.
     #[error(
         "the maps of step {step} are forgotten; the oldest remembered begin at step {oldest}: report counts sooner, or set \
@@ -99,13 +106,15 @@ struct Totals {
     tokens: Array3<u64>,
     faults: Faults,
     passes: u64,
+    /// What kernels have counted on the device, as last copied.
+    device: Option<(Array3<u64>, Faults)>,
 }
 
 impl Counters {
     pub(super) fn new(tags: usize, layers: usize, experts: usize) -> Self {
         let tokens = Array3::zeros((tags, layers, experts));
         Self {
-            totals: Mutex::new(Totals { tokens, faults: Faults::default(), passes: 0 }),
+            totals: Mutex::new(Totals { tokens, faults: Faults::default(), passes: 0, device: None }),
             #[cfg(test)]
             folds_with_newest: false,
         }
@@ -119,7 +128,59 @@ impl Counters {
     /// The sums, `[tags, L, E]`, and how many passes they are of.
     pub(super) fn read(&self) -> (Array3<u64>, u64) {
         let totals = self.lock();
-        (totals.tokens.clone(), totals.passes)
+        let tokens = match &totals.device {
+            Some((device, _)) => &totals.tokens + device,
+            None => totals.tokens.clone(),
+        };
+        (tokens, totals.passes)
+    }
+
+    /// Takes over the sums that kernels keep on the device. That they grew counts as a pass.
+    pub(super) fn set_device(&self, sums: Array3<u64>, faults: Faults) {
+        let mut totals = self.lock();
+        let known = totals.device.as_ref().map_or(0, |(known, _)| known.sum());
+        totals.passes += u64::from(sums.sum() != known);
+        totals.device = Some((sums, faults));
+    }
+
+    /// Adds what a pass counted on the device: of slots, by the maps that it ran with, or of experts.
+    pub(super) fn add_arrived(&self, tag: usize, tokens: &[u64], maps: Option<&Maps>) {
+        let mut totals = self.lock();
+        let (_, layers, experts) = totals.tokens.dim();
+        match maps {
+            Some(maps) => {
+                if let Some(slots) = view(tokens, maps.phy2log.dim()) {
+                    let faults = fold(&mut totals.tokens, tag, slots, maps);
+                    totals.faults.missing += faults.missing;
+                }
+            }
+            None => {
+                if let Some(counted) = view(tokens, (layers, experts)) {
+                    let mut row = totals.tokens.index_axis_mut(ndarray::Axis(0), tag);
+                    row.zip_mut_with(&counted, |sum, &count| *sum = sum.wrapping_add(count));
+                }
+            }
+        }
+        totals.passes += 1;
+    }
+
+    /// Checks a pass, and a layer if one is named.
+    pub(super) fn check(&self, pass: &Pass, layer: Option<usize>) -> Result<(), RecordError> {
+        let (tags, layers, _) = self.lock().tokens.dim();
+        match layer {
+            _ if pass.tag >= tags => Err(RecordError::Tag { tag: pass.tag, tags }),
+            Some(layer) if layer >= layers => Err(RecordError::Layer { layer, layers }),
+            _ => Ok(()),
+        }
+    }
+
+    /// The maps that counts of slots of a step are folded with.
+    pub(super) fn maps_of(&self, step: u64, history: &History) -> Result<Arc<Maps>, RecordError> {
+        #[cfg(test)]
+        if self.folds_with_newest {
+            return Ok(history.now());
+        }
+        history.at(step).ok_or_else(|| RecordError::MapForgotten { step, oldest: history.oldest() })
     }
 
     /// Number of passes counted.
@@ -129,7 +190,12 @@ impl Counters {
 
     /// Choices that could not be counted since the start.
     pub(super) fn faults(&self) -> Faults {
-        self.lock().faults
+        let totals = self.lock();
+        let device = totals.device.as_ref().map_or(Faults::default(), |(_, faults)| *faults);
+        Faults {
+            out_of_range: totals.faults.out_of_range + device.out_of_range,
+            missing: totals.faults.missing + device.missing,
+        }
     }
 
     /// Adds what a pass counted; what could not be counted comes back.
@@ -147,15 +213,7 @@ impl Counters {
         if pass.dummy {
             return Ok(Faults::default());
         }
-        let maps = || {
-            #[cfg(test)]
-            if self.folds_with_newest {
-                return Ok(history.now());
-            }
-            history
-                .at(pass.step)
-                .ok_or_else(|| RecordError::MapForgotten { step: pass.step, oldest: history.oldest() })
-        };
+        let maps = || self.maps_of(pass.step, history);
         let in_set = |layer| match layer < layers {
             true => Ok(()),
             false => Err(RecordError::Layer { layer, layers }),

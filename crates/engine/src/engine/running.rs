@@ -16,6 +16,7 @@ use super::maps::{Wanted, make};
 use super::progress::{LONGEST_PAUSE, Progress};
 use super::report::{Report, RoundOutcome};
 use super::shared::{BARRED, EXCHANGE, PUBLISH, Shared, lock};
+use super::spans::Shown;
 use super::state::{Event, State};
 use super::wire::{Done, Plan};
 use crate::driver::Ended;
@@ -32,6 +33,9 @@ pub(super) struct Running {
     waves: Arc<ExchangePlan>,
     since: Instant,
     seen: Option<(Phase, usize)>,
+    /// The phase, and behind it the round, for profilers: dropped in this order.
+    phase: Option<Shown>,
+    shown: Shown,
     wanted: Option<Wanted>,
 }
 
@@ -66,7 +70,18 @@ impl Progress {
         let waves =
             ExchangePlan::new(&old, &new, &set.topology, &set.layout, Some(plan.loads.view()), &set.limits)?;
         let waves = Arc::new(waves);
-        let mut running = Running { number, plan, waves: waves.clone(), since, seen: None, wanted: None };
+        let (reason, moves) = (plan.reason.name(), waves.totals().moves);
+        let shown = Shown::round(shared.rank.0, number, &set.name, reason, moves);
+        let mut running = Running {
+            number,
+            plan,
+            waves: waves.clone(),
+            since,
+            seen: None,
+            phase: None,
+            shown,
+            wanted: None,
+        };
         if running.plan.dry {
             return self.end(running, RoundOutcome::DryRun, 0);
         }
@@ -117,6 +132,8 @@ impl Progress {
 
     /// A look at the exchange under way.
     pub(super) fn exchange_turn(&mut self) -> Result<(), EngineError> {
+        // Passes go on, and what they counted has little room on its way.
+        self.collect()?;
         let shared = self.shared.clone();
         let (ended, at) = {
             let mut core = lock(&shared.core);
@@ -135,6 +152,11 @@ impl Progress {
                 true => Some(running.make_ready(&shared, wave)?),
                 false => None,
             };
+            if changed {
+                // The one before ends first.
+                running.phase = None;
+                running.phase = Some(running.shown.phase(phase, wave));
+            }
             running.seen = Some((phase, wave));
             if let (Some(ready), Some(lane)) = (ready, lock(&shared.core).lanes.get_mut(running.plan.set)) {
                 lane.ready = ready;
@@ -239,7 +261,8 @@ impl Progress {
     /// Reports a round and shows that it has ended here.
     fn end(&mut self, running: Running, outcome: RoundOutcome, committed: usize) -> Result<(), EngineError> {
         let shared = self.shared.clone();
-        let Running { number, plan, waves, since, .. } = running;
+        let Running { number, plan, waves, since, phase, shown, .. } = running;
+        drop(phase);
         self.round = number;
         self.done = match outcome {
             RoundOutcome::TooLate => Done::TooLate,
@@ -278,16 +301,18 @@ impl Progress {
             plan_time: Duration::from_nanos(plan.plan_nanos),
             time: since.elapsed(),
         };
-        tracing::info!(
-            rank = shared.rank.0,
-            round = number,
-            reason = report.reason.name(),
-            outcome = %report.outcome,
-            moves = report.moves,
-            before = report.before,
-            reached = report.reached,
-            "round"
-        );
+        shown.within(|| {
+            tracing::info!(
+                rank = shared.rank.0,
+                round = number,
+                reason = report.reason.name(),
+                outcome = %report.outcome,
+                moves = report.moves,
+                before = report.before,
+                reached = report.reached,
+                "round ended"
+            )
+        });
         // Shown before the host hears of it, so that what the host does next finds the ranks agreed.
         self.show()?;
         shared.end_round(report);

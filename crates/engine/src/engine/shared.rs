@@ -17,6 +17,7 @@ use ndarray::Array2;
 
 use super::config::EngineConfig;
 use super::device::{Given, Ready};
+use super::device_counts::DeviceCounts;
 use super::maps::{History, Wanted, make};
 use super::meters::Meters;
 use super::record::Counters;
@@ -48,6 +49,8 @@ pub(super) struct Set {
     pub(super) memory: Slots,
     /// Their maps on the device, where they lie on one.
     pub(super) device_maps: Option<Arc<MapBlock>>,
+    /// What is counted there.
+    pub(super) device_counts: Option<DeviceCounts>,
     pub(super) limits: Limits,
     pub(super) options: Options,
     pub(super) start: Placement,

@@ -72,7 +72,10 @@ impl Shared {
 
     fn timed_step(&self, id: u64, streams: Option<Streams<'_>>) -> Result<(), EngineError> {
         let start = Instant::now();
-        let result = self.boundary(Some(id), streams);
+        let span = tracing::trace_span!("boundary", rank = self.rank.0, step = id);
+        #[cfg(unix)]
+        let _range = eplb_cuda::nvtx::Range::new(c"eplb boundary");
+        let result = span.in_scope(|| self.boundary(Some(id), streams));
         self.meters.stall(start.elapsed());
         // A refusal while an epoch is formed says nothing new of the engine.
         if let Err(error) = &result

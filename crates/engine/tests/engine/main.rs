@@ -10,6 +10,7 @@ mod support;
 
 /// The server of the example.
 #[path = "../../examples/serve"]
+#[allow(dead_code, reason = "ranks on devices are for other tests")]
 mod serve {
     pub(crate) mod mail;
     pub(crate) mod model;

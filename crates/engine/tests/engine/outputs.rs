@@ -16,8 +16,8 @@ use eplb_plan::Policy;
 use eplb_trace::Trace;
 
 use super::serve::mail::Mail;
-use super::serve::model::Model;
-use super::serve::rank::{Seen, Server};
+use super::serve::model::{Model, small_tensors};
+use super::serve::rank::{Plain, Seen, Server};
 use super::support::{LONG, fill};
 
 const RANKS: usize = 3;
@@ -82,7 +82,7 @@ struct Outcome {
 fn serve(rounds: u64, slots: usize, stormy: bool, planted: Planted) -> Outcome {
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/day_26x64.npz");
     let server = Server {
-        model: Model::new(&Trace::open(file).unwrap(), 2, 2).unwrap(),
+        model: Model::new(&Trace::open(file).unwrap(), 2, small_tensors()).unwrap(),
         topology: Topology::uniform(RANKS, slots).unwrap(),
         mail: Mail::new(RANKS),
         tokens: 6,
@@ -135,7 +135,7 @@ fn serve(rounds: u64, slots: usize, stormy: bool, planted: Planted) -> Outcome {
         let (engine, set) =
             start(rank).inspect_err(|_| server.mail.leave()).map_err(|error| error.to_string())?;
         let mut known = 0;
-        let seen = server.serve(&engine, set, |_| {
+        let seen = server.serve(&engine, set, &mut Plain, |_| {
             if rank == 0 && engine.rounds() > known {
                 known = engine.rounds();
                 match engine.last_report(set).map(|report| report.outcome) {

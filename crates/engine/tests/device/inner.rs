@@ -1,0 +1,191 @@
+//! A server on the fakes, in a process of its own.
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use eplb_comm::Communicator;
+use eplb_comm::fault::{Faults, FaultyCommunicator, Strike};
+use eplb_comm::store::InProcessStore;
+use eplb_comm_nccl::Backend;
+use eplb_core::{RankId, Topology};
+use eplb_cuda::DeviceMemory;
+use eplb_engine::EngineError;
+use eplb_engine::engine::{Device, Engine, EngineConfig, RoundOutcome, SetId, TriggerConfig, World};
+use eplb_engine::process::{DevicePeerTransport, Meeting, NcclTransport, Transport};
+use eplb_plan::Policy;
+use eplb_trace::Trace;
+
+use super::serve::card::Card;
+use super::serve::mail::Mail;
+use super::serve::model::{Model, small_tensors};
+use super::serve::rank::{Seen, Server};
+
+pub(crate) const RANKS: usize = 3;
+/// Longest wait of a test for anything.
+const LONG: Duration = Duration::from_secs(60);
+
+/// What is served, as words in the environment.
+pub(crate) const CASE: &str = "EPLB_DEVICE_CASE";
+
+/// One of the words of the case.
+fn word(name: &str) -> Option<String> {
+    let case = std::env::var(CASE).expect("this test is run by the others, on the fakes");
+    case.split(' ').find_map(|word| Some(word.strip_prefix(name)?.strip_prefix('=')?.to_owned()))
+}
+
+fn number(name: &str, default: u64) -> u64 {
+    word(name).map_or(default, |number| number.parse().unwrap())
+}
+
+/// Now and then a wave fails after a part of it was carried.
+#[derive(Debug)]
+struct Stormy {
+    inner: Arc<dyn Transport>,
+    made: AtomicU64,
+    chance: f64,
+}
+
+impl Transport for Stormy {
+    fn name(&self) -> &'static str {
+        self.inner.name()
+    }
+
+    fn connect(&self, meeting: Meeting) -> Result<Box<dyn Communicator>, EngineError> {
+        self.inner.connect(meeting)
+    }
+
+    fn connect_device(
+        &self,
+        meeting: Meeting<Arc<DeviceMemory>>,
+    ) -> Result<Box<dyn Communicator>, EngineError> {
+        let seed = self.made.fetch_add(1, Ordering::SeqCst);
+        let faults = Faults { seed, fail: Strike::Chance(self.chance), ..Faults::default() };
+        Ok(Box::new(FaultyCommunicator::new(self.inner.connect_device(meeting)?, faults)))
+    }
+}
+
+/// Writes a line into the log of the fakes: what comes between two of them is known.
+fn mark(what: &str) {
+    let Some(path) = std::env::var_os("EPLB_FAKE_LOG") else { return };
+    let thread = std::fs::read_link("/proc/thread-self").unwrap();
+    let thread = thread.file_name().unwrap().to_string_lossy().into_owned();
+    let mut log = std::fs::OpenOptions::new().append(true).create(true).open(path).unwrap();
+    log.write_all(format!("t={thread} {what}\n").as_bytes()).unwrap();
+}
+
+fn transport() -> Arc<dyn Transport> {
+    let inner: Arc<dyn Transport> = match word("backend").as_deref() {
+        Some("nccl") => Arc::new(NcclTransport::new(Backend::Nccl)),
+        _ => DevicePeerTransport::threads(),
+    };
+    match word("storm") {
+        Some(chance) => Arc::new(Stormy { inner, made: AtomicU64::new(1), chance: chance.parse().unwrap() }),
+        None => inner,
+    }
+}
+
+#[test]
+#[ignore = "run by the others, on the fakes"]
+fn serving_on_the_fakes() {
+    let file = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/day_26x64.npz");
+    let rounds = number("rounds", 10);
+    let server = Server {
+        model: Model::new(&Trace::open(file).unwrap(), 2, small_tensors()).unwrap(),
+        topology: Topology::uniform(RANKS, number("slots", 72) as usize).unwrap(),
+        mail: Mail::new(RANKS),
+        tokens: 6,
+        // Every few steps other experts are popular, so that every plan differs from the one before.
+        steps_per_moment: 7,
+        token_time: Duration::ZERO,
+        over: AtomicBool::new(false),
+    };
+    let mut config = EngineConfig {
+        policy: Policy::Incremental,
+        trigger: TriggerConfig { interval_s: Some(0.0), rest_s: 0.0, ..TriggerConfig::default() },
+        window: 2,
+        sample_ms: 1,
+        poll_ms: 1,
+        margin: 64,
+        ..EngineConfig::default()
+    };
+    config.budget.moves = Some(12);
+    let (store, transport) = (Arc::new(InProcessStore::new()), transport());
+    let start = |rank: usize| -> Result<(Engine, SetId, Card), Box<dyn std::error::Error>> {
+        let (store, transport) = (store.clone(), transport.clone());
+        let world = World::Group { rank: RankId::at(rank), world_size: RANKS, store, transport };
+        let mut builder = Engine::builder(config.clone(), world);
+        let device = Device::new(rank)?;
+        builder.device(if word("kernels").as_deref() == Some("no") {
+            device.without_kernels()
+        } else {
+            device
+        })?;
+        let set = builder.layer_set("main", server.topology.clone(), server.model.experts(), 2)?;
+        for layer in 0..2 {
+            builder.lend_layer(set, layer, &server.model.tensors)?;
+        }
+        let engine = builder.start()?;
+        let mut card = Card::new(&engine, set)?;
+        card.launches = word("kernels").as_deref() != Some("no");
+        card.patience = Duration::from_secs(number("patience", 60));
+        card.folded_as = word("folded_as").map(|step| step.parse().unwrap());
+        Ok((engine, set, card))
+    };
+    let (moved, aborted) = (AtomicU64::new(0), AtomicU64::new(0));
+    let run = |rank: usize| -> (Option<Seen>, Option<String>) {
+        let (engine, set, mut card) = match start(rank) {
+            Ok(made) => made,
+            Err(error) => {
+                server.mail.leave();
+                return (None, Some(error.to_string()));
+            }
+        };
+        let handles = card.handles();
+        mark(&format!("rank lead={:#x} other={:#x}", handles[0], handles[1]));
+        // All ranks are past their start when the first begins to serve.
+        if server.mail.meet().is_err() {
+            return (None, Some("another rank did not start".into()));
+        }
+        mark("serving");
+        let mut known = 0;
+        let seen = server.serve(&engine, set, &mut card, |_| {
+            if rank == 0 && engine.rounds() > known {
+                known = engine.rounds();
+                match engine.last_report(set).map(|report| report.outcome) {
+                    Some(RoundOutcome::Moved) => moved.fetch_add(1, Ordering::SeqCst),
+                    Some(RoundOutcome::Aborted { .. }) => aborted.fetch_add(1, Ordering::SeqCst),
+                    _ => 0,
+                };
+            }
+            if rank == 0 && known >= rounds {
+                server.over.store(true, Ordering::SeqCst);
+            }
+        });
+        mark("over");
+        let state = engine.state();
+        let ended = engine.shutdown(LONG);
+        drop(card);
+        let failed = seen.as_ref().err().map(|error| format!("{error}; the engine was {state}"));
+        let failed = failed.or_else(|| ended.err().map(|error| error.to_string()));
+        (seen.ok(), failed)
+    };
+    let ends: Vec<_> = std::thread::scope(|scope| {
+        let run = &run;
+        let threads: Vec<_> = (0..RANKS).map(|rank| scope.spawn(move || run(rank))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+    });
+    println!();
+    for (seen, failed) in ends {
+        let seen = seen.unwrap_or_default();
+        println!("SEEN steps={} switches={} wrong={}", seen.steps, seen.switches, seen.wrong);
+        if let Some(first) = seen.first_wrong {
+            println!("WRONG {first}");
+        }
+        if let Some(failed) = failed {
+            println!("FAILED {failed}");
+        }
+    }
+    println!("ROUNDS moved={} aborted={}", moved.into_inner(), aborted.into_inner());
+}

@@ -1,0 +1,144 @@
+//! Runs the server and looks at what became of it.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::audit::audit;
+use crate::build::libraries;
+use crate::inner::{CASE, RANKS};
+use crate::log::Log;
+
+/// What a run came to.
+#[derive(Debug)]
+pub(crate) struct Run {
+    pub(crate) wrong: u64,
+    pub(crate) switches: Vec<u64>,
+    pub(crate) moved: u64,
+    pub(crate) aborted: u64,
+    pub(crate) said: String,
+    pub(crate) log: Log,
+}
+
+/// The number behind a word in all lines that begin with `head`.
+fn numbers(text: &str, head: &str, word: &str) -> Vec<u64> {
+    let lines = text.lines().filter(|line| line.starts_with(head));
+    let found =
+        lines.flat_map(|line| line.split(' ')).filter_map(|part| part.strip_prefix(word)?.strip_prefix('='));
+    found.map(|number| number.parse().unwrap()).collect()
+}
+
+/// Serves on the fakes. Streams take up to `delay_us` before each operation.
+pub(crate) fn serve(case: &str, delay_us: u32, fault: Option<&str>) -> Run {
+    static RUNS: AtomicU32 = AtomicU32::new(0);
+    let temporary = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let number = RUNS.fetch_add(1, Ordering::Relaxed);
+    let log = temporary.join(format!("device-{}-{number}", std::process::id()));
+    let images = temporary.join("device-images");
+    std::fs::create_dir_all(&images).unwrap();
+    for name in ["dispatch", "rows", "checksum"] {
+        std::fs::write(images.join(format!("{name}.fatbin")), b"any").unwrap();
+    }
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command
+        .args(["--ignored", "--exact", "inner::serving_on_the_fakes", "--nocapture"])
+        .env(CASE, case)
+        .env("LD_LIBRARY_PATH", libraries())
+        .env("EPLB_FAKE_LOG", &log)
+        .env("EPLB_FAKE_KERNELS", "1")
+        .env("EPLB_FAKE_DELAY_US", delay_us.to_string())
+        .env("EPLB_KERNELS", &images)
+        .env("EPLB_SERVE_IMAGE", images.join("rows.fatbin"));
+    if let Some(fault) = fault {
+        command.env("EPLB_FAKE_FAULT", fault);
+    }
+    let output = command.output().unwrap();
+    let text = std::fs::read_to_string(&log).unwrap_or_default();
+    drop(std::fs::remove_file(&log));
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    let all = format!("{said}{}", String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success() && said.contains("ROUNDS"), "{case}: {}: {all}", output.status);
+    let sum = |word| numbers(&said, "SEEN", word).iter().sum();
+    Run {
+        wrong: sum("wrong"),
+        switches: numbers(&said, "SEEN", "switches"),
+        moved: numbers(&said, "ROUNDS", "moved")[0],
+        aborted: numbers(&said, "ROUNDS", "aborted")[0],
+        said: all,
+        log: Log::parse(&text),
+    }
+}
+
+fn assert_right(run: &Run) {
+    assert!(run.wrong == 0 && !run.said.contains("FAILED"), "{}", run.said);
+    assert!(run.switches.len() == RANKS && run.switches.iter().all(|&switches| switches > 0), "{}", run.said);
+    assert_eq!(audit(&run.log, run.aborted > 0), Vec::<String>::new());
+}
+
+/// Ten rounds, or three hundred where all faults are wanted.
+fn rounds() -> u64 {
+    if std::env::var("EPLB_FAULTS").is_ok_and(|which| which == "all") { 300 } else { 10 }
+}
+
+#[test]
+fn slots_that_are_drained_are_filled_while_passes_run() {
+    let run = serve(&format!("slots=72 rounds={}", rounds()), 200, None);
+    assert_right(&run);
+    assert!(run.moved > rounds() / 2, "{}", run.said);
+}
+
+#[test]
+fn staged_commits_go_between_passes_and_waves_that_fail_leave_no_trace() {
+    let run = serve(&format!("slots=64 rounds={} storm=0.1", rounds()), 200, None);
+    assert_right(&run);
+    assert!(run.moved > 0 && run.aborted > 0, "{}", run.said);
+    assert!(run.log.0.iter().any(|call| call.text("kernel") == "eplb_commit"));
+}
+
+#[test]
+fn commits_are_copies_where_there_are_no_kernels() {
+    let run = serve("slots=64 rounds=4 kernels=no", 100, None);
+    assert_right(&run);
+    assert!(
+        run.moved > 0 && !run.log.0.iter().any(|call| call.text("kernel") == "eplb_commit"),
+        "{}",
+        run.said
+    );
+}
+
+#[test]
+fn waves_travel_over_nccl() {
+    let run = serve("slots=72 rounds=4 backend=nccl", 100, None);
+    assert_right(&run);
+    assert!(run.moved > 0 && run.log.count("ncclSend") > 0, "{}", run.said);
+}
+
+#[test]
+fn faults_on_the_device_are_noticed() {
+    for (fault, slots) in [
+        // No stream waits for another: passes that are under way read slots that a commit writes.
+        ("cuStreamWaitEvent:0", 64),
+        // Commits are enqueued and do nothing.
+        ("eplb_commit:0", 64),
+        // Neither are experts pulled nor maps switched.
+        ("cuMemcpyAsync:0", 72),
+        // One change of maps, or one pull, is lost.
+        ("cuMemcpyAsync:1", 72),
+    ] {
+        let run = serve(&format!("slots={slots} rounds=6"), 1000, Some(fault));
+        assert!(run.wrong > 0, "{fault}: {}", run.said);
+    }
+}
+
+#[test]
+fn counts_that_are_folded_with_the_maps_of_another_step_are_noticed() {
+    // Of the first step, by whose maps no later pass routes once experts have moved.
+    let run = serve("slots=72 rounds=3 folded_as=0", 0, None);
+    assert!(run.said.contains("other experts were counted than chosen"), "{}", run.said);
+}
+
+#[test]
+fn launches_that_count_and_are_forgotten_are_noticed() {
+    let run = serve("slots=72 rounds=2 patience=2", 0, Some("eplb_record_i32:3"));
+    assert!(run.said.contains("other experts were counted than chosen"), "{}", run.said);
+}
