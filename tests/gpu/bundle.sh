@@ -17,8 +17,10 @@ cp "$out"/target/kernel-check/*.fatbin "$out"/bin/kernels/
 cp -r kernels "$out"/
 
 "$cargo" build --release --locked --quiet -p eplb-cli -p eplb-capi -p gloo-sys
+"$cargo" build --release --locked --quiet -p eplb-engine --example serve
 strip -o "$out"/bin/eplb "$built"/eplb
-cp tests/gpu/run.sh tests/gpu/audit.py "$out"/
+strip -o "$out"/bin/serve "$built"/examples/serve
+cp tests/gpu/run.sh tests/gpu/audit.py tests/data/day_26x64.npz "$out"/
 cp tests/gpu/steps/*.sh "$out"/steps/
 cc -O1 -fPIC -shared -o "$out"/libinterpose.so tests/gpu/interpose.c -ldl
 

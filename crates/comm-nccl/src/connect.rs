@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use eplb_comm::store::{Group, PrefixStore, Store};
 use eplb_comm::{Fence, Memory};
-use eplb_core::RankId;
+use eplb_core::{LayerId, RankId};
 use eplb_cuda::ipc::HandleKind;
 use eplb_cuda::kernels::Kernels;
 use eplb_cuda::{CudaStream, DeviceBlock, DeviceMemory, Events, RowCopies};
@@ -22,6 +22,9 @@ use crate::shared::{Counters, Shared};
 
 /// Events made at start-up; a wave takes two, packing a few.
 const EVENTS: usize = 48;
+
+/// The same for memory that is registered: a message long enough that NCCL does not put it into its own small buffers.
+const REGISTERED_GREETING_BYTES: usize = 64 << 10;
 
 /// Longest wait for messages that were given up to leave the device.
 pub(crate) const LAST_WAIT: Duration = Duration::from_secs(10);
@@ -97,6 +100,12 @@ pub unsafe fn connect_lent(
     take(Source::Lent(comm), memory, rendezvous, options, deadline)
 }
 
+/// Whether NCCL was told to keep the order of launches of one device itself. It then takes launches from one thread at a time alone: two that
+/// meet are an error that ends the communicators of both ("host threads racing to launch NCCL on same device", seen with 2.28.3).
+fn orders_launches_itself() -> bool {
+    std::env::var("NCCL_LAUNCH_ORDER_IMPLICIT").is_ok_and(|value| !matches!(value.trim(), "" | "0"))
+}
+
 /// Where NCCL's communicator comes from.
 enum Source {
     Own(Backend),
@@ -111,6 +120,9 @@ fn take(
     deadline: Instant,
 ) -> Result<NcclCommunicator, NcclCommError> {
     let rank = memory.rank();
+    if options.launch == Launch::Thread && rendezvous.size > 1 && orders_launches_itself() {
+        return Err(NcclCommError::LaunchOrder { rank });
+    }
     let backend = match &source {
         Source::Own(backend) => *backend,
         Source::Lent(_) => Backend::PyNccl,
@@ -136,8 +148,9 @@ fn take(
         false => least_pack_bytes(),
     };
     let packs = size > 1 && (peers.any_gaps() || peers.any_below(options.gather_below));
-    let greetings = if size > 1 { 2 * GREETING_BYTES * size } else { 0 };
-    let registers = options.register && peers.all_virtual();
+    let registers = size > 1 && options.register && peers.can_register();
+    let greeting = if registers { REGISTERED_GREETING_BYTES } else { GREETING_BYTES };
+    let greetings = if size > 1 { 2 * greeting * size } else { 0 };
     let kind = if registers { HandleKind::Descriptor } else { HandleKind::Legacy };
     let pack =
         DeviceBlock::exportable(&context, greetings.max(if packs { 2 * pack_bytes } else { 0 }), kind)?;
@@ -163,6 +176,18 @@ fn take(
             let mut comm = greet(comm, &pack, &messages, &events, rank, deadline)?;
             if registers {
                 register(&mut comm, &memory, &pack, deadline)?;
+                group.barrier("registered", deadline)?;
+                for base in registered(&memory) {
+                    comm = open(
+                        comm,
+                        Opening { from: Some(base), bytes: greeting },
+                        &pack,
+                        &messages,
+                        &events,
+                        rank,
+                        deadline,
+                    )?;
+                }
             }
             // Nobody sends before all are here.
             group.barrier("greeted", deadline)?;
@@ -268,17 +293,52 @@ fn unique_id(library: &Library, group: &mut Group, deadline: Instant) -> Result<
     })
 }
 
+/// Memory from which a first message goes to every peer, so that it opens what is registered now and not in the first wave: a slot of
+/// each tensor that is long enough, the same tensors on every rank.
+fn registered(memory: &DeviceMemory) -> Vec<u64> {
+    let mut bases = Vec::new();
+    let layout = memory.layout();
+    for layer in (0..layout.layers()).map(LayerId::at) {
+        for (tensor, shape) in layout.layer(layer).tensors().iter().enumerate() {
+            if shape.rows * shape.row_bytes >= REGISTERED_GREETING_BYTES {
+                bases.extend(memory.address(layer, tensor));
+            }
+        }
+    }
+    bases
+}
+
 /// Sends a few bytes between every pair of ranks, so that NCCL takes its buffers now and not in the first wave.
 pub(crate) fn greet(
-    mut comm: Comm,
+    comm: Comm,
     scratch: &DeviceBlock,
     stream: &Arc<CudaStream>,
     events: &Arc<Events>,
     rank: RankId,
     deadline: Instant,
 ) -> Result<Comm, NcclCommError> {
-    let greeted = exchange_greetings(&mut comm, scratch, stream, events, rank, deadline);
-    match greeted {
+    open(comm, Opening { from: None, bytes: GREETING_BYTES }, scratch, stream, events, rank, deadline)
+}
+
+/// A first message between every pair.
+#[derive(Debug, Clone, Copy)]
+struct Opening {
+    /// Where it is sent from; `None` = from the scratch block.
+    from: Option<u64>,
+    bytes: usize,
+}
+
+fn open(
+    mut comm: Comm,
+    opening: Opening,
+    scratch: &DeviceBlock,
+    stream: &Arc<CudaStream>,
+    events: &Arc<Events>,
+    rank: RankId,
+    deadline: Instant,
+) -> Result<Comm, NcclCommError> {
+    let opened = exchange_greetings(&mut comm, opening, scratch, stream, events, rank, deadline);
+    match opened {
         Ok(()) => Ok(comm),
         Err(error) => {
             // The scratch block is freed by who sees the error: not while messages may still use it.
@@ -293,6 +353,7 @@ pub(crate) fn greet(
 
 fn exchange_greetings(
     comm: &mut Comm,
+    opening: Opening,
     scratch: &DeviceBlock,
     stream: &Arc<CudaStream>,
     events: &Arc<Events>,
@@ -301,13 +362,15 @@ fn exchange_greetings(
 ) -> Result<(), NcclCommError> {
     let library = comm.library().clone();
     let group = nccl_rs::Group::start(&library)?;
-    let (size, half) = (comm.size(), scratch.base() + (GREETING_BYTES * comm.size()) as u64);
+    let Opening { from, bytes } = opening;
+    let (size, half) = (comm.size(), scratch.base() + (bytes * comm.size()) as u64);
     for peer in (0..size).filter(|&peer| peer != rank.index()) {
-        let at = (GREETING_BYTES * peer) as u64;
-        // SAFETY: each peer has its own part of both halves of the scratch block, which lives until the event below.
+        let at = (bytes * peer) as u64;
+        // SAFETY: each peer has its own part of both halves of the scratch block, which lives until the event below; a slot is at
+        // least as long, and nobody writes it before ranks exchange.
         unsafe {
-            comm.send(&group, scratch.base() + at, GREETING_BYTES, peer, stream.as_raw())?;
-            comm.recv(&group, half + at, GREETING_BYTES, peer, stream.as_raw())?;
+            comm.send(&group, from.unwrap_or(scratch.base() + at), bytes, peer, stream.as_raw())?;
+            comm.recv(&group, half + at, bytes, peer, stream.as_raw())?;
         }
     }
     group.end()?;

@@ -36,6 +36,15 @@ pub enum NcclCommError {
         /// Our library.
         path: String,
     },
+    /// A thread of our own would launch beside the server's, where NCCL takes launches from one thread.
+    #[error(
+        "{rank}: NCCL_LAUNCH_ORDER_IMPLICIT is set, so NCCL takes launches on a device from one thread only; let the server launch waves at its \
+         steps (Launch::Pump), or unset it"
+    )]
+    LaunchOrder {
+        /// This rank.
+        rank: RankId,
+    },
     /// A communicator of the server's does not fit.
     #[error("the communicator lent to {rank} cannot carry experts: {reason}")]
     Lent {

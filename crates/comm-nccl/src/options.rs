@@ -27,8 +27,9 @@ impl Backend {
 /// From where groups are launched.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Launch {
-    /// From a thread of the communicator's own. For servers that have no other work of NCCL in flight on the same devices,
-    /// or whose NCCL orders launches by itself (2.26 and later with `NCCL_LAUNCH_ORDER_IMPLICIT=1`).
+    /// From a thread of the communicator's own, for servers that have no other work of NCCL in flight on the same devices. Beside it nothing says
+    /// in which order a device takes the kernels of both, so that ranks may take them in different ones. Refused where
+    /// `NCCL_LAUNCH_ORDER_IMPLICIT` is set: NCCL then takes launches on a device from one thread alone.
     #[default]
     Thread,
     /// From [`Pump::step`](crate::Pump::step), which the server calls on its own thread before each step: every rank launches a
@@ -61,8 +62,8 @@ pub struct Options {
     pub gather_below: usize,
     /// How rows are packed.
     pub gather: Gather,
-    /// Whether slots, staging and what is packed are registered with NCCL, where they are memory of the virtual memory calls on every
-    /// rank; elsewhere it changes nothing.
+    /// Whether slots, staging and what is packed are registered with NCCL, where they are memory of the virtual memory calls on every rank and
+    /// every rank is a process; elsewhere it changes nothing. A message then goes from slot to slot without NCCL's buffers.
     pub register: bool,
     /// From where groups are launched.
     pub launch: Launch,

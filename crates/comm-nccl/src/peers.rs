@@ -14,6 +14,8 @@ pub(crate) struct Peer {
     pub(crate) extent: Extent,
     /// Whether its memory can be registered.
     is_virtual: bool,
+    /// Its process.
+    process: u64,
     /// `[layer][tensor]`: whether rows have gaps there.
     gaps: Vec<Vec<bool>>,
 }
@@ -29,7 +31,14 @@ fn shapes(layout: &ModelLayout) -> impl Iterator<Item = usize> {
     (0..layout.layers()).map(|layer| layout.layer(LayerId::at(layer)).tensors().len())
 }
 
-/// What this rank tells: hash of the layout, slots, staging, whether memory is virtual, and one byte per tensor that says whether it has gaps.
+/// A number of this process and of no other.
+fn process() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    static PROCESS: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
+    *PROCESS.get_or_init(|| RandomState::new().hash_one(std::process::id()))
+}
+
+/// What this rank tells: hash of the layout, slots, staging, whether memory is virtual, the process, and one byte per tensor that says whether it has gaps.
 pub(crate) fn hello(memory: &DeviceMemory) -> Vec<u8> {
     let (layout, extent) = (memory.layout(), memory.extent());
     let numbers = [
@@ -38,6 +47,7 @@ pub(crate) fn hello(memory: &DeviceMemory) -> Vec<u8> {
         extent.slots.end as u64,
         extent.staging_bytes as u64,
         u64::from(memory.is_virtual()),
+        process(),
     ];
     let mut bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
     for layer in 0..layout.layers() {
@@ -73,12 +83,12 @@ impl Peers {
             }
             let index = |at: usize| number(at).map(|n| usize::try_from(n).unwrap_or(usize::MAX));
             let extent = Extent { rank, slots: index(1)?..index(2)?, staging_bytes: index(3)? };
-            let is_virtual = number(4)? != 0;
-            let mut flags = bytes[40..].iter();
+            let (is_virtual, process) = (number(4)? != 0, number(5)?);
+            let mut flags = bytes[48..].iter();
             let gaps = shapes(layout)
                 .map(|tensors| flags.by_ref().take(tensors).map(|&flag| flag != 0).collect::<Vec<_>>())
                 .collect();
-            ranks.push(Peer { extent, is_virtual, gaps });
+            ranks.push(Peer { extent, is_virtual, process, gaps });
         }
         Ok(Self { layout: layout.clone(), ranks })
     }
@@ -93,6 +103,7 @@ impl Peers {
                 staging_bytes: 0,
             },
             is_virtual: false,
+            process: 0,
             gaps: gaps.clone(),
         };
         Self { layout, ranks: gaps.iter().enumerate().map(peer).collect() }
@@ -118,9 +129,12 @@ impl Peers {
         self.ranks.iter().any(|peer| peer.gaps.iter().flatten().any(|&gap| gap))
     }
 
-    /// Whether the memory of every rank can be registered.
-    pub(crate) fn all_virtual(&self) -> bool {
-        self.ranks.iter().all(|peer| peer.is_virtual)
+    /// Whether the memory of every rank can be registered: it is virtual, no rank has no slots, and each is a process of its own. With ranks
+    /// in one process, NCCL 2.28.3 has died in exchanges between all pairs.
+    pub(crate) fn can_register(&self) -> bool {
+        let apart =
+            |peer: &Peer| self.ranks.iter().filter(|other| other.process == peer.process).count() == 1;
+        self.ranks.iter().all(|peer| peer.is_virtual && !peer.extent.slots.is_empty() && apart(peer))
     }
 
     /// Whether any layer has several tensors of fewer bytes, so that they are gathered.

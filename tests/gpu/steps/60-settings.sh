@@ -12,6 +12,8 @@ if [ "$ranks" -ge 2 ] && [ -z "$quick" ]; then
   exchange 6 'every tensor a message' $size --placement shift --gather-below 0
   # shellcheck disable=SC2086
   exchange 6 'steps of 20 ms' $size --placement random --step-ms 20
+  # shellcheck disable=SC2086
+  exchange 6 'waves overlap' $size --placement random --overlap
   exchange 6 'library of the process' --backend pynccl --ranks "$ranks" --layers 4 --iters 4 --warmup 1 --placement random
   # shellcheck disable=SC2086
   exchange 8 'ranks are processes' $size --placement random --processes
