@@ -19,11 +19,19 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 
-# Name -> arguments of `eplb bench exchange`.
+# Name -> arguments of `eplb bench exchange`, and variables.
 OURS = {
-    "nccl": ["--backend", "nccl"],
-    "nccl-processes": ["--backend", "nccl", "--processes"],
-    "peer": ["--backend", "peer"],
+    "nccl": (["--backend", "nccl"], {}),
+    "nccl-chunks": (["--backend", "nccl"], {"NCCL_P2P_NVL_CHUNKSIZE": "32768"}),
+    "nccl-processes": (["--backend", "nccl", "--processes"], {}),
+    "nccl-registered": (["--backend", "nccl", "--processes", "--register", "--handles", "descriptor"], {}),
+    "peer": (["--backend", "peer", "--overlap"], {}),
+}
+# Name -> transport of vLLM's, and variables.
+THEIRS = {
+    "pynccl": ("pynccl", {}),
+    "torch_nccl": ("torch_nccl", {}),
+    "pynccl-chunks": ("pynccl", {"NCCL_P2P_NVL_CHUNKSIZE": "32768"}),
 }
 
 
@@ -33,8 +41,8 @@ def parse():
     parser.add_argument("--files", default=str(HERE.parents[1] / "target/peers/vllm"), help="folder of vllm_files.py")
     parser.add_argument("--ranks", type=int, default=4)
     parser.add_argument("--placements", default="shift,random")
-    parser.add_argument("--ours", default=",".join(OURS), help="of " + "; ".join(OURS))
-    parser.add_argument("--theirs", default="pynccl,torch_nccl", help="of pynccl, torch_nccl")
+    parser.add_argument("--ours", default=",".join(OURS), help="of " + ", ".join(OURS))
+    parser.add_argument("--theirs", default="pynccl,torch_nccl", help="of " + ", ".join(THEIRS))
     parser.add_argument("--turns", type=int, default=2)
     parser.add_argument("--iters", type=int, default=8)
     parser.add_argument("--warmup", type=int, default=2)
@@ -137,18 +145,20 @@ def main():
     ours, theirs = args.ours.split(","), [name for name in args.theirs.split(",") if name]
     print(f"{'':18} {'place':7} {'ranks':>5} {'ms med':>9} {'ms min':>9} {'ms first':>9} {'GB/s':>8} {'staging':>8} {'growth':>8}  (MiB)")
     for turn in range(args.turns):
-        for transport in theirs:
+        for label in theirs:
+            transport, variables = THEIRS[label]
             torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(args.ranks)]
             script = [str(HERE / "vllm_exchange.py"), "--files", args.files, "--transport", transport, "--device", args.device]
             lines = runs.command(
-                f"vllm {transport}", [*torchrun, *script, "--warmup", str(args.warmup), *sizes, *files], {"OMP_NUM_THREADS": "1"}
+                f"vllm {label}", [*torchrun, *script, "--warmup", str(args.warmup), *sizes, *files], {"OMP_NUM_THREADS": "1", **variables}
             )
-            runs.keep(f"vllm {transport}", turn, lines)
+            runs.keep(f"vllm {label}", turn, lines)
         for name in ours:
             for placement in args.placements.split(","):
-                command = [args.eplb, "bench", "exchange", "--json", *shape, "--placement", placement, *OURS[name]]
-                runs.keep(name, turn, runs.command(f"{name} {placement}", command))
-    found = ratios(runs.lines, ours, [f"vllm {transport}" for transport in theirs])
+                arguments, variables = OURS[name]
+                command = [args.eplb, "bench", "exchange", "--json", *shape, "--placement", placement, *arguments]
+                runs.keep(name, turn, runs.command(f"{name} {placement}", command, variables))
+    found = ratios(runs.lines, ours, [f"vllm {label}" for label in theirs])
     (runs.out / "ratios.json").write_text(json.dumps(found, indent=1) + "\n")
     print("\nours over the faster of theirs")
     for line in found:

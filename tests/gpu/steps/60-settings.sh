@@ -1,4 +1,4 @@
-# What thread blocks and registered memory buy, and what NCCL takes of a device's memory for it.
+# What thread blocks, smaller chunks and registered memory buy, and what NCCL takes of a device's memory for it.
 if [ "$ranks" -ge 2 ] && [ -z "$quick" ]; then
   heading
   size="--ranks $ranks --layers 4 --iters 4 --warmup 1 --backend nccl"
@@ -6,8 +6,14 @@ if [ "$ranks" -ge 2 ] && [ -z "$quick" ]; then
     # shellcheck disable=SC2086
     exchange 6 'CTA cap' $size --placement random --max-ctas $ctas
   done
-  # shellcheck disable=SC2086
-  exchange 6 'registered' $size --placement shift --register --handles descriptor
+  for placement in shift random; do
+    # shellcheck disable=SC2086
+    NCCL_P2P_NVL_CHUNKSIZE=32768 exchange 6 'NCCL_P2P_NVL_CHUNKSIZE=32768' $size --placement $placement
+    # shellcheck disable=SC2086
+    exchange 8 'ranks are processes' $size --placement $placement --processes
+    # shellcheck disable=SC2086
+    exchange 8 'processes, registered' $size --placement $placement --processes --register --handles descriptor
+  done
   # shellcheck disable=SC2086
   exchange 6 'every tensor a message' $size --placement shift --gather-below 0
   # shellcheck disable=SC2086
@@ -15,6 +21,4 @@ if [ "$ranks" -ge 2 ] && [ -z "$quick" ]; then
   # shellcheck disable=SC2086
   exchange 6 'waves overlap' $size --placement random --overlap
   exchange 6 'library of the process' --backend pynccl --ranks "$ranks" --layers 4 --iters 4 --warmup 1 --placement random
-  # shellcheck disable=SC2086
-  exchange 8 'ranks are processes' $size --placement random --processes
 fi

@@ -1,21 +1,25 @@
 # Exchanges beside a thread that runs NCCL's all-reduces of the server's own communicator on the same GPUs: launched by a thread of ours, by the
-# server's steps, and by a thread while NCCL orders launches itself. As many as fit, up to 20,000 small and 200 full ones of each: `iters` says how many.
+# server's steps, by those while NCCL orders launches itself, and over the communicator that the server lends. As many as fit, up to 20,000 small and
+# 200 full ones of each: `iters` says how many.
 if [ "$ranks" -ge 2 ]; then
   heading
-  most=$(($(left) / 10))
-  seconds=$((most > 80 ? 80 : most))
-  [ -z "$quick" ] || seconds=3
-  [ "$seconds" -ge 3 ] || seconds=3
+  seconds=$(($(left) / 16))
+  seconds=$((seconds > 80 ? 80 : seconds < 4 || ${quick:-0} ? 4 : seconds))
   beside="--backend nccl --ranks $ranks --beside 1048576 --placement random"
-  for mode in 'from a thread' 'in steps' 'from a thread, launch order implicit'; do
-    more=''
-    [ "$mode" != 'in steps' ] || more=--launch-in-steps
-    order=${NCCL_LAUNCH_ORDER_IMPLICIT:-0}
-    [ "$mode" != 'from a thread, launch order implicit' ] || order=1
+  for mode in 'from a thread' 'in steps' 'in steps, launch order implicit' 'lent'; do
+    more='' order=${NCCL_LAUNCH_ORDER_IMPLICIT:-0}
+    case $mode in
+      'in steps') more=--launch-in-steps ;;
+      'in steps, launch order implicit') more=--launch-in-steps order=1 ;;
+      lent) more='--launch-in-steps --lent' ;;
+    esac
     # shellcheck disable=SC2086
     NCCL_LAUNCH_ORDER_IMPLICIT=$order exchange $((seconds + 8)) "small, $mode" $beside --layers 2 --tensors 65536,1024 --iters 20000 --for-seconds $seconds $more
     # shellcheck disable=SC2086
-    NCCL_LAUNCH_ORDER_IMPLICIT=$order exchange $((seconds / 2 + 10)) "full size, $mode" $beside --iters 200 --for-seconds $((seconds / 2 + 1)) $more
+    NCCL_LAUNCH_ORDER_IMPLICIT=$order exchange $((seconds / 2 + 10)) "full size, $mode" $beside --iters 200 --for-seconds $((seconds / 2)) $more
   done
+  # A thread beside a server whose NCCL takes launches from one thread is refused, and does not race.
+  # shellcheck disable=SC2086
+  NCCL_LAUNCH_ORDER_IMPLICIT=1 refused 'a thread, launch order implicit' 5 30 "$eplb" bench exchange $beside --layers 2 --tensors 65536 --iters 1
   grep '"beside_bytes":1' "$out/exchange.jsonl" | sed 's/.*"iters":\([0-9]*\).*"beside_steps":\([0-9]*\),"beside_ms_worst":\([0-9.]*\),"launch_us":\([0-9.a-z]*\).*"note":"\(.*\)"}/\1 exchanges, \2 all-reduces, the longest \3 ms, longest launch \4 us: \5/'
 fi

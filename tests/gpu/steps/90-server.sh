@@ -19,9 +19,9 @@ elif ! python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2
 else
   step 'beside PyTorch' 30 60 bash -c "beside_torch --ranks $((ranks < 4 ? 2 : 4)) --limit 50" >"$out/beside_torch.jsonl"
   grep '"rank": 0\|"ok": false' "$out/beside_torch.jsonl" | cut -c1-200
-  refused 'beside PyTorch, a value spoiled' 30 45 bash -c 'beside_torch --ranks 2 --limit 40 --plant vllm'
+  refused 'beside PyTorch, a value spoiled' 20 30 bash -c 'beside_torch --ranks 2 --limit 15 --plant vllm'
   for carrier in peer nccl; do
-    step "demo server over $carrier" 30 45 bash -c "serve --ranks 2 --steps 200 --transport $carrier --limit 40" | grep -v '^{'
+    step "demo server over $carrier" 30 45 bash -c "serve --ranks 2 --steps 100 --transport $carrier --limit 30" | grep -v '^{'
   done
-  refused 'demo server, a value spoiled' 30 45 bash -c 'serve --ranks 2 --steps 100 --plant 50 --limit 40'
+  refused 'demo server, a value spoiled' 20 30 bash -c 'serve --ranks 2 --steps 100 --plant 50 --limit 25'
 fi

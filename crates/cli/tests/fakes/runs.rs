@@ -76,21 +76,16 @@ fn an_expert_is_one_message_for_its_peer() {
 }
 
 #[test]
-fn all_memory_of_messages_is_registered_where_asked_for() {
-    let arguments = ["--placement", "shift", "--gaps", "24:8", "--iters", "2"];
-    let register = [&arguments[..], &["--register", "--handles", "descriptor"]].concat();
-    let run = exchange(&register, &[]);
-    assert!(run.ok && run.json()["verified"] == true, "{}", run.stderr);
-    assert_eq!(audit(&run.log), Vec::<String>::new());
-    // By each rank: three tensors of two layers, staging, and what is packed.
-    assert_eq!(run.log.count("ncclCommRegister"), 4 * (2 * 3 + 2));
-    // Memory of the usual kind cannot be, so none is.
-    let run = exchange(&[&arguments[..], &["--register"]].concat(), &[]);
-    assert!(run.ok && run.log.count("ncclCommRegister") == 0, "{}", run.stderr);
-    // A piece that was left out is found when a message uses it.
-    let direct = ["--placement", "random", "--gather-below", "0", "--register", "--handles", "descriptor"];
-    let run = exchange(&direct, &[("EPLB_FAKE_FAULT", "ncclCommRegister:3")]);
-    assert!(!run.ok && run.stderr.contains("not registered"), "{}", run.stderr);
+fn a_thread_of_ours_does_not_launch_where_nccl_takes_one_thread() {
+    let variables = [("NCCL_LAUNCH_ORDER_IMPLICIT", "1")];
+    let run = exchange(&["--ranks", "2", "--iters", "1"], &variables);
+    assert!(!run.ok && run.stderr.contains("NCCL_LAUNCH_ORDER_IMPLICIT"), "{}", run.stderr);
+    assert_eq!(run.log.count("ncclSend"), 0);
+    // The server's own thread may, and a variable that says no is none.
+    let run = exchange(&["--ranks", "2", "--iters", "1", "--beside", "64", "--launch-in-steps"], &variables);
+    assert!(run.ok, "{}", run.stderr);
+    let run = exchange(&["--ranks", "2", "--iters", "1"], &[("NCCL_LAUNCH_ORDER_IMPLICIT", "0")]);
+    assert!(run.ok, "{}", run.stderr);
 }
 
 #[test]
