@@ -34,14 +34,23 @@ pub(crate) enum Kind {
     KillFormed,
     /// When it has come into the new epoch, and something is said there already.
     KillSettling,
+    /// The leader is killed when it has written that a wave is committed, and has told nobody.
+    KillDecided,
+    /// The same, and a rank cannot read what was decided: it rolls forward in the new epoch.
+    KillUnheard,
     /// Planted: the survivors leave the old epoch open when a rank was stopped.
     PlantOpen,
     /// Planted: what is missing is said to be there, but not fetched.
     PlantUnfetched,
+    /// Planted: as `KillUnheard`, and the rank that rolls forward copies nothing.
+    PlantUncopied,
 }
 
+/// The rank that cannot read what was decided.
+pub(crate) const DEAF: usize = 2;
+
 impl Kind {
-    pub(crate) const ALL: [Self; 13] = [
+    pub(crate) const ALL: [Self; 16] = [
         Self::Leave,
         Self::Join,
         Self::Renumber,
@@ -53,8 +62,11 @@ impl Kind {
         Self::KillProposed,
         Self::KillFormed,
         Self::KillSettling,
+        Self::KillDecided,
+        Self::KillUnheard,
         Self::PlantOpen,
         Self::PlantUnfetched,
+        Self::PlantUncopied,
     ];
 
     fn name(self) -> &'static str {
@@ -70,8 +82,11 @@ impl Kind {
             Self::KillProposed => "kill-proposed",
             Self::KillFormed => "kill-formed",
             Self::KillSettling => "kill-settling",
+            Self::KillDecided => "kill-decided",
+            Self::KillUnheard => "kill-decided-unheard",
             Self::PlantOpen => "planted-open-epoch",
             Self::PlantUnfetched => "planted-not-fetched",
+            Self::PlantUncopied => "planted-not-copied",
         }
     }
 
@@ -90,7 +105,7 @@ impl Kind {
     pub(crate) fn planted(self) -> Option<&'static str> {
         match self {
             Self::PlantOpen => Some("the record of the old epoch"),
-            Self::PlantUnfetched => Some("wrong"),
+            Self::PlantUnfetched | Self::PlantUncopied => Some("wrong"),
             _ => None,
         }
     }
@@ -113,7 +128,10 @@ impl Kind {
                 | Self::KillProposed
                 | Self::KillFormed
                 | Self::KillSettling
+                | Self::KillDecided
+                | Self::KillUnheard
                 | Self::PlantUnfetched
+                | Self::PlantUncopied
         )
     }
 
@@ -124,7 +142,17 @@ impl Kind {
 
     /// Whether an exchange is under way when it happens, and fails.
     pub(crate) fn in_a_wave(self) -> bool {
-        self.stops() || matches!(self, Self::Kill | Self::PlantUnfetched)
+        self.stops() || self.when_decided() || matches!(self, Self::Kill | Self::PlantUnfetched)
+    }
+
+    /// Whether the leader is killed when a wave is decided.
+    pub(crate) fn when_decided(self) -> bool {
+        self.rolls() || self == Self::KillDecided
+    }
+
+    /// Whether a rank cannot read that it is, and rolls forward later.
+    pub(crate) fn rolls(self) -> bool {
+        matches!(self, Self::KillUnheard | Self::PlantUncopied)
     }
 }
 

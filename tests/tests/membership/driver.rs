@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{ServerOptions, Store, StoreAddress, StoreServer};
 
-use crate::case::{Case, Kind, RANKS, deadlines};
+use crate::case::{Case, DEAF, Kind, RANKS, deadlines};
 
 /// Longest time of a case.
 const HANG: Duration = Duration::from_secs(120);
@@ -192,6 +192,10 @@ fn judge(case: &Case, stay: &[usize], joiners: &[usize], said: &Said) -> Result<
             if number(line, word)? != number(first, word)? {
                 return Err(format!("rank {rank}: {line}, but rank {}: {first}", stay[0]));
             }
+        }
+        let rolls = case.kind.rolls() && rank == DEAF;
+        if number(line, "rolled")? != u64::from(rolls) {
+            return Err(format!("rank {rank} rolled forward or not: {:?}", said.lines));
         }
         if said.line(rank, "again")? != said.line(stay[0], "again")? {
             return Err(format!("different placements: {:?}", said.lines));

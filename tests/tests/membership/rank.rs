@@ -129,10 +129,11 @@ fn describe(stayed: &Stayed) -> String {
     }
     let moves = |exchanged: Option<&eplb_engine::process::Exchanged>| exchanged.map_or(0, |e| e.totals.moves);
     format!(
-        "reformed epoch {} absent {} fetched {} drained {} filled {}",
+        "reformed epoch {} absent {} fetched {} rolled {} drained {} filled {}",
         stayed.epoch,
         stayed.absent.len(),
         stayed.fetched.len(),
+        u8::from(stayed.rolled_forward),
         moves(stayed.drained.as_ref()),
         moves(filled),
     )
@@ -143,7 +144,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     let rank: usize = args[0].parse().unwrap();
     let address: StoreAddress = args[1].parse().unwrap();
     let case = Case { kind: args[2].parse().unwrap(), target: args[3].parse().unwrap() };
-    let strike = Strike::new(case, rank == case.target);
+    let strike = Strike::new(case, rank);
     let deadlines = deadlines();
     let store = address.open(None, &deadlines.store, after(deadlines.store.connect)).unwrap();
     let store: Arc<dyn Store> = Arc::new(Watched { inner: store, strike: strike.clone() });
@@ -179,6 +180,7 @@ fn stays(
             Ok(_) => say("wrong: it noticed nothing"),
             Err(error) => {
                 dead = suspects(&error);
+                strike.cure();
                 say(&format!("noticed {error}"));
             }
         }

@@ -1,18 +1,18 @@
 //! Strikes a rank at a moment of a reform: around its store, and around its communicator.
 
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
-use eplb_comm::host::HostMemory;
+use eplb_comm::host::{HostMemory, HostStream};
 use eplb_comm::store::identity::EPOCH_KEY;
-use eplb_comm::store::{CasOutcome, EpochRecord, Store, StoreError};
-use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Ticket};
-use eplb_core::{RankId, Transfer};
-use eplb_engine::cluster::Hooks;
+use eplb_comm::store::{CasOutcome, EpochRecord, Store, StoreError, StoreOp};
+use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Stream, Ticket};
+use eplb_core::{RankId, SlotCommit, Transfer};
+use eplb_engine::cluster::{Hooks, ServingStream, Work};
 
-use crate::case::{Case, Kind};
+use crate::case::{Case, DEAF, Kind};
 use crate::rank::say;
 
 /// Sends this process a signal.
@@ -29,11 +29,62 @@ pub(crate) struct Strike {
     /// Whether it is this rank that it happens to.
     mine: bool,
     armed: AtomicBool,
+    /// What this rank reads of the decision, if it cannot read the truth.
+    deaf: Mutex<Option<Hearing>>,
+}
+
+/// What a rank reads of the decision that cannot read that a wave is committed at a step.
+#[derive(Debug, Default)]
+struct Hearing {
+    last: Option<Vec<u8>>,
+    /// Whether it has missed something: from then on nothing changes for it.
+    missed: bool,
+}
+
+impl Hearing {
+    fn hear(&mut self, said: Option<Vec<u8>>) -> Option<Vec<u8>> {
+        self.missed |= said.as_deref().is_some_and(is_for_a_step);
+        if !self.missed {
+            self.last = said;
+        }
+        self.last.clone()
+    }
+}
+
+/// Whether a decision commits a wave at an agreed step: format, whether it is closed, eight bytes of version, the verdict.
+fn is_for_a_step(decision: &[u8]) -> bool {
+    decision.get(10) == Some(&1)
 }
 
 impl Strike {
-    pub(crate) fn new(case: Case, mine: bool) -> Arc<Self> {
-        Arc::new(Self { case, mine, armed: AtomicBool::new(false) })
+    pub(crate) fn new(case: Case, rank: usize) -> Arc<Self> {
+        let deaf = Mutex::new((case.kind.rolls() && rank == DEAF).then(Hearing::default));
+        Arc::new(Self { case, mine: rank == case.target, armed: AtomicBool::new(false), deaf })
+    }
+
+    /// Whether this rank has missed a decision, as it was to.
+    pub(crate) fn has_missed(&self) -> bool {
+        self.deaf.lock().unwrap().as_ref().is_some_and(|hearing| hearing.missed)
+    }
+
+    /// Whether it is deaf at this moment.
+    fn is_deaf(&self) -> bool {
+        self.armed.load(Ordering::SeqCst) && self.deaf.lock().unwrap().is_some()
+    }
+
+    /// From now on this rank reads what there is.
+    pub(crate) fn cure(&self) {
+        if !self.mine {
+            self.armed.store(false, Ordering::SeqCst);
+        }
+    }
+
+    /// What this rank reads where a decision was read.
+    fn hear(&self, said: Option<Vec<u8>>) -> Option<Vec<u8>> {
+        match self.deaf.lock().unwrap().as_mut().filter(|_| self.armed.load(Ordering::SeqCst)) {
+            Some(hearing) => hearing.hear(said),
+            None => said,
+        }
     }
 
     /// From now on.
@@ -51,7 +102,7 @@ impl Strike {
     }
 
     fn in_a_wave(&self) {
-        if self.case.kind.in_a_wave() {
+        if self.case.kind.in_a_wave() && !self.case.kind.when_decided() {
             self.at(self.case.kind);
         }
     }
@@ -77,7 +128,8 @@ impl Store for Watched {
     }
 
     fn get(&self, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner.get(key, deadline)
+        let read = self.inner.get(key, deadline)?;
+        Ok(if key.ends_with("/decision") { self.strike.hear(read) } else { read })
     }
 
     fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
@@ -97,6 +149,21 @@ impl Store for Watched {
             return Ok(CasOutcome::Swapped);
         }
         let done = self.inner.compare_and_set(key, expected, new, deadline);
+        if key.ends_with("/decision") {
+            if done == Ok(CasOutcome::Swapped) && is_for_a_step(new) && self.strike.case.kind.when_decided() {
+                self.strike.at(self.strike.case.kind);
+            }
+            if let Ok(CasOutcome::Current(read)) = &done
+                && self.strike.is_deaf()
+                && self.strike.hear(read.clone()) != *read
+            {
+                return Err(StoreError::Timeout {
+                    op: StoreOp::CompareAndSet,
+                    keys: vec![key.to_owned()],
+                    waited: std::time::Duration::ZERO,
+                });
+            }
+        }
         if key == EPOCH_KEY && done == Ok(CasOutcome::Swapped) {
             let formed = EpochRecord::decode(new).is_ok_and(|record| record.formed);
             self.strike.at(if formed { Kind::KillFormed } else { Kind::KillProposed });
@@ -122,7 +189,11 @@ impl Store for Watched {
     }
 
     fn get_many(&self, keys: &[&str], deadline: Instant) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        self.inner.get_many(keys, deadline)
+        let mut read = self.inner.get_many(keys, deadline)?;
+        for (_, value) in keys.iter().zip(&mut read).filter(|(key, _)| key.ends_with("/decision")) {
+            *value = self.strike.hear(value.take());
+        }
+        Ok(read)
     }
 
     fn max_value(&self) -> usize {
@@ -146,6 +217,40 @@ impl Hooks for Around {
         inner: Box<dyn Communicator>,
     ) -> Box<dyn Communicator> {
         Box::new(Intercepted::new(inner, Struck(self.0.clone())))
+    }
+
+    fn stream(&self, _rank: RankId, inner: HostStream) -> Box<dyn ServingStream> {
+        match self.0.case.kind {
+            Kind::PlantUncopied => Box::new(Forgetful { inner, strike: self.0.clone() }),
+            _ => Box::new(inner),
+        }
+    }
+}
+
+/// Copies nothing for commits once its rank has missed a decision.
+#[derive(Debug)]
+struct Forgetful {
+    inner: HostStream,
+    strike: Arc<Strike>,
+}
+
+impl Stream for Forgetful {
+    fn commit(&mut self, commits: &[SlotCommit]) -> Result<Fence, CommError> {
+        if self.strike.has_missed() { self.inner.record() } else { self.inner.commit(commits) }
+    }
+
+    fn record(&mut self) -> Result<Fence, CommError> {
+        self.inner.record()
+    }
+
+    fn wait(&mut self, fence: &Fence) -> Result<(), CommError> {
+        self.inner.wait(fence)
+    }
+}
+
+impl ServingStream for Forgetful {
+    fn run(&mut self, work: Work) -> Fence {
+        self.inner.run(work)
     }
 }
 
