@@ -101,11 +101,13 @@ impl Kind {
         }
     }
 
-    /// For a planted fault: the word by which it must be noticed.
-    pub(crate) fn planted(self) -> Option<&'static str> {
+    /// For a planted fault: the words by one of which it must be noticed.
+    pub(crate) fn planted(self) -> Option<&'static [&'static str]> {
         match self {
-            Self::PlantOpen => Some("the record of the old epoch"),
-            Self::PlantUnfetched | Self::PlantUncopied => Some("wrong"),
+            Self::PlantOpen => Some(&["the record of the old epoch"]),
+            Self::PlantUnfetched => Some(&["wrong"]),
+            // By bytes that are counted, or by the first copy from there.
+            Self::PlantUncopied => Some(&["wrong", "holds expert"]),
             _ => None,
         }
     }

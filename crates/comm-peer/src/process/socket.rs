@@ -1,5 +1,6 @@
 //! Unix sockets that carry descriptors, and tell when the other side has ended.
 
+use std::collections::VecDeque;
 use std::io::{ErrorKind, IoSlice, IoSliceMut, Read, Result, Write};
 use std::mem::MaybeUninit;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -20,8 +21,10 @@ use super::card::Nonce;
 const BATCH: usize = 64;
 /// First word of a greeting.
 const MAGIC: u64 = u64::from_le_bytes(*b"eplbpeer");
-/// How long a stranger who says nothing holds up the others.
-const PATIENCE: Duration = Duration::from_millis(500);
+/// Callers that are heard at a time, beside the ranks that are awaited: strangers who say nothing take no more.
+const STRANGERS: usize = 64;
+/// How long a caller may take to accept what it is given.
+const PATIENCE: Duration = Duration::from_secs(5);
 /// The pause between looks for callers.
 const LOOK: Duration = Duration::from_micros(500);
 
@@ -80,40 +83,83 @@ impl Door {
         deadline: Instant,
     ) -> Vec<Line> {
         let mut lines: Vec<Option<Line>> = (0..world).map(|_| None).collect();
+        let mut callers: VecDeque<Caller> = VecDeque::new();
         while lines.iter().flatten().count() + 1 < world
             && !over.load(Ordering::Relaxed)
             && Instant::now() < deadline
         {
-            let Ok((stream, _)) = self.listener.accept() else {
+            let mut idle = true;
+            if let Ok((stream, _)) = self.listener.accept() {
+                idle = false;
+                callers.extend(Caller::new(stream).ok());
+                // Who has had the most time to speak goes.
+                if callers.len() > world + STRANGERS {
+                    callers.pop_front();
+                }
+            }
+            // Nobody waits for one who speaks slowly. Who does not keep the protocol is left to its own deadline.
+            for mut caller in std::mem::take(&mut callers) {
+                match caller.hear() {
+                    Ok(false) => callers.push_back(caller),
+                    Ok(true) => {
+                        if let Ok(theirs) = self.give(&caller, files)
+                            && theirs != rank
+                            && let Some(line) = lines.get_mut(theirs as usize)
+                        {
+                            *line = Some(Line(caller.stream));
+                        }
+                    }
+                    Err(_) => {}
+                }
+            }
+            if idle {
                 std::thread::sleep(LOOK);
-                continue;
-            };
-            // Who does not keep the protocol is left to its own deadline.
-            if let Ok(caller) = self.receive(&stream, files)
-                && caller != rank
-                && let Some(line) = lines.get_mut(caller as usize)
-            {
-                *line = Some(Line(stream));
             }
         }
         lines.into_iter().flatten().collect()
     }
 
-    /// Hears a caller and gives it the descriptors; its rank.
-    fn receive(&self, mut stream: &UnixStream, files: &[BorrowedFd<'_>]) -> Result<u32> {
-        stream.set_nonblocking(false)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        stream.set_write_timeout(Some(PATIENCE))?;
-        let mut heard = [0; 32];
-        stream.read_exact(&mut heard)?;
-        let caller = u32::from_le_bytes([heard[24], heard[25], heard[26], heard[27]]);
-        if heard != greeting(self.nonce, caller) {
+    /// Gives the descriptors to a caller who has said the greeting; its rank.
+    fn give(&self, caller: &Caller, files: &[BorrowedFd<'_>]) -> Result<u32> {
+        let heard = &caller.heard;
+        let rank = u32::from_le_bytes([heard[24], heard[25], heard[26], heard[27]]);
+        if *heard != greeting(self.nonce, rank) {
             return Err(ErrorKind::PermissionDenied.into());
         }
+        caller.stream.set_nonblocking(false)?;
+        caller.stream.set_write_timeout(Some(PATIENCE))?;
         for batch in files.chunks(BATCH) {
-            send(stream, batch)?;
+            send(&caller.stream, batch)?;
         }
-        Ok(caller)
+        Ok(rank)
+    }
+}
+
+/// Somebody at the door, who has said a part of the greeting.
+#[derive(Debug)]
+struct Caller {
+    stream: UnixStream,
+    heard: [u8; 32],
+    count: usize,
+}
+
+impl Caller {
+    fn new(stream: UnixStream) -> Result<Self> {
+        stream.set_nonblocking(true)?;
+        Ok(Self { stream, heard: [0; 32], count: 0 })
+    }
+
+    /// Hears what has been said; whether that is all. Never blocks.
+    fn hear(&mut self) -> Result<bool> {
+        match self.stream.read(&mut self.heard[self.count..]) {
+            Ok(0) => Err(ErrorKind::UnexpectedEof.into()),
+            Ok(count) => {
+                self.count += count;
+                Ok(self.count == self.heard.len())
+            }
+            Err(error) if matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::Interrupted) => Ok(false),
+            Err(error) => Err(error),
+        }
     }
 }
 
@@ -205,6 +251,32 @@ mod tests {
             assert!(watched.len() == 1 && !line.is_cut());
             drop(watched);
             assert!(line.is_cut());
+        });
+    }
+
+    #[test]
+    fn who_speaks_slowly_holds_up_nobody_and_is_heard_in_the_end() {
+        let (name, nonce) = (name("slow"), [4, 5]);
+        let door = Door::open(&name, nonce).unwrap();
+        let (file, over) = (tempfile::tempfile().unwrap(), AtomicBool::new(false));
+        let call = || {
+            let address = SocketAddr::from_abstract_name(&name).unwrap();
+            UnixStream::connect_addr(&address).unwrap()
+        };
+        std::thread::scope(|scope| {
+            // Before all others, some who say nothing.
+            let silent: Vec<_> = (0..STRANGERS / 2).map(|_| call()).collect();
+            let mut slow = call();
+            let words = greeting(nonce, 2);
+            slow.write_all(&words[..31]).unwrap();
+            let server = scope.spawn(|| door.serve(1, 3, &[file.as_fd()], &over, soon()));
+            assert_eq!(ask(&name, nonce, 0, 1, soon()).unwrap().1.len(), 1, "it is served first");
+            slow.write_all(&words[31..]).unwrap();
+            let mut files = Vec::new();
+            slow.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+            receive(&slow, &mut files).unwrap();
+            assert_eq!((files.len(), server.join().unwrap().len()), (1, 2));
+            drop(silent);
         });
     }
 

@@ -33,7 +33,7 @@ pub enum SegmentError {
         /// Bytes announced.
         expected: usize,
     },
-    /// Its owner could cut it short, and end its readers by that.
+    /// Its owner could change its size, and end its readers by cutting it short.
     #[error("the memory is not sealed at its size: it was not made by this program")]
     NotSealed,
     /// The memory of another start of its owner.
@@ -138,9 +138,12 @@ impl Segment {
         let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
         let file = rustix::fs::memfd_create(name, flags).map_err(|e| refused("memfd_create", bytes, e))?;
         rustix::fs::ftruncate(&file, bytes as u64).map_err(|e| refused("ftruncate", bytes, e))?;
-        let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
-        rustix::fs::fcntl_add_seals(&file, seals).map_err(|e| refused("sealing", bytes, e))?;
         let mapping = Mapping::new(file.as_fd(), bytes, ProtFlags::READ | ProtFlags::WRITE)?;
+        // Only this mapping can write from here on: who gets the descriptor reads. Linux before 5.1 has no such seal.
+        let size = SealFlags::SHRINK | SealFlags::GROW | SealFlags::SEAL;
+        rustix::fs::fcntl_add_seals(&file, size | SealFlags::FUTURE_WRITE)
+            .or_else(|_| rustix::fs::fcntl_add_seals(&file, size))
+            .map_err(|e| refused("sealing", bytes, e))?;
         Ok(Self { file, mapping })
     }
 
@@ -184,14 +187,15 @@ impl ForeignSegment {
     /// # Errors
     /// Another size than announced, no seal, or the system refuses.
     pub fn open(file: OwnedFd, bytes: usize) -> Result<Self, SegmentError> {
+        // The seals first: a size that is read before them may change until they are set.
+        let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
+        if !seals.contains(SealFlags::SHRINK | SealFlags::GROW) {
+            return Err(SegmentError::NotSealed);
+        }
         let found = rustix::fs::fstat(&file).map_err(|e| refused("fstat", bytes, e))?.st_size;
         let found = u64::try_from(found).unwrap_or(0);
         if found != bytes as u64 {
             return Err(SegmentError::Size { found, expected: bytes });
-        }
-        let seals = rustix::fs::fcntl_get_seals(&file).unwrap_or(SealFlags::empty());
-        if !seals.contains(SealFlags::SHRINK) {
-            return Err(SegmentError::NotSealed);
         }
         Ok(Self { mapping: Mapping::new(file.as_fd(), bytes, ProtFlags::READ)? })
     }
@@ -228,6 +232,17 @@ mod tests {
     }
 
     #[test]
+    fn who_has_the_descriptor_can_read_and_not_write() {
+        let own = Segment::create("test", 100).unwrap();
+        let theirs = own.file().try_clone_to_owned().unwrap();
+        assert!(Mapping::new(theirs.as_fd(), 100, ProtFlags::READ).is_ok());
+        assert!(Mapping::new(theirs.as_fd(), 100, ProtFlags::READ | ProtFlags::WRITE).is_err());
+        assert!(rustix::io::pwrite(&theirs, &[1], 0).is_err());
+        own.store(0, 5);
+        assert_eq!(own.load(0), Some(5), "its owner goes on writing");
+    }
+
+    #[test]
     fn strangers_are_refused() {
         let own = Segment::create("test", 100).unwrap();
         let wrong = ForeignSegment::open(own.file().try_clone_to_owned().unwrap(), 101).unwrap_err();
@@ -235,6 +250,10 @@ mod tests {
         assert!(rustix::fs::ftruncate(own.file(), 10).is_err(), "nobody can cut it short");
         let file = tempfile::tempfile().unwrap();
         file.set_len(100).unwrap();
+        let growing = rustix::fs::memfd_create("test", MemfdFlags::ALLOW_SEALING).unwrap();
+        rustix::fs::ftruncate(&growing, 100).unwrap();
+        rustix::fs::fcntl_add_seals(&growing, SealFlags::SHRINK).unwrap();
+        assert_eq!(ForeignSegment::open(growing, 100).unwrap_err(), SegmentError::NotSealed);
         assert_eq!(ForeignSegment::open(file.into(), 100).unwrap_err(), SegmentError::NotSealed);
         assert!(matches!(Segment::create("huge", usize::MAX), Err(SegmentError::Refused { .. })));
     }
