@@ -6,12 +6,12 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use super::deadlines::after;
+use super::{Store, StoreError};
+
 mod races;
 mod values;
 mod waits;
-
-use super::deadlines::after;
-use super::{Store, StoreError};
 
 /// A promise that a store breaks.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]

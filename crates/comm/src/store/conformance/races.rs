@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use super::{Bench, done, expect};
-use crate::store::{CasOutcome, Store};
+use crate::store::CasOutcome;
 
 pub(super) fn linearizable_adds(bench: &Bench) -> Result<(), String> {
     let key = bench.key("k");

@@ -5,8 +5,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::{Bench, done, expect};
+use crate::store::StoreError;
 use crate::store::deadlines::after;
-use crate::store::{Store, StoreError};
 
 pub(super) fn wait(bench: &Bench) -> Result<(), String> {
     let (one, two) = (bench.key("1"), bench.key("2"));
