@@ -185,6 +185,29 @@ class DeviceMapArrays(ctypes.Structure):
     ]
 
 
+class DeviceChoices(ctypes.Structure):
+    """`struct eplb_device_choices`."""
+
+    _fields_ = [
+        ("struct_size", c_size_t),
+        ("layer", c_size_t),
+        ("ids", c_uint64),
+        ("id_bytes", c_uint32),
+        ("of_slots", c_uint32),
+        ("tokens", c_size_t),
+        ("k", c_size_t),
+        ("row_stride", c_size_t),
+        ("mask", c_uint64),
+        ("valid", c_uint64),
+    ]
+
+
+class DeviceCounts(ctypes.Structure):
+    """`struct eplb_device_counts`."""
+
+    _fields_ = [("struct_size", c_size_t), ("counts", c_uint64), ("count_bytes", c_uint32), ("of_slots", c_uint32)]
+
+
 class RoundReport(ctypes.Structure):
     """`struct eplb_round_report`."""
 
@@ -220,6 +243,9 @@ class ReplaySummary(ctypes.Structure):
         ("plan_ms_median", c_double),
     ]
 
+
+#: `eplb_source_fn`.
+SOURCE = ctypes.CFUNCTYPE(c_int32, c_void_p, c_uint32, c_uint32, c_uint32, c_size_t, c_void_p, c_size_t)
 
 #: `eplb_after_commit_fn`.
 AFTER_COMMIT = ctypes.CFUNCTYPE(None, c_void_p, c_uint32, c_uint32, POINTER(c_uint32), c_size_t)
@@ -318,6 +344,7 @@ _FUNCTIONS = {
     "eplb_builder_register_layer": [c_void_p, c_uint32, c_size_t, POINTER(Tensor), c_size_t],
     "eplb_builder_placement": [c_void_p, c_uint32, POINTER(c_int32), c_size_t],
     "eplb_builder_after_commit": [c_void_p, AFTER_COMMIT, c_void_p],
+    "eplb_builder_source": [c_void_p, SOURCE, c_void_p],
     "eplb_builder_start": [c_void_p, POINTER(c_void_p)],
     "eplb_engine_step": [c_void_p, c_uint64],
     "eplb_engine_step_on": [c_void_p, c_uint64, POINTER(c_uint64), c_size_t],
@@ -329,6 +356,8 @@ _FUNCTIONS = {
     "eplb_engine_record_slots": [c_void_p, c_uint32, Pass, POINTER(c_uint64), c_size_t, POINTER(CountFaults)],
     "eplb_engine_record_experts": [c_void_p, c_uint32, Pass, POINTER(c_uint64), c_size_t, POINTER(CountFaults)],
     "eplb_engine_record_choices": [c_void_p, c_uint32, Pass, POINTER(Choices), POINTER(CountFaults)],
+    "eplb_engine_record_topk": [c_void_p, c_uint32, Pass, POINTER(DeviceChoices), c_uint64],
+    "eplb_engine_record_counts": [c_void_p, c_uint32, Pass, POINTER(DeviceCounts), c_uint64, POINTER(c_uint8)],
     "eplb_engine_rebalance_now": [c_void_p, POINTER(c_uint64)],
     "eplb_engine_wait_round": [c_void_p, c_uint64, c_uint64],
     "eplb_engine_pause": [c_void_p],

@@ -2,12 +2,14 @@
 
 import ctypes
 import os
+import traceback
 from ctypes import byref, c_char, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from eplb import arrays
-from eplb._native import AFTER_COMMIT, Choices, CountFaults, EplbError, Handle, Pass, RoundReport, Tensor, call
+from eplb._native import AFTER_COMMIT, SOURCE, EplbError, Handle, RoundReport, Tensor, call
 from eplb.config import toml
+from eplb.counting import Counting, number_of
 from eplb.maps import DeviceMaps, Maps
 from eplb.store import Store, milliseconds
 from eplb.tensors import Weights, describe
@@ -36,7 +38,7 @@ class Report(NamedTuple):
     seconds: float
 
 
-class Engine:
+class Engine(Counting):
     """The engine of one rank.
 
     First layers are added, then it is started:
@@ -163,6 +165,26 @@ class Engine:
         self._keep.append(kept)
         call("eplb_builder_after_commit", self._building(), kept, None)
 
+    def source(self, fill: Callable[[int, int, int, int, memoryview], None]) -> None:
+        """Where experts come from that no rank holds any more, as after a rank died: `fill(layer, expert, tensor, row, place)` writes the bytes of one row
+        of one tensor into `place`, host memory of as many bytes (on a device they are copied from there). It may be called by other threads.
+
+        What it raises is printed, and the epoch is not formed.
+        """
+
+        def called(_state: Any, layer: int, expert: int, tensor: int, row: int, address: int, size: int) -> int:
+            place = memoryview((ctypes.c_uint8 * size).from_address(address)).cast("B")
+            try:
+                fill(layer, expert, tensor, row, place)
+            except BaseException:  # noqa: BLE001  it cannot cross the library
+                traceback.print_exc()
+                return 1
+            return 0
+
+        kept = SOURCE(called)
+        self._keep.append(kept)
+        call("eplb_builder_source", self._building(), kept, None)
+
     def start(self) -> "Engine":
         """Starts it; in a group, when all ranks have come and fit together. Returns itself."""
         builder = self._building()
@@ -191,7 +213,7 @@ class Engine:
         if streams is None:
             call("eplb_engine_step", self._running(), number)
             return
-        handles = [_stream(stream) for stream in streams]
+        handles = [number_of(stream) for stream in streams]
         call("eplb_engine_step_on", self._running(), number, (c_uint64 * max(len(handles), 1))(*handles), len(handles))
         # They live until others have taken their place.
         self._streams = list(streams)
@@ -216,80 +238,6 @@ class Engine:
         version = c_uint64()
         call("eplb_engine_maps_version", self._running(), layer_set, byref(version))
         return version.value
-
-    # Counting.
-
-    def record(
-        self,
-        step: int,
-        *,
-        slots: Any = None,
-        experts: Any = None,
-        layer_set: int = 0,
-        tag: int = 0,
-        dummy: bool = False,
-    ) -> Tuple[int, int]:
-        """Counts tokens of a pass on this rank: `slots [layers, slots]` that each slot got, or `experts [layers, experts]` that chose each expert.
-
-        tag: kind of pass (0 = prefill, 1 = decode by default). dummy: nothing is counted. Returns the tokens that could not
-        be counted: at empty slots, and out of range.
-        """
-        if (slots is None) == (experts is None):
-            raise ValueError("give either slots or experts")
-        name, given = ("slots", slots) if experts is None else ("experts", experts)
-        values = arrays.take(given, c_uint64, name, (2,))
-        faults = CountFaults()
-        call(
-            f"eplb_engine_record_{name}",
-            self._running(),
-            layer_set,
-            Pass(step, tag, dummy),
-            values.pointer,
-            len(values),
-            byref(faults),
-        )
-        return faults.missing, faults.out_of_range
-
-    def record_choices(
-        self,
-        step: int,
-        layer: int,
-        ids: Any,
-        *,
-        mask: Any = None,
-        of_slots: bool = False,
-        layer_set: int = 0,
-        tag: int = 0,
-        dummy: bool = False,
-    ) -> Tuple[int, int]:
-        """Counts the router's choices of one layer: `ids [tokens, k]` of experts, or of slots.
-
-        mask: `[tokens]`, 0 where a token is padding. Returns as `record`.
-        """
-        values = arrays.take(ids, ctypes.c_int64, "ids", (2,))
-        padding = None if mask is None else arrays.take(mask, ctypes.c_uint8, "mask", (1,))
-        if padding is not None and len(padding) != values.shape[0]:
-            raise ValueError(f"mask has {len(padding)} values for {values.shape[0]} tokens")
-        choices = Choices(
-            layer,
-            ctypes.cast(values.pointer, c_void_p),
-            8,
-            of_slots,
-            values.shape[0],
-            values.shape[1],
-            0,
-            None if padding is None else ctypes.cast(padding.pointer, c_void_p),
-        )
-        faults = CountFaults()
-        call(
-            "eplb_engine_record_choices",
-            self._running(),
-            layer_set,
-            Pass(step, tag, dummy),
-            byref(choices),
-            byref(faults),
-        )
-        return faults.missing, faults.out_of_range
 
     # Control.
 
@@ -381,8 +329,3 @@ class Engine:
             if length.value < room:
                 return text.value.decode()
             room = length.value + 1
-
-
-def _stream(given: Any) -> int:
-    """The number of a stream; torch's default stream is the device's own, which the library calls 1."""
-    return int(getattr(given, "cuda_stream", given)) or 1

@@ -43,10 +43,26 @@ def expert_bytes(layer, expert, row):
     return bytes((layer * 31 + expert * 7 + row * 5 + i * 3 + 1) % 256 for i in range(ROW))
 
 
+class Numbers:
+    """64-bit whole numbers on the device, `[rows, columns]`."""
+
+    def __init__(self, device, rows, typestr="<i8"):
+        columns = len(rows[0])
+        content = (ctypes.c_int64 * (len(rows) * columns))(*[number for row in rows for number in row])
+        shape = (len(rows), columns)
+        self.__cuda_array_interface__ = {
+            "version": 3,
+            "data": (device.block(bytes(content)), False),
+            "shape": shape,
+            "typestr": typestr,
+            "strides": None,
+        }
+
+
 class Rank:
     """One rank with its tensors, streams and engine."""
 
-    def __init__(self, me, world, store, transport):
+    def __init__(self, me, world, store, transport, config=CONFIG, fill=None):
         import eplb
 
         self.me, self.world, self.device = me, world, Device(me)
@@ -58,7 +74,7 @@ class Rank:
                     ctypes.memmove(tensor.row(slot, row), expert_bytes(layer, expert, row), ROW)
         self.streams = [self.device.stream(), self.device.stream()]
         self.filled = self.looked = self.wrong = 0
-        self.engine = eplb.Engine(CONFIG, rank=me, world_size=world, store=store, transport=transport)
+        self.engine = eplb.Engine(config, rank=me, world_size=world, store=store, transport=transport)
         self.engine.layer_set("main", layers=LAYERS, experts=EXPERTS, slots=world * LOCAL)
         for layer, tensor in enumerate(self.tensors):
             self.engine.layer(0, layer, {"w13": tensor})
@@ -67,6 +83,8 @@ class Rank:
             self.filled += len(slots)
 
         self.engine.after_commit(hook)
+        if fill is not None:
+            self.engine.source(fill)
         self.engine.start()
 
     def step(self, number):
@@ -102,13 +120,24 @@ def serve(kind, plant):
 
     def run(me):
         rank = Rank(me, 2, store, transport)
-        step, moves, outcomes = 0, 0, []
+        rank.step(0)
+        step, moves, outcomes, before = 1, 0, [], []
         for number in range(3):
             if plant and number == 1 and me == 0:
                 slot = next(s for s, e in enumerate(rank.engine.maps().phy2log[0][:LOCAL]) if e >= 0)
                 ctypes.memset(rank.tensors[0].row(slot, 1), 0, 1)
             counts = [[1000 if (e * 3 + number) % EXPERTS == 0 else 30 for e in range(EXPERTS)] for _ in range(LAYERS)]
-            rank.engine.record(step, experts=counts)
+            # In turns: numbers on the host, on the device, and choices on the device of as many tokens.
+            if number == 0:
+                rank.engine.record(step, experts=counts)
+            elif number == 1:
+                rank.engine.record(step, experts=Numbers(rank.device, counts))
+            else:
+                for layer, row in enumerate(counts):
+                    chosen = [[expert, -1] for expert, count in enumerate(row) for _ in range(count)]
+                    rank.engine.record_choices(step, layer, Numbers(rank.device, chosen))
+            for stream in rank.streams:
+                rank.device.wait(stream)
             turn.wait()
             if me == 0:
                 rank.engine.rebalance_now()
@@ -129,9 +158,10 @@ def serve(kind, plant):
             report = rank.engine.last_report()
             moves += report.moves
             outcomes.append(report.outcome)
+            before.append(report.before)
         address = rank.engine.device_maps().array("phy2log").__cuda_array_interface__["data"][0]
         told[me] = dict(
-            looked=rank.looked, wrong=rank.wrong, filled=rank.filled, moves=moves, outcomes=outcomes, device=rank.engine.device, maps=address
+            looked=rank.looked, wrong=rank.wrong, filled=rank.filled, moves=moves, outcomes=outcomes, before=before, device=rank.engine.device, maps=address
         )
         turn.wait()
         rank.engine.close(LONG)
@@ -151,6 +181,71 @@ def serve(kind, plant):
     for thread in threads:
         thread.join()
     print(json.dumps({"ranks": told, "problems": problems}))
+
+
+def back(fails):
+    """A rank dies after a round, and one that is started anew takes its place: what its slots lack comes from the source."""
+    import eplb
+
+    store, transport = eplb.Store.in_process(), eplb.Transport.nccl(loaded=False)
+    config = {**CONFIG, "deadlines": {"store.peer_timeout": 500}}
+    asked, told, gone = [], [None, None], threading.Event()
+    turn = threading.Barrier(2, timeout=4 * LONG)
+
+    def fill(layer, expert, tensor, row, place):
+        asked.append((layer, expert, tensor, row, len(place)))
+        if fails:
+            raise OSError("the checkpoint is gone")
+        place[:] = expert_bytes(layer, expert, row)
+
+    def run(me):
+        rank = Rank(me, 2, store, transport, config, fill)
+        counts = [[1000 if (e * 3 + 1) % EXPERTS == 0 else 30 for e in range(EXPERTS)] for _ in range(LAYERS)]
+        rank.step(0)
+        rank.engine.record(0, experts=counts)
+        turn.wait()
+        if me == 0:
+            rank.engine.rebalance_now()
+        step, ended = 1, threading.Event()
+        waiter = threading.Thread(target=lambda: (rank.engine.wait_round(0, LONG), ended.set()), daemon=True)
+        waiter.start()
+        while True:
+            rank.step(step)
+            step += 1
+            said[me] = ended.is_set()
+            turn.wait()
+            over = all(said)
+            turn.wait()
+            if over:
+                break
+        waiter.join()
+        rank.step(step)
+        turn.wait()
+        if me == 1:
+            rank.engine.close(LONG)
+            gone.wait(LONG)
+            try:
+                rank = Rank(me, 2, store, transport, config, fill)
+            except eplb.EplbError as error:
+                print(json.dumps({"error": str(error)}), flush=True)
+                os._exit(0)
+        else:
+            while "failed" not in rank.engine.state:
+                rank.engine.tick()
+            gone.set()
+            rank.engine.reform(LONG)
+        rank.step(step + 1)
+        told[me] = dict(looked=rank.looked, wrong=rank.wrong, phy2log=rank.engine.maps().phy2log)
+        turn.wait()
+        rank.engine.close(LONG)
+
+    said = [False, False]
+    threads = [threading.Thread(target=run, args=(me,)) for me in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    print(json.dumps({"ranks": told, "asked": asked}))
 
 
 def misuse():
@@ -184,6 +279,11 @@ def misuse():
         lambda: engine(Tensor(device, 99)),
         lambda: eplb._native.call("eplb_engine_step_on", started._running(), 0, (ctypes.c_uint64 * 1)(0), 1),
         lambda: started.step(1, streams=list(range(100, 140))),
+        lambda: started.record(0, experts=Numbers(device, [[1, 2, 3]]), stream=device.stream()),
+        lambda: started.record(0, experts=Numbers(device, [[1, 2, 3]], "<f8"), stream=device.stream()),
+        lambda: started.record(0, experts=Numbers(device, [[1, 2, 3]])),
+        lambda: started.record_choices(0, 3, Numbers(device, [[1, 2, 3]]), stream=device.stream()),
+        lambda: started.record_choices(0, 0, Numbers(device, [[1, 2]]), mask=Numbers(device, [[1]]), stream=device.stream()),
         lambda: on_host.device_maps(),
         lambda: on_host.step(0, streams=[device.stream()]) or "fine",
     ):
@@ -238,6 +338,16 @@ class EngineOnDevice(unittest.TestCase):
         self.check(told)
         self.assertGreater(sum(rank["wrong"] for rank in told["ranks"]), 0)
 
+    def test_a_rank_that_comes_back_is_filled_from_the_source(self):
+        told = json.loads(self.run_case("back"))
+        self.assertEqual([rank["wrong"] for rank in told["ranks"]], [0, 0])
+        self.assertEqual(told["ranks"][0]["phy2log"], told["ranks"][1]["phy2log"])
+        self.assertGreater(len(told["asked"]), 0)
+        self.assertEqual({(tensor, size) for _, _, tensor, _, size in told["asked"]}, {(0, ROW)})
+
+    def test_a_source_that_fails_is_named(self):
+        self.assertIn("the host's source returned 1", json.loads(self.run_case("back", "fails"))["error"])
+
     def test_what_cannot_be_is_named(self):
         expected = [
             "ValueError: w1 lies in host memory, the engine's slots lie on CUDA device 0",
@@ -249,6 +359,11 @@ class EngineOnDevice(unittest.TestCase):
             "EplbError: there is no device 99",
             "EplbError: .*0 stands for|EplbError: .*default stream",
             "EplbError: .*16",
+            r"\(0, 0\)",
+            "ValueError: experts are <f8",
+            "ValueError: on which stream",
+            "EplbError: .*layer 3",
+            "ValueError: mask has shape",
             "EplbError: .*host memory",
             "EplbError: .*host memory",
         ]
@@ -261,6 +376,8 @@ class EngineOnDevice(unittest.TestCase):
 if __name__ == "__main__":
     if sys.argv[1:2] == ["serve"]:
         serve(sys.argv[2], len(sys.argv) > 3)
+    elif sys.argv[1:2] == ["back"]:
+        back(len(sys.argv) > 2)
     elif sys.argv[1:2] == ["misuse"]:
         misuse()
     else:

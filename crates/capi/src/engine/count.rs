@@ -33,7 +33,7 @@ pub struct CountFaults {
 }
 
 impl PassOf {
-    fn pass(&self) -> Pass {
+    pub(super) fn pass(&self) -> Pass {
         Pass { step: self.step, tag: self.tag as usize, dummy: self.dummy != 0 }
     }
 }

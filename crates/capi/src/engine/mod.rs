@@ -1,10 +1,11 @@
 //! The embedded engine, as C sees it: put together (`builder`, `source`), asked to work (`serve`, `count`, `control`), and looked at (`maps`, `watch`);
-//! on a device `device`.
+//! on a device `device`, `device_count`.
 
 mod builder;
 mod control;
 mod count;
 mod device;
+mod device_count;
 mod maps;
 mod serve;
 mod source;
@@ -14,6 +15,7 @@ pub use builder::*;
 pub use control::*;
 pub use count::*;
 pub use device::*;
+pub use device_count::*;
 pub use maps::*;
 pub use serve::*;
 pub use source::*;

@@ -58,3 +58,52 @@ fn engines_in_host_memory_have_no_streams_and_no_maps_on_a_device() {
         eplb_engine_free(engine);
     }
 }
+
+#[test]
+fn counting_on_a_device_names_what_is_wrong() {
+    let mut weights = [0u8; 32];
+    let engine = engine(&mut weights);
+    let pass = PassOf { step: 0, tag: 0, dummy: 0 };
+    let choices = DeviceChoicesOf {
+        struct_size: size_of::<DeviceChoicesOf>(),
+        layer: 0,
+        ids: 64,
+        id_bytes: 8,
+        of_slots: 0,
+        tokens: 1,
+        k: 2,
+        row_stride: 0,
+        mask: 0,
+        valid: 0,
+    };
+    let counts = DeviceCountsOf { struct_size: size_of::<DeviceCountsOf>(), counts: 64, count_bytes: 8, of_slots: 0 };
+    let mut counted = 7;
+    // SAFETY: live handles or null, structures with their sizes; the addresses are never read, because the engine lies in host memory.
+    unsafe {
+        let topk = |choices: &DeviceChoicesOf| eplb_engine_record_topk(engine, 0, pass, choices, 1);
+        is(topk(&choices), Status::InvalidArgument, "host memory");
+        is(topk(&DeviceChoicesOf { id_bytes: 2, ..choices }), Status::InvalidArgument, "4 or 8");
+        is(topk(&DeviceChoicesOf { ids: 0, ..choices }), Status::InvalidArgument, "ids is null");
+        is(topk(&DeviceChoicesOf { row_stride: 1, ..choices }), Status::InvalidArgument, "row_stride");
+        is(topk(&DeviceChoicesOf { tokens: 1 << 40, ..choices }), Status::InvalidArgument, "below 2^31");
+        is(topk(&DeviceChoicesOf { tokens: 1 << 30, ..choices }), Status::InvalidArgument, "below 2^31");
+        is(topk(&DeviceChoicesOf { struct_size: 8, ..choices }), Status::InvalidArgument, "struct_size");
+        is(eplb_engine_record_topk(engine, 0, pass, null(), 1), Status::InvalidArgument, "choices is null");
+        is(eplb_engine_record_topk(engine, 5, pass, &choices, 1), Status::InvalidArgument, "layer sets 0 to 0");
+        is(eplb_engine_record_topk(null(), 0, pass, &choices, 1), Status::InvalidArgument, "engine is null");
+        let copied = |counts: &DeviceCountsOf| {
+            eplb_engine_record_counts(engine, 0, pass, counts, 1, &raw mut counted)
+        };
+        is(copied(&counts), Status::InvalidArgument, "host memory");
+        is(copied(&DeviceCountsOf { count_bytes: 1, ..counts }), Status::InvalidArgument, "4 or 8");
+        is(copied(&DeviceCountsOf { counts: 0, ..counts }), Status::InvalidArgument, "null");
+        is(eplb_engine_record_counts(engine, 0, pass, null(), 1, null_mut()), Status::InvalidArgument, "counts is null");
+        is(eplb_engine_record_counts(null(), 0, pass, &counts, 1, null_mut()), Status::InvalidArgument, "engine is null");
+        assert_eq!(counted, 7);
+        let mut counters: DeviceCounters = std::mem::zeroed();
+        counters.struct_size = size_of::<DeviceCounters>();
+        is(eplb_engine_device_counters(engine, 0, &mut counters), Status::State, "host memory");
+        is(eplb_engine_device_counters(null(), 0, &mut counters), Status::InvalidArgument, "engine is null");
+        eplb_engine_free(engine);
+    }
+}
