@@ -3,10 +3,12 @@
 import ctypes
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import threading
+import time
 import unittest
 from pathlib import Path
 
@@ -109,6 +111,11 @@ class Rank:
                     self.wrong += ctypes.string_at(tensor.row(slot, row), ROW) != expert_bytes(layer, expert, row)
 
 
+def tokens(engine):
+    """The choices that an engine has counted in prefill."""
+    return int(re.search(r'^eplb_tokens_total\{[^}]*tag="prefill"[^}]*\} (\d+)$', engine.metrics(), re.M).group(1))
+
+
 def serve(kind, plant):
     """Rounds over two ranks while steps run; what was seen, as JSON."""
     import eplb
@@ -121,12 +128,13 @@ def serve(kind, plant):
     def run(me):
         rank = Rank(me, 2, store, transport)
         rank.step(0)
-        step, moves, outcomes, before = 1, 0, [], []
+        step, moves, given, outcomes, before = 1, 0, 0, [], []
         for number in range(3):
             if plant and number == 1 and me == 0:
                 slot = next(s for s, e in enumerate(rank.engine.maps().phy2log[0][:LOCAL]) if e >= 0)
                 ctypes.memset(rank.tensors[0].row(slot, 1), 0, 1)
             counts = [[1000 if (e * 3 + number) % EXPERTS == 0 else 30 for e in range(EXPERTS)] for _ in range(LAYERS)]
+            given += sum(map(sum, counts))
             # In turns: numbers on the host, on the device, and choices on the device of as many tokens.
             if number == 0:
                 rank.engine.record(step, experts=counts)
@@ -159,9 +167,13 @@ def serve(kind, plant):
             moves += report.moves
             outcomes.append(report.outcome)
             before.append(report.before)
+        # Numbers of the device arrive when the next sample is taken.
+        end = time.monotonic() + LONG
+        while tokens(rank.engine) < given and time.monotonic() < end:
+            rank.engine.tick()
         address = rank.engine.device_maps().array("phy2log").__cuda_array_interface__["data"][0]
         told[me] = dict(
-            looked=rank.looked, wrong=rank.wrong, filled=rank.filled, moves=moves, outcomes=outcomes, before=before, device=rank.engine.device, maps=address
+            given=given, counted=tokens(rank.engine), looked=rank.looked, wrong=rank.wrong, filled=rank.filled, moves=moves, outcomes=outcomes, before=before, device=rank.engine.device, maps=address
         )
         turn.wait()
         rank.engine.close(LONG)
@@ -324,6 +336,7 @@ class EngineOnDevice(unittest.TestCase):
             self.assertGreater(rank["looked"], 100)
             self.assertTrue(set(rank["outcomes"]) <= {"moved", "nothing"}, rank)
             self.assertGreater(rank["moves"], 0)
+            self.assertEqual(rank["counted"], rank["given"])
         self.assertGreater(sum(rank["filled"] for rank in told["ranks"]), 0)
 
     def test_experts_move_between_devices_while_steps_run(self):

@@ -210,6 +210,61 @@ typedef struct eplb_device_maps {
   uint64_t share;
 } eplb_device_maps;
 
+// The router's choices of one layer, in memory of the engine's device. Set `struct_size` to the size of this structure.
+typedef struct eplb_device_choices {
+  // Size of this structure.
+  size_t struct_size;
+  // The layer.
+  size_t layer;
+  // Address of ids `[tokens, k]`; a negative id is no choice.
+  uint64_t ids;
+  // Bytes of an id: 4 or 8, signed.
+  uint32_t id_bytes;
+  // Not 0: ids are slots, counted under the experts that the maps of the device name; else experts.
+  uint32_t of_slots;
+  // Tokens, padding included; `tokens * k` is below 2^31.
+  size_t tokens;
+  // Choices of each token.
+  size_t k;
+  // Ids from one token to the next; 0: `k`.
+  size_t row_stride;
+  // Address of bytes `[tokens]`, 0 where a token is padding; 0: all count.
+  uint64_t mask;
+  // Address of an int32: the tokens that count, from the first on; 0: all do.
+  uint64_t valid;
+} eplb_device_choices;
+
+// Numbers of tokens of one pass, in memory of the engine's device. Set `struct_size` to the size of this structure.
+typedef struct eplb_device_counts {
+  // Size of this structure.
+  size_t struct_size;
+  // Address of `[layers, slots]` or `[layers, experts]` numbers, contiguous, none negative.
+  uint64_t counts;
+  // Bytes of a number: 4 or 8.
+  uint32_t count_bytes;
+  // Not 0: they are of slots, else of experts.
+  uint32_t of_slots;
+} eplb_device_counts;
+
+// Where the sums of a layer set lie on the engine's device, for servers that launch the counting kernels themselves, in graphs for instance.
+// Set `struct_size` to the size of this structure.
+typedef struct eplb_device_counters {
+  // Size of this structure.
+  size_t struct_size;
+  // Kinds of passes.
+  size_t tags;
+  // MoE layers.
+  size_t layers;
+  // Logical experts per layer.
+  size_t experts;
+  // Address of uint64 `[tags, layers, experts]`, which only grow.
+  uint64_t loads;
+  // Address of uint64 `[2]`: ids out of range, choices of a slot that holds nothing.
+  uint64_t faults;
+  // Address of an int32: the tag of passes that name none, 0 at first; the server may write it in the order of its stream.
+  uint64_t tag;
+} eplb_device_counters;
+
 // Where the arrays of maps are; valid until the maps are freed. Shapes stay the same while the engine lives.
 typedef struct eplb_map_arrays {
   // Number of these maps on this rank, rising by one with every change.
@@ -690,6 +745,40 @@ enum eplb_status eplb_engine_step_on(const struct eplb_engine *engine,
 enum eplb_status eplb_engine_device_maps(const struct eplb_engine *engine,
                                          uint32_t set,
                                          struct eplb_device_maps *maps);
+
+// Enqueues, on a stream of the pass, the counting of the choices of one layer: one launch, which may be captured into a graph (then `pass`
+// says the tag of all replays). A dummy pass enqueues nothing.
+//
+// # Safety
+// `engine` is a live handle or null; `choices` is null or points to a structure whose `struct_size` is set. `stream` is one of those given to
+// `eplb_engine_step_on` for this pass. Every address is of the engine's device, aligned to its type, as large as said, and stays valid and
+// unchanged until the launch, or the last replay of a graph that holds it, has run.
+enum eplb_status eplb_engine_record_topk(const struct eplb_engine *engine,
+                                         uint32_t set,
+                                         struct eplb_pass pass,
+                                         const struct eplb_device_choices *choices,
+                                         uint64_t stream);
+
+// Enqueues, on a stream of the pass, a copy of its numbers of tokens to the host, where they are folded with the maps of `pass.step`. It never
+// waits: with too many passes on their way this one is not counted, and `counted` (which may be null) gets 0, else 1. Not for graphs.
+//
+// # Safety
+// `engine` is a live handle or null; `counts` is null or points to a structure whose `struct_size` is set; `counted` is null or points to room
+// for a number. `stream` is one of those given to `eplb_engine_step_on` for this pass; the numbers stay valid and unchanged until the copy has run.
+enum eplb_status eplb_engine_record_counts(const struct eplb_engine *engine,
+                                           uint32_t set,
+                                           struct eplb_pass pass,
+                                           const struct eplb_device_counts *counts,
+                                           uint64_t stream,
+                                           uint8_t *counted);
+
+// Tells where the sums of a layer set lie on the engine's device.
+//
+// # Safety
+// `engine` is a live handle or null; `counters` is null or points to a structure whose `struct_size` is set.
+enum eplb_status eplb_engine_device_counters(const struct eplb_engine *engine,
+                                             uint32_t set,
+                                             struct eplb_device_counters *counters);
 
 // Takes the maps by which the pass of the last `eplb_engine_step` routes its tokens.
 //

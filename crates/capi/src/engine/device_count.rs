@@ -211,7 +211,8 @@ pub unsafe extern "C" fn eplb_engine_device_counters(
         // SAFETY: as the caller promises.
         let engine = &unsafe { call::handle(engine, "engine") }?.0;
         let set = set_of(engine, set)?;
-        let on_host = || Failure::new(Status::State, "the engine's slots lie in host memory: it counts there");
+        let on_host =
+            || Failure::new(Status::State, "the engine's slots lie in host memory: it counts there");
         let DeviceCountersView { addresses, shape } = engine.device_counters(set).ok_or_else(on_host)?;
         let told = DeviceCounters {
             struct_size: size_of::<DeviceCounters>(),

@@ -76,7 +76,8 @@ fn counting_on_a_device_names_what_is_wrong() {
         mask: 0,
         valid: 0,
     };
-    let counts = DeviceCountsOf { struct_size: size_of::<DeviceCountsOf>(), counts: 64, count_bytes: 8, of_slots: 0 };
+    let counts =
+        DeviceCountsOf { struct_size: size_of::<DeviceCountsOf>(), counts: 64, count_bytes: 8, of_slots: 0 };
     let mut counted = 7;
     // SAFETY: live handles or null, structures with their sizes; the addresses are never read, because the engine lies in host memory.
     unsafe {
@@ -89,16 +90,27 @@ fn counting_on_a_device_names_what_is_wrong() {
         is(topk(&DeviceChoicesOf { tokens: 1 << 30, ..choices }), Status::InvalidArgument, "below 2^31");
         is(topk(&DeviceChoicesOf { struct_size: 8, ..choices }), Status::InvalidArgument, "struct_size");
         is(eplb_engine_record_topk(engine, 0, pass, null(), 1), Status::InvalidArgument, "choices is null");
-        is(eplb_engine_record_topk(engine, 5, pass, &choices, 1), Status::InvalidArgument, "layer sets 0 to 0");
+        is(
+            eplb_engine_record_topk(engine, 5, pass, &choices, 1),
+            Status::InvalidArgument,
+            "layer sets 0 to 0",
+        );
         is(eplb_engine_record_topk(null(), 0, pass, &choices, 1), Status::InvalidArgument, "engine is null");
-        let copied = |counts: &DeviceCountsOf| {
-            eplb_engine_record_counts(engine, 0, pass, counts, 1, &raw mut counted)
-        };
+        let mut copied =
+            |counts: &DeviceCountsOf| eplb_engine_record_counts(engine, 0, pass, counts, 1, &raw mut counted);
         is(copied(&counts), Status::InvalidArgument, "host memory");
         is(copied(&DeviceCountsOf { count_bytes: 1, ..counts }), Status::InvalidArgument, "4 or 8");
         is(copied(&DeviceCountsOf { counts: 0, ..counts }), Status::InvalidArgument, "null");
-        is(eplb_engine_record_counts(engine, 0, pass, null(), 1, null_mut()), Status::InvalidArgument, "counts is null");
-        is(eplb_engine_record_counts(null(), 0, pass, &counts, 1, null_mut()), Status::InvalidArgument, "engine is null");
+        is(
+            eplb_engine_record_counts(engine, 0, pass, null(), 1, null_mut()),
+            Status::InvalidArgument,
+            "counts is null",
+        );
+        is(
+            eplb_engine_record_counts(null(), 0, pass, &counts, 1, null_mut()),
+            Status::InvalidArgument,
+            "engine is null",
+        );
         assert_eq!(counted, 7);
         let mut counters: DeviceCounters = std::mem::zeroed();
         counters.struct_size = size_of::<DeviceCounters>();
