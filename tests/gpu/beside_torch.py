@@ -241,6 +241,81 @@ class Rank:
             raise Wrong("; ".join(bad))
         return "; ".join(told)
 
+    def stage_engine(self):
+        """The engine on torch's tensors: a pass captured into a CUDA graph reads the slots that the maps of the device name, and counts what was
+        chosen, in every replay, while experts move over the copy engines between processes."""
+        if not self.on_gpu:
+            return None
+        torch, layers, experts, local, width, tokens, k = self.torch, 2, 16, 12, 1 << 16, 64, 2
+        first = self.rank * local
+        names = torch.arange(layers * experts).view(layers, experts, 1)
+        table = ((torch.arange(width) * 7 + names * 131) % 251).to(torch.uint8).to(self.device)
+        weights = [table[layer, [slot % experts for slot in range(first, first + local)]].clone() for layer in range(layers)]
+        config = {"trigger": {"interval_s": 1e9}, "sample_ms": 5, "poll_ms": 1, "margin": 4}
+        engine = self.eplb.Engine(
+            config, rank=self.rank, world_size=self.world, store=self.store.corner("engine"), transport=self.eplb.Transport.peer()
+        )
+        engine.layer_set("main", layers=layers, experts=experts, slots=self.world * local)
+        for layer in range(layers):
+            engine.layer(0, layer, {"w": weights[layer]})
+        engine.start()
+        maps, stream = engine.device_maps(), torch.cuda.Stream(self.device)
+        ids = torch.zeros(tokens, k, dtype=torch.int32, device=self.device)
+        wrong = torch.zeros((), dtype=torch.int64, device=self.device)
+
+        def forward():
+            for layer in range(layers):
+                held = maps.phy2log[layer, first : first + local]
+                right = table[layer][held.clamp(min=0).long()]
+                wrong.add_(((weights[layer] != right).any(1) & (held >= 0)).sum())
+                engine.record_choices(0, layer, ids, tag=1)
+
+        stream.wait_stream(torch.cuda.current_stream())
+        engine.step(0, streams=[stream])
+        with torch.cuda.stream(stream):
+            forward()
+        stream.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, stream=stream):
+            forward()
+        step, versions, outcomes, asked, seen = 0, set(), [], 0, 0
+        goes_on = torch.zeros(1, dtype=torch.int64)
+        while True:
+            goes_on[0] = int(self.rank == 0 and step < 3000 and outcomes.count("moved") < 4)
+            self.dist.all_reduce(goes_on)
+            if not bool(goes_on):
+                break
+            step += 1
+            engine.step(step, streams=[stream])
+            with torch.cuda.stream(stream):
+                if step % 50 == 1:
+                    hot = torch.randint(0, experts, (tokens, k), generator=torch.Generator().manual_seed(step))
+                    hot[: tokens * 3 // 4] = (step // 50 * 5 + torch.arange(k)) % experts
+                    ids.copy_(hot.to(torch.int32))
+                if step == 120 and self.planted("engine"):
+                    weights[1][int(next(s for s, e in enumerate(engine.maps().phy2log[1][first : first + local]) if e >= 0))][7] ^= 1
+                graph.replay()
+            versions.add(engine.maps_version())
+            report = engine.last_report()
+            if report is not None and report.round > seen:
+                seen = report.round
+                outcomes.append(report.outcome)
+            if self.rank == 0 and step % 50 == 40 and len(outcomes) == asked:
+                engine.rebalance_now()
+                asked += 1
+        stream.synchronize()
+        given, counted, end = (step + 1) * layers * tokens * k, 0, time.monotonic() + 5
+        while counted < given and time.monotonic() < end:
+            engine.tick()
+            line = next(line for line in engine.metrics().splitlines() if line.startswith("eplb_tokens_total") and "decode" in line)
+            counted = int(float(line.split()[-1]))
+        self.dist.barrier()
+        engine.close(10)
+        found = f"{step} replays, maps changed {len(versions) - 1} times, rounds {outcomes}, {counted} of {given} choices counted"
+        if int(wrong) or counted != given or "moved" not in outcomes or len(versions) < 2:
+            raise Wrong(f"{int(wrong)} slots were not the expert that the maps named; {found}")
+        return found
+
     def stage_library(self):
         """One libnccl in the process, and the context of this thread is what it was."""
         if not self.on_gpu:
@@ -255,7 +330,7 @@ class Rank:
         return f"{files.pop()}, NCCL {self.torch.cuda.nccl.version()}"
 
 
-STAGES = ["context", "plan", "servers", "pairs", "gloo", "vllm", "library"]
+STAGES = ["context", "plan", "servers", "pairs", "gloo", "vllm", "engine", "library"]
 
 
 def run_rank(args):
@@ -278,7 +353,7 @@ def run_rank(args):
         codes = [None] * rank.world
         rank.dist.all_gather_object(codes, line["ok"], group=rank.dist.group.WORLD)
         tell(s=round(time.perf_counter() - begin, 2), **line)
-        if not all(codes) and stage in ("pairs", "vllm"):
+        if not all(codes) and stage in ("pairs", "vllm", "engine"):
             failed += line["ok"]
             break
     sys.stdout.flush()
@@ -306,7 +381,8 @@ def main():
             rank.kill()
             codes.append(f"over {args.limit:.0f} s")
     print(f"ranks ended with {codes}", flush=True)
-    sys.exit(any(code != 0 for code in codes))
+    # 124, as `timeout` has it: that is no finding.
+    sys.exit(124 if any(isinstance(code, str) for code in codes) else int(any(codes)))
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def parse():
     parser.add_argument("--rounds", type=int, default=1, help="the second run goes on, over the same steps, until so many rounds moved experts")
     parser.add_argument("--interval", type=float, default=0.1, help="seconds from one plan to the next")
     parser.add_argument("--token-us", type=float, help="time that a token and choice takes where it is served (default: 20, on GPUs what it takes)")
-    parser.add_argument("--plant", type=int, help="spoil a value of a slot in use before this step of the second run")
+    parser.add_argument("--plant", type=int, help="spoil values of rank 0 in this step of the second run")
     parser.add_argument("--limit", type=float, default=300, help="seconds for all")
     parser.add_argument("--rank", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--port", type=int, help=argparse.SUPPRESS)
@@ -126,7 +126,7 @@ class Server:
 
     def __init__(self, args):
         self.args, self.rank, self.world = args, args.rank, args.ranks
-        self.on_gpu = args.device == "cuda"
+        self.on_gpu = self.counts_there = args.device == "cuda"
         self.device = torch.device("cuda", self.rank) if self.on_gpu else torch.device("cpu")
         if self.on_gpu:
             torch.cuda.set_device(self.device)
@@ -180,10 +180,8 @@ class Server:
             moved = sum(report.outcome == "moved" for report in reports)
             if not self.go_on(step < args.steps or (balancing and moved < args.rounds)):
                 break
-            if balancing and step == args.plant and self.rank == 0:
-                self.spoil(engine, weights)
             begin = time.perf_counter()
-            states = self.step(engine, weights, step)
+            states = self.step(engine, weights, step, spoil=balancing and step == args.plant and self.rank == 0)
             if self.on_gpu:
                 torch.cuda.current_stream().synchronize()
             times.append(time.perf_counter() - begin)
@@ -199,8 +197,8 @@ class Server:
         engine.close(20)
         return outputs, times, int(wrong), reports, len(switches) - 1, metrics, step
 
-    def step(self, engine, weights, step):
-        """One forward pass; the states that the tokens end with."""
+    def step(self, engine, weights, step, spoil=False):
+        """One forward pass; the states that the tokens end with. spoil: other values in the slots of a layer, which must show in what comes out."""
         args, model = self.args, self.model
         if self.on_gpu:
             engine.step(step, streams=[torch.cuda.current_stream()])
@@ -213,6 +211,8 @@ class Server:
         # What comes is the same in both runs, and again when a run goes on over the same steps.
         content = step % args.steps
         states = model.embed(args, content, self.rank)
+        if spoil:
+            weights[0]["scale"] += 1
         first = self.rank * model.local
         tokens = torch.arange(args.tokens, device=self.device)[:, None]
         for layer in range(model.layers):
@@ -233,14 +233,22 @@ class Server:
             for k in range(args.top_k):
                 states = states + parts[:, k, None] * own[:, k]
             states = states / (1 + states.abs())
-            engine.record_choices(step, layer, chosen, tag=1)
+            self.count(engine, step, layer, chosen)
         return states
 
-    def spoil(self, engine, weights):
-        """Changes a value of the slot of the most popular expert of this rank: the comparison must see it."""
-        phy2log = engine.maps().phy2log[0][: self.model.local]
-        slot = max((e, s) for s, e in enumerate(phy2log) if e >= 0 and self.model.popularity[0, 0, e] > 0)[1]
-        weights[0]["scale"][slot] += 1
+    def count(self, engine, step, layer, chosen):
+        """Hands over what the tokens chose: on a device by a kernel, where there are kernels."""
+        if self.counts_there:
+            try:
+                engine.record_choices(step, layer, chosen, tag=1)
+                return
+            except eplb.EplbError as error:
+                if "cannot be counted on the device" not in str(error):
+                    raise
+                self.counts_there = False
+                if self.rank == 0:
+                    print(f"counting on the host: {error}", file=sys.stderr)
+        engine.record_choices(step, layer, chosen.cpu(), tag=1)
 
 
 def percentiles(times):
@@ -302,7 +310,9 @@ def main():
             rank.kill()
             codes.append(f"over {args.limit:.0f} s")
     if any(code != 0 for code in codes):
-        sys.exit(f"ranks ended with {codes}")
+        print(f"ranks ended with {codes}", file=sys.stderr)
+        # 124, as `timeout` has it: that is no finding.
+        sys.exit(124 if any(isinstance(code, str) for code in codes) else 1)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 # In one process with PyTorch, its NCCL and its Gloo: the same libnccl, the same primary context, tensors of the caching allocator, and vLLM's own code
 # over our communicator.
 export EPLB_LIBRARY=$here/python/lib/libeplb.so EPLB_GLOO_SO=$here/python/lib/libeplb_gloo.so
+[ ! -d "$here/bin/kernels" ] || export EPLB_KERNELS=$here/bin/kernels
 beside_torch() {
   PYTHONPATH=$here/python OMP_NUM_THREADS=2 python3 "$here/python/beside_torch.py" --libraries "$here/python/lib" \
     $([ ! -d "$here/python/peers" ] || echo --peers "$here/python/peers") "$@"
@@ -19,7 +20,9 @@ elif ! python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2
 else
   step 'beside PyTorch' 30 60 bash -c "beside_torch --ranks $((ranks < 4 ? 2 : 4)) --limit 50" >"$out/beside_torch.jsonl"
   grep '"rank": 0\|"ok": false' "$out/beside_torch.jsonl" | cut -c1-200
-  refused 'beside PyTorch, a value spoiled' 20 30 bash -c 'beside_torch --ranks 2 --limit 15 --plant vllm'
+  for stage in vllm engine; do
+    refused "beside PyTorch, a value spoiled in $stage" 20 35 bash -c "beside_torch --ranks 2 --limit 30 --plant $stage"
+  done
   for carrier in peer nccl; do
     step "demo server over $carrier" 30 45 bash -c "serve --ranks 2 --steps 100 --transport $carrier --limit 30" | grep -v '^{'
   done
