@@ -9,15 +9,17 @@ built=${CARGO_TARGET_DIR:-target}/release
 rm -rf "$out"
 mkdir -p "$out"/bin/kernels "$out"/steps "$out"/target "$out"/python "$out"/peers
 
+# All at once, so that every crate is built once, with one set of features.
+"$cargo" build --release --locked --quiet -p eplb-cli -p eplb-capi -p gloo-sys -p eplb-engine -p eplb-comm -p eplb-cuda \
+  --lib --bins --example serve --example kernel_vectors --example kernel_check
+
 # Kernels: fatbins, and what their check needs; fetches the compiler packages if there is no nvcc.
-kernels/check.sh --prepare
+EPLB_BUILT=1 kernels/check.sh --prepare
 cp -r target/kernel-check "$out"/target/
 rm -rf "$out"/target/kernel-check/out
 cp "$out"/target/kernel-check/*.fatbin "$out"/bin/kernels/
 cp -r kernels "$out"/
 
-"$cargo" build --release --locked --quiet -p eplb-cli -p eplb-capi -p gloo-sys
-"$cargo" build --release --locked --quiet -p eplb-engine --example serve
 strip -o "$out"/bin/eplb "$built"/eplb
 strip -o "$out"/bin/serve "$built"/examples/serve
 cp tests/gpu/run.sh tests/gpu/audit.py tests/data/day_26x64.npz "$out"/
