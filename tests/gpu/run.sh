@@ -6,19 +6,21 @@
 #   --quick      few and small runs: the steps that say so
 #   --only LIST  files of steps/ to run, by name, separated by commas (such as exchanges,beside)
 #   --ranks N    ranks, one GPU each (default: all GPUs, at most 4)
+#   --tensors L  bytes of each tensor where a step says none, to try the script on small ones
 #   --list       print the files of steps, and stop
 #
 # Exit code 0: every step that was run held. A step that failed, or that could not run for want of a tool, is named and makes it 1; one
 # that was skipped for want of time or of GPUs is named, and does not.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-budget=${LIMIT:-900} quick=${QUICK:-} only='' ranks=${RANKS:-} out=${OUT:-$here/out}
+budget=${LIMIT:-900} quick=${QUICK:-} only='' tensors='' ranks=${RANKS:-} out=${OUT:-$here/out}
 while [ $# -gt 0 ]; do
   case $1 in
     --budget) budget=$2; shift ;;
     --quick) quick=1 ;;
     --only) only=$2; shift ;;
     --ranks) ranks=$2; shift ;;
+    --tensors) tensors=$2; shift ;;
     --list) ls "$here/steps" | sed 's/^[0-9]*-//; s/\.sh$//'; exit ;;
     -*) echo "unknown option $1; see the head of this file" >&2; exit 2 ;;
     *) out=$1 ;;
@@ -117,6 +119,7 @@ row() {
 exchange() {
   local least=$1 note=$2 line
   shift 2
+  [ -z "$tensors" ] || [[ " $* " == *" --tensors "* ]] || set -- "$@" --tensors "$tensors"
   line=$(step "exchange $* ${note:+($note)}" "$least" $((2 * least + 20)) "$eplb" bench exchange --json "$@")
   if [ "${line:0:1}" = '{' ]; then
     echo "${line%\}},\"note\":\"$note\"}" >>"$out/exchange.jsonl"

@@ -7,7 +7,7 @@ if [ "$ranks" -ge 2 ]; then
   done
   grep -c '^check.*ok$' "$out/suite.log" | sed 's/$/ checks of the suite held/'
   small="--ranks $ranks --layers 2 --tensors 1048576,65536,1024,1000,7 --iters 2 --warmup 1"
-  for placement in same few2 shift random plan; do
+  for placement in same few2 random; do
     # Rows with gaps, and sizes of every alignment.
     # shellcheck disable=SC2086
     step "small $placement" 6 40 "$eplb" bench exchange --json --backend nccl $small --gaps 24:8 --placement $placement >>"$out/small.jsonl"
@@ -35,13 +35,6 @@ if [ "$ranks" -ge 2 ]; then
     step "audit of $carrier finds what is planted" 3 30 python3 "$here/audit.py" "$out/calls-$carrier.log" --planted
     gzip -f "$out/calls-$carrier.log"
   done
-  if command -v compute-sanitizer >/dev/null; then
-    step 'memcheck of an exchange' 30 100 compute-sanitizer --tool memcheck --error-exitcode 99 "$eplb" bench exchange --backend peer --ranks 2 \
-      --layers 1 --experts 8 --redundant 2 --tensors 65537,1023 --gaps 24:8 --placement shift --iters 1 --commit kernel >"$out/memcheck.log"
-    tail -n 1 "$out/memcheck.log"
-  else
-    missing 'memcheck of an exchange' 'compute-sanitizer is not on the PATH'
-  fi
   if [ "$ranks" -ge 3 ]; then
     for carrier in nccl peer; do
       step "a rank is killed, $carrier" 20 60 "$eplb" bench faults --backend $carrier --ranks "$ranks" --kill 2 --after-ms 20 --layers 2 --iters 3 --patience 20 >"$out/faults-$carrier.json"

@@ -6,7 +6,8 @@ if [ "$ranks" -ge 2 ]; then
     too_few 'beside vLLM' 'it is left out of --quick'
   else
     # Staging and what packs messages are 256 MiB together.
-    step 'beside vLLM' 55 150 python3 "$here/peers/exchange.py" --eplb "$eplb" --files "$here/vllm" --ranks "$ranks" --turns 1 --iters 6 --theirs pynccl \
+    step "beside vLLM" 55 150 python3 "$here/peers/exchange.py" --eplb "$eplb" --files "$here/vllm" --ranks "$ranks" --turns 1 --iters 6 --theirs pynccl,pynccl-chunks \
+      --ours nccl,nccl-chunks,nccl-registered,peer \
       --more=--staging-bytes=251658240 --limit $(($(left) < 140 ? $(left) - 5 : 135)) --out "$out/vllm"
   fi
 fi
