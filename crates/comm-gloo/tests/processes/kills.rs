@@ -144,7 +144,10 @@ pub(crate) fn a_rank_that_is_stopped_costs_a_deadline(store: SocketAddr) {
             Err(other) => panic!("rank {rank}: {other}"),
         }
     }
-    assert!(Instant::now() < deadline + Duration::from_secs(2), "within the deadline and 2 s");
+    assert!(
+        Instant::now() < deadline + Duration::from_secs(30),
+        "far past the deadline, even for a busy machine"
+    );
     scene.ranks[VICTIM].link.signal(libc::SIGCONT);
     let ticket =
         scene.ranks[VICTIM].submit(&ring(), Fence::passed(), Instant::now() + Duration::from_secs(60));
