@@ -52,6 +52,8 @@ class Engine(Counting):
     Slots in host memory travel over `Transport.local` or `Transport.gloo`, those on CUDA devices over `Transport.peer` or
     `Transport.nccl`. On a device every `step` is told the streams on which its pass runs.
 
+    store: an `eplb.Store`, an address of one (`tcp://host:port`, `file:///folder`), or a torch store; the same for all ranks, and nobody else's.
+
     config: a TOML text, or a dictionary of keys and values; variables `EPLB_..` of the environment override it. A rank that is alone
     leaves out `store` and `transport`: it has no thread, store or connection. device: the CUDA device that the slots lie on, where the
     tensors do not tell it.
@@ -68,11 +70,12 @@ class Engine(Counting):
         *,
         rank: int = 0,
         world_size: int = 1,
-        store: Optional[Store] = None,
+        store: Any = None,
         transport: Optional[Transport] = None,
         device: Optional[int] = None,
     ) -> None:
         text = config if isinstance(config, str) else toml(config)
+        store = None if store is None else Store.of(store)
         self.rank, self.world_size = rank, world_size
         self._keep: List[Any] = [store, transport]
         self._builder: Optional[Handle] = Handle(

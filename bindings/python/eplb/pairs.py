@@ -14,7 +14,7 @@ Message = Tuple[int, int, int]
 class Pairs:
     """Connections between all ranks, for batches of messages.
 
-    Every rank makes one with the same `store`, a corner of its own that nothing else uses, and the same `world_size`, at least 2.
+    Every rank makes one with the same `store` (or what `Store.of` makes one of), a corner of its own that nothing else uses, and the same `world_size`, at least 2.
 
     backend: "gloo": host memory, over TCP; needs `libeplb_gloo.so` (`EPLB_GLOO_SO` names it if it is not beside `libeplb.so`).
     "nccl" or "pynccl": memory of the CUDA device `device`, over NCCL; "nccl" takes the library that it finds (`EPLB_NCCL_SO` names
@@ -30,7 +30,7 @@ class Pairs:
         self,
         rank: int,
         world_size: int,
-        store: Store,
+        store: Any,
         backend: str = "gloo",
         interface: Optional[str] = None,
         timeout: float = 60.0,
@@ -39,7 +39,7 @@ class Pairs:
         self.rank, self.world_size = rank, world_size
         #: Number of the device whose memory travels; `None`: memory of the host does.
         self.device = device
-        self._store = store
+        self._store = store = Store.of(store)
         limit = c_uint64(milliseconds(timeout))
         if backend in ("nccl", "pynccl"):
             if device is None:

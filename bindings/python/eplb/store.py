@@ -57,6 +57,13 @@ class Store:
         host = _TorchStore(store, "eplb/" if prefix is None else prefix)
         return cls(Handle("eplb_store_free", "eplb_store_from_callbacks", byref(host.callbacks)), host)
 
+    @classmethod
+    def of(cls, given: Any) -> "Store":
+        """A store of whatever is given: one of these, an address as of `open`, or a torch store as of `of_torch`."""
+        if isinstance(given, cls):
+            return given
+        return cls.open(given) if isinstance(given, str) else cls.of_torch(given)
+
     def corner(self, prefix: str) -> "Store":
         """A store on the keys of this one that begin with `prefix` and a slash."""
         return Store(Handle("eplb_store_free", "eplb_store_prefix", self.pointer, prefix.encode()), self)

@@ -32,6 +32,8 @@ class Stores(unittest.TestCase):
             one, other = eplb.Store.open(server.address), eplb.Store.open(server.address)
             one.set("key", b"value")
             self.assertEqual(other.wait("key"), b"value")
+            self.assertEqual(eplb.Store.of(server.address).wait("key"), b"value")
+            self.assertIs(eplb.Store.of(one), one)
         with self.assertRaises(eplb.EplbError) as caught:
             other.wait("key", 2)
         self.assertIn(caught.exception.kind, ("store", "timeout"))

@@ -10,7 +10,9 @@ Written for the interface of `vllm.distributed.eplb.policy.abstract.AbstractEplb
 plans by itself and all must come to the same map: a plan depends on nothing but the arguments.
 
 `EplbCommunicator` is what vLLM's `rearrange_expert_weights_inplace` and `transfer_layer` take as `communicator`. It answers both forms
-of the interface: `add_send(tensor, dst_rank)` of 0.20, and `add_send(tensors, dst_rank, expert_id)` of later versions up to 0.33.
+of the interface: `add_send(tensor, dst_rank)` of 0.20, and `add_send(tensors, dst_rank, expert_id)` of later versions up to 0.33. With 0.33.0
+both functions are run, the second also on a thread and a stream of its own and in vLLM's batches of pairs, on host memory by `make
+test-integrations` and on GPUs by `tests/gpu/beside_torch.py`; every byte is looked at.
 """
 
 from typing import Any, List, Optional, Tuple, Type
