@@ -3,7 +3,7 @@
     audit.py calls.log            exit code 1 if there is one
     audit.py calls.log --planted  the same log with each kind of forbidden call put into it: all must be found
 
-Start-up ends with the first copy from the host (slots are filled when everything is made), and nothing counts after the last copy to
+Start-up ends with our first copy from the host (slots are filled when everything is made), and nothing counts after the last copy to
 it (the last check). In between: no wait for a whole device, no wait for a stream that is not ours, no wait of ours for a stream that
 carries more than copies from and to the host, no memory taken or given back, no module loaded. No copy without a stream at any time, and no
 stream of ours that waits for the default stream.
@@ -28,9 +28,10 @@ def read(path):
 
 
 def window(calls):
-    """Numbers of the first copy from the host and of the last one to it."""
-    ups = [at for at, (name, _) in enumerate(calls) if name == "cuMemcpyHtoDAsync"]
-    downs = [at for at, (name, _) in enumerate(calls) if name == "cuMemcpyDtoHAsync"]
+    """Numbers of our first copy from the host and of our last one to it; NCCL copies too, when it starts."""
+    ours = [(at, name) for at, (name, facts) in enumerate(calls) if facts.get("by", "").startswith("eplb")]
+    ups = [at for at, name in ours if name == "cuMemcpyHtoDAsync"]
+    downs = [at for at, name in ours if name == "cuMemcpyDtoHAsync"]
     if not ups or not downs or downs[-1] < ups[0]:
         sys.exit("this is no log of a bench: no copies from and to the host")
     return ups[0], downs[-1]

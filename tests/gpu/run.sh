@@ -2,7 +2,7 @@
 # Runs eplb's checks and benches on this machine's GPUs: needs an NVIDIA driver and NCCL (the system's or PyTorch's), no Rust. Prints a table
 # and writes JSON. Usage: run.sh [OPTIONS] [OUTPUT_FOLDER], or with $OUT set; default ./out beside this file.
 #
-#   --budget S   seconds in all (default 900); a step that no longer fits is skipped, and named
+#   --budget S   seconds in all (default 900); a step that no longer fits is skipped, and named; below 600 files of steps take less of each kind
 #   --quick      few and small runs: the steps that say so
 #   --only LIST  files of steps/ to run, by name, separated by commas (such as exchanges,beside)
 #   --ranks N    ranks, one GPU each (default: all GPUs, at most 4)
@@ -42,6 +42,8 @@ export NCCL_NVLS_ENABLE=0 NCCL_DEBUG=${NCCL_DEBUG:-WARN} NCCL_DEBUG_FILE=/dev/st
 # Counted from the file: steps run in pipes, too.
 count() { grep -c "\"state\":\"$1\"" "$out/steps.jsonl"; }
 
+# Set where time is short.
+brief=$([ "$budget" -ge 600 ] || echo 1)
 left() { echo $((budget - SECONDS)); }
 
 # note NAME STATE SECONDS WHY: how a step ended.
