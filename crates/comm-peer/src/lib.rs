@@ -8,7 +8,8 @@
 //!   rank's memory.
 //! - **An abort stops enqueuing** and lets the rank's own copies end, which takes milliseconds. A rank that gives up says
 //!   so in its word, and those that wait for it fail by name.
-//! - **Order is a state machine** without IO ([`Lane`]), which tests drive through orders of events.
+//! - **Order is a state machine** without IO ([`Lane`]), which tests drive through orders of events; the words are tried with loom
+//!   (`tests/words`), and threads, words and machine together with shuttle (`tests/schedules`).
 //!
 //! Ranks are threads of one process that may reach each other's devices ([`connect`]), or processes of one host ([`process`]), where the same
 //! order runs on host memory too.
@@ -22,6 +23,7 @@ mod options;
 pub mod process;
 mod pulls;
 mod shared;
+mod sync;
 mod words;
 
 pub use communicator::PeerCommunicator;

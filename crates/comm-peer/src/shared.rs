@@ -1,7 +1,7 @@
 //! What the caller's end of a communicator shares with its progress thread.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use eplb_comm::host::HostFence;
@@ -10,6 +10,7 @@ use eplb_core::{RankId, Transfer};
 
 use crate::lane::{Lane, Step};
 use crate::pulls::Pulls;
+use crate::sync::{Condvar, Mutex, MutexGuard, sleep, yield_now};
 use crate::words::Signals;
 
 /// How long the thread looks without a pause after something has happened; then it pauses between looks.
@@ -152,9 +153,9 @@ impl Shared {
             }
             drop(work);
             if moved.elapsed() < HOT {
-                std::thread::yield_now()
+                yield_now()
             } else {
-                std::thread::sleep(PAUSE)
+                sleep(PAUSE)
             }
             work = self.lock();
         }

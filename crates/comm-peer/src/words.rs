@@ -1,7 +1,8 @@
 //! The words in which ranks say how far they are.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::sync::{AtomicU64, Ordering};
 
 /// Which waves may start at a rank: all before one, and some of the [`Ready::WINDOW`] from there on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -4,6 +4,7 @@
 //! A wave is data ([`eplb_core::Wave`]); a communicator carries its transfers out, asynchronously. Every backend
 //! passes the suite in [`conformance`].
 
+mod atomics;
 pub mod communicator;
 pub mod conformance;
 pub mod error;

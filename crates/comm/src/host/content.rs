@@ -1,9 +1,10 @@
 //! What a slot or a staged place holds, as far as anyone knows.
 
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering, fence};
 
 use eplb_core::ExpertId;
+
+use crate::atomics::{AtomicU64, Ordering, fence};
 
 /// What a place holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -36,7 +37,7 @@ const GENERATION_MASK: u64 = (1 << 30) - 1;
 /// Guards order the bytes of one process; there the tag rides along: who holds a guard of the slot reads it exactly, anyone else gets a
 /// value that was true at some moment. A reader in another process has no guard but the tag, as in a sequence lock: the writer changes it,
 /// then (a release fence) writes bytes, then names them (a release store); the reader looks (an acquire load), reads
-/// bytes, and looks again behind an acquire fence. The same tag both times: no byte of a later write was read.
+/// bytes, and looks again behind an acquire fence. The same tag both times: no byte of a later write was read. `tests/orders` tries it.
 #[derive(Debug, Default)]
 #[repr(transparent)]
 pub(crate) struct Tag(AtomicU64);

@@ -1,9 +1,6 @@
 //! The word that guards a slot: many readers or one writer, never waiting.
 
-#[cfg(loom)]
-use loom::sync::atomic::{AtomicU32, Ordering};
-#[cfg(not(loom))]
-use std::sync::atomic::{AtomicU32, Ordering};
+use crate::atomics::{AtomicU32, Ordering};
 
 /// Value of the word while a writer is in.
 const WRITER: u32 = u32::MAX;
@@ -15,8 +12,7 @@ const WRITER: u32 = u32::MAX;
 /// Ordering: entering is an acquire, leaving a release. What a writer wrote happens-before every later reader and
 /// writer: they acquire the word that it released. What a reader read happens-before the next writer: readers leave
 /// by read-modify-writes, which continue each other's release sequence, so that the writer that finds 0 acquires
-/// from all of them. The model at the end of this file tries the orders of readers and writers:
-/// `RUSTFLAGS="--cfg loom" cargo test -p eplb-comm --release --lib lock::model`.
+/// from all of them. `tests/orders` tries the orders of readers and writers.
 #[derive(Debug)]
 pub(crate) struct SlotLock(AtomicU32);
 
@@ -65,7 +61,7 @@ impl SlotLock {
     }
 }
 
-#[cfg(all(test, not(loom)))]
+#[cfg(test)]
 mod tests {
     use super::*;
 
@@ -83,63 +79,5 @@ mod tests {
         assert_eq!(lock.try_read().unwrap_err(), "it is being written");
         lock.leave_write();
         lock.try_read().unwrap();
-    }
-}
-
-#[cfg(all(test, loom))]
-mod model {
-    use loom::cell::UnsafeCell;
-    use loom::sync::Arc;
-
-    use super::*;
-
-    /// Bytes behind a lock; loom's cell fails the model at any two accesses that nothing orders.
-    struct Slot {
-        lock: SlotLock,
-        bytes: UnsafeCell<[u8; 2]>,
-    }
-
-    // SAFETY: the cell is touched only between entering and leaving the lock; loom checks just that.
-    unsafe impl Sync for Slot {}
-
-    fn read(slot: &Slot) {
-        if slot.lock.try_read().is_ok() {
-            // SAFETY: inside the lock as a reader.
-            slot.bytes.with(|bytes| unsafe { assert_eq!((*bytes)[0], (*bytes)[1]) });
-            slot.lock.leave_read();
-        }
-    }
-
-    fn write(slot: &Slot) {
-        if slot.lock.try_write().is_ok() {
-            // SAFETY: inside the lock as the writer.
-            slot.bytes.with_mut(|bytes| unsafe {
-                (*bytes)[0] += 1;
-                (*bytes)[1] += 1;
-            });
-            slot.lock.leave_write();
-        }
-    }
-
-    #[test]
-    fn readers_and_writers_are_ordered() {
-        let mut model = loom::model::Builder::new();
-        // Three forced switches of threads take a second; all of them take minutes and find nothing more.
-        model.preemption_bound = Some(3);
-        model.check(|| {
-            let slot = Arc::new(Slot { lock: SlotLock::new(), bytes: UnsafeCell::new([0, 0]) });
-            let others: Vec<_> = [read as fn(&Slot), write]
-                .into_iter()
-                .map(|act| {
-                    let slot = slot.clone();
-                    loom::thread::spawn(move || act(&slot))
-                })
-                .collect();
-            read(&slot);
-            write(&slot);
-            others.into_iter().for_each(|thread| thread.join().unwrap());
-            write(&slot);
-            read(&slot);
-        });
     }
 }

@@ -76,7 +76,7 @@ fn failed(call: &'static str, code: c_int) -> Result<(), CudaError> {
     }
 }
 
-/// Looks where `EPLB_CUBLAS_SO` says, then where the system looks, then beside a PyTorch of the folders in `PYTHONPATH` and `VIRTUAL_ENV`.
+/// Looks where `EPLB_CUBLAS_SO` says; where that says nothing, where the system looks.
 fn open() -> Result<&'static unix::Library, CudaError> {
     let named = std::env::var_os(VARIABLE).filter(|path| !path.is_empty());
     let candidates: Vec<OsString> = match named {
@@ -144,13 +144,16 @@ impl Cublas {
     /// Enqueues a product.
     ///
     /// # Errors
-    /// cuBLAS refused.
+    /// A size that is no number of cuBLAS, or cuBLAS refused.
     ///
     /// # Safety
     /// `a`, `b` and `c` are device memory of the product's sizes that stay as they are, and are used by nobody else, until it has run.
     pub(super) unsafe fn multiply(&self, product: Product, a: u64, b: u64, c: u64) -> Result<(), CudaError> {
-        let int = |n: usize| c_int::try_from(n).unwrap_or(c_int::MAX);
         let Product { batch, rows, inner, columns } = product;
+        let sizes = [batch, rows, inner, columns].map(c_int::try_from);
+        let [Ok(batches), Ok(m), Ok(k), Ok(n)] = sizes else {
+            return Err(CudaError::Absent(format!("cuBLAS has no products of this size: {product:?}")));
+        };
         let (one, zero) = (1.0f32, 0.0f32);
         // cuBLAS counts by columns: it sees C transposed, which is the transposed product.
         // SAFETY: the scalars are read during the call; the rest is passed on to the caller.
@@ -159,24 +162,24 @@ impl Cublas {
                 self.raw,
                 TRANSPOSED,
                 PLAIN,
-                int(columns),
-                int(rows),
-                int(inner),
+                n,
+                m,
+                k,
                 (&raw const one).cast(),
                 b as *const c_void,
                 BFLOAT16,
-                int(inner),
+                k,
                 (inner * columns) as c_longlong,
                 a as *const c_void,
                 BFLOAT16,
-                int(inner),
+                k,
                 (rows * inner) as c_longlong,
                 (&raw const zero).cast(),
                 c as *mut c_void,
                 BFLOAT16,
-                int(columns),
+                n,
                 (rows * columns) as c_longlong,
-                int(batch),
+                batches,
                 COMPUTE_32F,
                 DEFAULT,
             )

@@ -304,7 +304,7 @@ impl Builder {
             |error: std::io::Error| EngineError::RankLost { rank, detail: format!("no thread: {error}") };
         let thread = std::thread::Builder::new()
             .name(format!("eplb-progress-{}", rank.0))
-            .spawn(move || progress.run())
+            .spawn(move || progress.live())
             .map_err(refused)?;
         Ok(Engine { shared, thread: Mutex::new(Some(thread)) })
     }

@@ -145,7 +145,7 @@ pub(super) struct Lead {
     pub(super) sets: Vec<LeadSet>,
     pub(super) planner: Option<Planner>,
     pub(super) margin: u64,
-    /// Demands of all ranks that have been answered.
+    /// Demands of all ranks in this epoch that have been answered.
     pub(super) demands: u64,
     /// Layer sets that still have to answer the demands seen last.
     pub(super) owing: Vec<usize>,
@@ -165,6 +165,12 @@ impl Lead {
             sampled: None,
             under_way: None,
         }
+    }
+
+    /// A new epoch: nothing is under way in it, and ranks demand anew.
+    pub(super) fn forget_demands(&mut self) {
+        (self.demands, self.under_way) = (0, None);
+        self.owing.clear();
     }
 
     /// Whether a sample is due.

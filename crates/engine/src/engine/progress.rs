@@ -1,11 +1,14 @@
 //! The progress thread of a rank in a group: everything that takes time, and everything that goes through the store.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use eplb_comm::host::panic_message;
 use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{Life, Pulse, Store, StoreError};
 use eplb_core::RankId;
+use ndarray::Array3;
 
 use super::lead::Lead;
 use super::running::Running;
@@ -44,6 +47,11 @@ pub(super) struct Progress {
     posted_at: Option<Instant>,
     /// When the sums on the device were asked for last.
     collected_at: Option<Instant>,
+    /// What was counted before this epoch, by set, and demands that were answered before it.
+    base: Vec<Array3<u64>>,
+    base_demands: u64,
+    /// Demands of this rank that the last round can have answered.
+    pub(super) answered: u64,
     /// Passes counted when the last round ended.
     pub(super) counted: u64,
     pub(super) running: Option<Running>,
@@ -78,6 +86,9 @@ impl Progress {
             posted: vec![0; sets],
             posted_at: None,
             collected_at: None,
+            base: Vec::new(),
+            base_demands: 0,
+            answered: 0,
             counted: 0,
             running: None,
             followed: false,
@@ -97,13 +108,24 @@ impl Progress {
         self.pulses = others.map(|&rank| (rank, Pulse::new(store.peer_timeout, store.renew))).collect();
         self.lead.sets.iter_mut().for_each(|set| set.forget_members(session.members().len()));
         (self.round, self.done, self.known, self.shown, self.looks) = (0, Done::Well, None, None, 0);
-        self.posted.fill(0);
-        self.lead.under_way = None;
+        // The leading rank may be another, or have started anew: it begins to sum at nothing.
+        self.posted = self.shared.sets.iter().map(|set| set.counters.passes()).collect();
+        self.base = self.shared.sets.iter().map(|set| set.counters.read().0).collect();
+        self.base_demands = self.answered;
+        self.lead.forget_demands();
         self.session = Some(session);
     }
 
+    /// The life of the thread: until the engine is stopped, or something panics; then the host is told that rounds are over.
+    pub(super) fn live(self) {
+        let shared = self.shared.clone();
+        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.run())) {
+            shared.fail(format!("the progress thread panicked: {}", panic_message(payload.as_ref())));
+        }
+    }
+
     /// Runs until the engine is stopped.
-    pub(super) fn run(mut self) {
+    fn run(mut self) {
         if self.shared.sets.iter().any(|set| set.device_maps.is_some())
             && let Err(error) = eplb_cuda::keep_out_of_captures()
         {
@@ -230,7 +252,8 @@ impl Progress {
         let Some(session) = &mut self.session else { return Ok(()) };
         for (at, set) in shared.sets.iter().enumerate() {
             if passes[at] != self.posted[at] {
-                let (tokens, passes) = set.counters.read();
+                let (mut tokens, passes) = set.counters.read();
+                tokens.zip_mut_with(&self.base[at], |sum, before| *sum = sum.wrapping_sub(*before));
                 let deadline = after(shared.deadlines.store.operation);
                 session.group.post(&counts_name(at), &encode_counts(passes, &tokens), deadline)?;
                 self.posted[at] = passes;
@@ -249,8 +272,9 @@ impl Progress {
         self.shared.sets.iter().try_for_each(|set| set.collect(refresh))
     }
 
+    /// Demands of this rank that no round before this epoch has answered.
     fn demands(&self) -> u64 {
-        self.shared.demands.load(std::sync::atomic::Ordering::SeqCst)
+        self.shared.demands.load(std::sync::atomic::Ordering::SeqCst) - self.base_demands
     }
 
     /// Shows this rank's status, if it has changed.
@@ -301,6 +325,9 @@ impl Progress {
         self.known = Some(bytes);
         let unreadable = EngineError::Unreadable { rank: leader, what: "the round that it announced" };
         let round = round.filter(|round| round.number == self.round + 1).ok_or(unreadable)?;
+        if let (Task::Move(_), Some(shown)) = (&round.task, &self.shown) {
+            self.answered = self.base_demands + shown.demands;
+        }
         match round.task {
             Task::Fail { rank, cause } => Err(EngineError::PeerFailed { rank, cause }),
             Task::Connect => {

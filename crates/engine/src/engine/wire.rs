@@ -26,7 +26,7 @@ pub(super) struct Status {
     pub(super) ready: bool,
     /// Whether it has communicators.
     pub(super) connected: bool,
-    /// Demands for a round so far.
+    /// Demands for a round that none before this epoch has answered.
     pub(super) demands: u64,
     /// Hash of the placements in force.
     pub(super) placements: u64,

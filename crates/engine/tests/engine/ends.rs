@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use eplb_comm::host::{HostFence, HostMemory, HostStream, StreamOptions};
 use eplb_comm::{CommError, Communicator, Fence, Stream};
-use eplb_core::{RankId, SlotCommit};
+use eplb_core::{RankId, SlotCommit, Topology, metrics};
 use eplb_engine::EngineError;
 use eplb_engine::engine::{Engine, State};
 use eplb_engine::process::{LocalTransport, MadeUp, Meeting, Transport};
 
 use super::control::until;
-use super::support::{EXPERTS, LAYERS, LONG, Threads, config, count, fill, wrong};
+use super::support::{EXPERTS, LAYERS, LONG, SLOTS, Threads, config, count, counts, fill, wrong};
 
 /// What a test does to the commits of a stream.
 #[derive(Debug, Default)]
@@ -168,5 +168,64 @@ fn a_reform_that_fails_half_way_lets_no_step_past() {
             assert!(held, "layer {layer} has no expert {expert} any more: {:?}", maps.phy2log);
         }
         meet(2);
+    });
+}
+
+#[test]
+fn a_new_epoch_counts_and_asks_anew() {
+    let threads = Threads::new(2);
+    let (gone, done) = (AtomicBool::new(false), AtomicUsize::new(0));
+    threads.run(|rank| {
+        // Plans alone, so that the placement stays what it is.
+        let mut config = eplb_engine::EngineConfig { dry_run: true, ..config() };
+        config.deadlines.insert("store.peer_timeout".into(), 400);
+        let start = || {
+            let (mut builder, set) = threads.builder(rank, config.clone());
+            builder.source(Arc::new(MadeUp));
+            (builder.start().unwrap(), set)
+        };
+        let (engine, set) = start();
+        fill(&engine, set);
+        let round = |engine: &Engine, rounds: u64| until("a round", || engine.rounds() > rounds);
+        // A round that rank 0 asks for, which alone counts, and one that rank 1 asks for.
+        if rank.0 == 0 {
+            count(&engine, set, 0, 1);
+            engine.rebalance_now().unwrap();
+        }
+        round(&engine, 0);
+        let rounds = engine.rounds();
+        if rank.0 == 1 {
+            engine.rebalance_now().unwrap();
+        }
+        round(&engine, rounds);
+        if rank.0 == 1 {
+            done.fetch_add(1, Ordering::SeqCst);
+            until("the last round on the other rank", || done.load(Ordering::SeqCst) == 2);
+            drop(engine);
+            until("the failure on the other rank", || gone.load(Ordering::SeqCst));
+            let (engine, _) = start();
+            round(&engine, 0);
+            done.fetch_add(1, Ordering::SeqCst);
+            until("the end", || done.load(Ordering::SeqCst) == 4);
+            return;
+        }
+        done.fetch_add(1, Ordering::SeqCst);
+        until("the failure", || matches!(engine.state(), State::Failed { .. }));
+        gone.store(true, Ordering::SeqCst);
+        engine.reform(LONG).unwrap();
+        let rounds = engine.rounds();
+        count(&engine, set, 0, 2);
+        engine.rebalance_now().unwrap();
+        round(&engine, rounds);
+        // Planned on what was counted in both epochs, each once.
+        let loads = (counts(1) + counts(2)).mapv(|tokens| tokens as f64);
+        let topology = Topology::uniform(2, SLOTS).unwrap();
+        let expected = metrics::balancedness(loads.view(), &engine.placement(set).unwrap(), None, &topology)
+            .unwrap()
+            .mean;
+        let report = engine.last_report(set).unwrap();
+        assert!((report.before - expected).abs() < 1e-9, "{expected} of {report:?}");
+        done.fetch_add(1, Ordering::SeqCst);
+        until("the end", || done.load(Ordering::SeqCst) == 4);
     });
 }

@@ -41,7 +41,9 @@ fn a_round_on_demand_moves_experts_while_steps_run() {
             reports.push(report.clone());
             engine.step(step).unwrap();
             step += 1;
-            assert!(matches!(report.outcome, RoundOutcome::Moved | RoundOutcome::TooLate), "{report:?}");
+            // How much of the counts the plan saw is a matter of time: it may find that all is well.
+            let fine = [RoundOutcome::Moved, RoundOutcome::TooLate, RoundOutcome::NothingToMove];
+            assert!(fine.contains(&report.outcome), "{report:?}");
         }
         assert!(
             reports.iter().any(|report| report.moves > 0 && report.reached > report.before),

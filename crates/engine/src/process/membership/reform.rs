@@ -308,6 +308,8 @@ impl Member {
         let topology = self.numbering.topology.clone();
         let commits = plan.waves()[wave].commits.iter().copied();
         let own: Vec<_> = commits.filter(|commit| topology.rank_of(commit.slot) == rank).collect();
+        // If it fails half-way, the map is no longer what the slots hold.
+        self.sound = false;
         let fence = self.serving.driver.stream().commit(&own)?;
         let waited = self.job.settings.step_timeout;
         let deadline = after(waited);

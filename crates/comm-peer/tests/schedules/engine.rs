@@ -1,0 +1,101 @@
+//! Copy engines: a queue, and a thread that takes its time.
+
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use eplb_comm::host::HostFence;
+use eplb_comm::{CommError, Fence};
+use eplb_core::Transfer;
+use shuttle::thread::JoinHandle;
+
+use crate::pulls::Pulls;
+use crate::sync::{Condvar, Mutex};
+use crate::world::{Part, Planted, World};
+
+enum Op {
+    Pull(usize),
+    Pass(Arc<HostFence>),
+    End,
+}
+
+#[derive(Default)]
+struct Queue {
+    ops: Mutex<VecDeque<Op>>,
+    changed: Condvar,
+}
+
+/// The copy engine of one rank.
+#[derive(Clone)]
+pub(crate) struct Engine {
+    rank: usize,
+    queue: Arc<Queue>,
+    planted: Planted,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "engine of rank {}", self.rank)
+    }
+}
+
+impl Engine {
+    pub(crate) fn start(rank: usize, world: Arc<World>, planted: Planted) -> (Self, JoinHandle<()>) {
+        let engine = Self { rank, queue: Arc::default(), planted };
+        let queue = engine.queue.clone();
+        let thread = shuttle::thread::spawn(move || run(rank, &world, &queue));
+        (engine, thread)
+    }
+
+    /// Ends the thread behind everything that was enqueued.
+    pub(crate) fn end(&self) {
+        self.push(Op::End);
+    }
+
+    fn push(&self, op: Op) {
+        self.queue.ops.lock().expect("no thread panics with it").push_back(op);
+        self.queue.changed.notify_one();
+    }
+}
+
+fn run(rank: usize, world: &World, queue: &Queue) {
+    loop {
+        let op = {
+            let mut ops = queue.ops.lock().expect("no thread panics with it");
+            loop {
+                match ops.pop_front() {
+                    Some(op) => break op,
+                    None => ops = queue.changed.wait(ops).expect("no thread panics with it"),
+                }
+            }
+        };
+        match op {
+            Op::Pull(source) => {
+                let expert = world.read(source, Part::Slot);
+                world.write(rank, Part::Staging, expert);
+            }
+            Op::Pass(fence) => drop(fence.pass()),
+            Op::End => return,
+        }
+    }
+}
+
+impl Pulls for Engine {
+    fn pull(&self, transfer: &Transfer) -> Result<(), CommError> {
+        self.push(Op::Pull(transfer.source.index()));
+        Ok(())
+    }
+
+    fn bytes(&self, _: &Transfer) -> u64 {
+        1
+    }
+
+    fn fences(&self) -> Result<Vec<Fence>, CommError> {
+        if self.planted == Planted::FenceEarly {
+            return Ok(Vec::new());
+        }
+        let fence = HostFence::new();
+        self.push(Op::Pass(fence.clone()));
+        Ok(vec![fence.fence()])
+    }
+}
