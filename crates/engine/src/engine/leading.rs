@@ -76,6 +76,9 @@ impl Progress {
         let again = late && !broken && self.lead.margin < LARGEST_MARGIN;
         if again {
             self.lead.margin = (self.lead.margin * 4).min(LARGEST_MARGIN);
+        } else if !broken {
+            // What made proposals late may be over, and every commit waits for the steps of its margin.
+            self.lead.margin = (self.lead.margin / 2).max(self.shared.config.margin);
         }
         self.lead.sets[set].ended(again, broken || (late && !again));
     }

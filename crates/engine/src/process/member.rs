@@ -220,6 +220,11 @@ impl Member {
         self.version
     }
 
+    /// Steps from the last that any rank has begun to the one that the next commit is proposed for.
+    pub fn margin(&self) -> u64 {
+        self.margin
+    }
+
     /// What commits have cost the steps of this rank in its epoch.
     pub fn held(&self) -> Held {
         self.serving.driver.held()

@@ -41,7 +41,8 @@ impl Member {
     /// Moves the experts to `new`, which was planned on `loads` (`[L, E]`), while this rank serves steps. All ranks call it, with
     /// the same arguments.
     ///
-    /// A proposal that came too late for some rank is made again with a larger margin.
+    /// A proposal that came too late for some rank is made again with a larger margin, which shrinks again with each exchange
+    /// that completes.
     ///
     /// # Errors
     /// The exchange cannot be planned, ranks planned differently, or it was aborted or left undecided: what is in force then,
@@ -60,7 +61,11 @@ impl Member {
             }
             exchanged.time = start.elapsed();
             match outcome {
-                Outcome::Completed => return Ok(exchanged),
+                Outcome::Completed => {
+                    // What made proposals late may be over, and every commit waits for the steps of its margin.
+                    self.margin = (self.margin / 2).max(self.job.settings.margin);
+                    return Ok(exchanged);
+                }
                 _ if outcome.came_too_late() && self.margin < LARGEST_MARGIN => {
                     self.margin *= 4;
                     sum = Some(exchanged);

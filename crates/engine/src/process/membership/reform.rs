@@ -334,6 +334,8 @@ impl Member {
         let topology = self.serving.topology.clone();
         self.numbering = Numbering { topology, roster: self.session.roster().to_vec() };
         (self.version, self.sound, self.undecided) = (version, true, None);
+        // Members may have left the epoch before after different attempts, and who joins knows of none.
+        self.margin = self.job.settings.margin;
         Ok(())
     }
 
