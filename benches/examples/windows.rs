@@ -2,8 +2,8 @@
 //!
 //! `cargo run --release -p eplb-benches --example windows -- FOLDER [WORD ..]`, where FOLDER holds recorded domains of two models
 //! (`A_<domain>.npz`, `B_<domain>.npz`) and a day of mixed traffic (`A_day.npz`). Words choose traffic (`day`, `tuning`,
-//! `held-out`), model (`A`, `B`) and planner (`vllm`, `climb`, `forecast`); without a word of a kind, all of it. The plain hill
-//! climb takes minutes on model B.
+//! `held-out`), model (`A`, `B`) and planner (`vllm`, `climb`, `forecast`, and only if asked for `drift`: `forecast` with the drift of
+//! the window carried on); without a word of a kind, all of it. The plain hill climb takes minutes on model B.
 
 use std::error::Error;
 use std::num::NonZeroUsize;
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use eplb_benches::{hill_climb, sequences};
 use eplb_core::{LoadMatrix, Placement, Topology};
-use eplb_plan::{Options, PlanError, Planner, Policy, Request};
+use eplb_plan::{Options, PlanError, Planner, Policy, Request, Window};
 use eplb_sim::{PolicyRun, Replay, ReplayError};
 use eplb_trace::Trace;
 
@@ -24,6 +24,9 @@ const WINDOW: NonZeroUsize = NonZeroUsize::new(20).unwrap();
 
 /// Prices of a move.
 const PRICES: [f64; 4] = [0.003, 0.0015, 0.0008, 0.0004];
+
+/// Parts of a drift that are carried on, beside none.
+const DRIFTS: [f64; 2] = [0.5, 1.0];
 
 /// Target and interval of the hill climb.
 const CLIMBS: [(f64, usize); 3] = [(0.95, 20), (0.95, 2), (0.98, 5)];
@@ -48,7 +51,8 @@ impl Wanted {
     }
 
     fn planner(&self, word: &str) -> bool {
-        self.has(&["vllm", "climb", "forecast"], word)
+        self.has(&["vllm", "climb", "forecast", "drift"], word)
+            && (word != "drift" || self.0.iter().any(|w| w == word))
     }
 }
 
@@ -131,6 +135,14 @@ fn compare(
     for move_price in PRICES.into_iter().filter(|_| wanted.planner("forecast")) {
         let options = Options { policy: Policy::Forecast, move_price, ..Options::default() };
         row(&format!("forecast, price {move_price}"), 1, &|loads, current| ours(&options, loads, current))?;
+    }
+    for drift in DRIFTS.into_iter().filter(|_| wanted.planner("drift")) {
+        for move_price in PRICES {
+            let window = Window { drift, ..Window::default() };
+            let options = Options { policy: Policy::Forecast, move_price, window, ..Options::default() };
+            let name = format!("forecast, price {move_price}, drift {drift}");
+            row(&name, 1, &|loads, current| ours(&options, loads, current))?;
+        }
     }
     Ok(())
 }

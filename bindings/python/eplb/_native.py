@@ -76,6 +76,7 @@ class PlanRequest(ctypes.Structure):
         ("token_cost", c_double),
         ("dispatch", c_char_p),
         ("replicate_top", c_size_t),
+        ("drift", c_double),
     ]
 
 

@@ -109,6 +109,7 @@ def plan(
     half_life: Optional[float] = None,
     shrinkage: Optional[float] = None,
     scenarios: Optional[int] = None,
+    drift: Optional[float] = None,
     worth: Optional[Tuple[float, float, float]] = None,
     strict_nodes: bool = False,
     node_price: Optional[float] = None,
@@ -131,7 +132,7 @@ def plan(
     `expert_bytes`, the bytes of one expert (a number, or one per layer). speed_of_rank: `[ranks]`. dead: numbers of dead ranks.
     groups: of the router, for "deepseek" and node rules. max_replicas: of one expert. seed: of "random". threads: of the
     planner; the plan does not depend on it.
-    move_price, half_life (steps; `inf` = no decay), shrinkage (steps), scenarios: of "forecast", as its documentation says.
+    move_price, half_life (steps; `inf` = no decay), shrinkage (steps), scenarios, drift (0 to 1): of "forecast", as its documentation says.
     worth: (steps that the plan serves, seconds of a layer's experts in a step, 10^9 bytes per second of a link): "incremental"
     leaves layers alone whose gain does not pay for their bytes.
     strict_nodes: expert groups whole on nodes, as DeepSeek's rule; node_price: a price for tokens that cross nodes instead.

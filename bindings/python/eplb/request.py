@@ -52,7 +52,7 @@ def describe(layers: int, options: SimpleNamespace) -> Tuple[PlanRequest, List[A
         request.policy = options.policy.encode()
     if options.target is not None:
         request.target = options.target
-    for name in ("move_price", "half_life", "shrinkage", "scenarios", "node_price"):
+    for name in ("move_price", "half_life", "shrinkage", "scenarios", "drift", "node_price"):
         if getattr(options, name) is not None:
             setattr(request, name, getattr(options, name))
     if options.worth is not None:

@@ -505,6 +505,8 @@ typedef struct eplb_plan_request {
   const char *dispatch;
   // So many experts of each layer, the hottest, get a replica on every live rank.
   size_t replicate_top;
+  // Part of the drift over the window that is expected to go on, for `forecast`, 0 to 1.
+  double drift;
 } eplb_plan_request;
 
 // What a replay found, in numbers. Balancedness is of steps that no plan had seen: mean over layers, 0 to 1, even split.

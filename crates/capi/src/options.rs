@@ -53,6 +53,7 @@ impl PlanRequest {
                 half_life: number(self.half_life, default.window.half_life),
                 shrinkage: number(self.shrinkage, default.window.shrinkage),
                 scenarios: if self.scenarios == 0 { default.window.scenarios } else { self.scenarios },
+                drift: self.drift,
             },
             seed: self.seed,
             max_replicas: (self.max_replicas > 0).then_some(self.max_replicas),

@@ -88,6 +88,8 @@ pub struct PlanRequest {
     pub dispatch: *const c_char,
     /// So many experts of each layer, the hottest, get a replica on every live rank.
     pub replicate_top: usize,
+    /// Part of the drift over the window that is expected to go on, for `forecast`, 0 to 1.
+    pub drift: f64,
 }
 
 // SAFETY: repr(C), `struct_size` is first; integers, floats and raw pointers take any bits.
@@ -132,6 +134,7 @@ unsafe impl Growing for PlanRequest {
             token_cost: 1.0,
             dispatch: std::ptr::null(),
             replicate_top: 0,
+            drift: 0.0,
         }
     }
 }

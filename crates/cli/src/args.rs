@@ -40,6 +40,10 @@ pub(crate) struct PlanArgs {
     #[arg(long, default_value_t = Window::default().shrinkage, value_name = "N")]
     pub(crate) shrinkage: f64,
 
+    /// Part of the drift over the window that is expected to go on, 0..1 (`forecast`)
+    #[arg(long, default_value_t = Window::default().drift, value_name = "D")]
+    pub(crate) drift: f64,
+
     /// Seed of `random`
     #[arg(long, default_value_t = 0, value_name = "S")]
     pub(crate) seed: u64,
@@ -75,7 +79,12 @@ impl PlanArgs {
             target: self.target.or(unlimited.then_some(DEFAULT_TARGET)),
             budget,
             move_price: self.move_price,
-            window: Window { half_life: self.half_life, shrinkage: self.shrinkage, ..Window::default() },
+            window: Window {
+                half_life: self.half_life,
+                shrinkage: self.shrinkage,
+                drift: self.drift,
+                ..Window::default()
+            },
             ..Options::default()
         })
     }

@@ -67,7 +67,12 @@ impl ObjectiveArgs {
 
     /// Price of the crossing that a plan has.
     fn paid(&self, predicted: &Prediction) -> f64 {
-        self.node_price.unwrap_or(0.0) * predicted.mean_crossing()
+        self.price_of(predicted.mean_crossing())
+    }
+
+    /// Price of tokens that cross nodes, 0..1 of all.
+    pub(crate) fn price_of(&self, crossing: f64) -> f64 {
+        self.node_price.unwrap_or(0.0) * crossing
     }
 
     /// What a plan is predicted to do, for `--json`.

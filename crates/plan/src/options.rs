@@ -148,11 +148,15 @@ pub struct Window {
     pub shrinkage: f64,
     /// Most scenarios: longer windows are cut into as many blocks, and a block counts as its mean.
     pub scenarios: usize,
+    /// Part of the drift measured over the window that is expected to go on, 0 to 1: each step is carried along the line
+    /// through its expert's loads to the step to come. 0 = loads stay what they were; on recorded traffic a drift
+    /// gained nothing (docs/benchmarks.md).
+    pub drift: f64,
 }
 
 impl Default for Window {
     fn default() -> Self {
-        Self { half_life: 10.0, shrinkage: 3.0, scenarios: 32 }
+        Self { half_life: 10.0, shrinkage: 3.0, scenarios: 32, drift: 0.0 }
     }
 }
 
@@ -193,6 +197,11 @@ impl Options {
         let half_life = self.window.half_life;
         at_least("half_life", half_life, f64::MIN_POSITIVE, "give steps above 0, or inf for no decay")?;
         at_least("shrinkage", self.window.shrinkage, 0.0, "give a number of steps, 0 or more")?;
+        if !(0.0..=1.0).contains(&self.window.drift) {
+            let (value, expected) =
+                (self.window.drift.to_string(), "give the part of a drift that goes on, 0 to 1");
+            return Err(PlanError::Option { option: "drift", value, expected });
+        }
         let positive = |option, value: usize, expected| match value {
             0 => Err(PlanError::Option { option, value: value.to_string(), expected }),
             _ => Ok(()),

@@ -10,6 +10,7 @@ use crate::objective::{CostModel, Dispatch};
 use crate::options::Policy;
 use crate::plan::Plan;
 use crate::policy;
+use crate::predict::Prediction;
 use crate::request::Request;
 use crate::split::Splitter;
 use crate::workers::Workers;
@@ -87,6 +88,21 @@ impl Planner {
     /// A placement of another shape than the loads or the topology.
     pub fn split(&self, request: &Request<'_>, placement: &Placement) -> Result<Share, PlanError> {
         split_share(request, placement, &self.workers)
+    }
+
+    /// What any placement would do under the loads of a request, by its options' dispatch, cost and groups: as
+    /// [`Plan::predicted`](crate::Plan::predicted) tells of a plan.
+    ///
+    /// # Errors
+    /// Options that mean nothing; a placement of another shape than the loads or the topology.
+    pub fn predict(&self, request: &Request<'_>, placement: &Placement) -> Result<Prediction, PlanError> {
+        request.check()?;
+        check_shapes(request.loads.sum().dim(), placement, request.topology)?;
+        let share = match request.options.dispatch {
+            Dispatch::Share => self.split(request, placement)?,
+            _ => Share::even(placement),
+        };
+        Ok(Prediction::new(request, placement, &share, &self.workers))
     }
 }
 

@@ -55,6 +55,7 @@ fn case() -> impl Strategy<Value = Case> {
                 window: Window {
                     half_life: [1.0, 10.0, f64::INFINITY][rng.random_range(0..3usize)],
                     shrinkage: [0.0, 2.0][rng.random_range(0..2usize)],
+                    drift: [0.0, 1.0][rng.random_range(0..2usize)],
                     scenarios: [1, 4, 32][rng.random_range(0..3usize)],
                 },
                 budget: Budget {
@@ -147,6 +148,8 @@ fn options_that_mean_nothing_are_refused() {
         (Options { move_price: f64::NAN, ..Options::default() }, "move_price"),
         (Options { window: Window { half_life: 0.0, ..window.clone() }, ..Options::default() }, "half_life"),
         (Options { window: Window { shrinkage: -1.0, ..window.clone() }, ..Options::default() }, "shrinkage"),
+        (Options { window: Window { drift: 1.5, ..window.clone() }, ..Options::default() }, "drift"),
+        (Options { window: Window { drift: f64::NAN, ..window.clone() }, ..Options::default() }, "drift"),
         (Options { window: Window { scenarios: 0, ..window.clone() }, ..Options::default() }, "scenarios"),
     ] {
         let error = Planner::new(1).unwrap().plan(&Request::new(&loads, &topology, &options)).unwrap_err();

@@ -163,6 +163,7 @@ fn values_that_mean_nothing_are_named() {
     refuse(|r| r.worth_steps = 10.0, Status::InvalidArgument, "go together");
     refuse(|r| (r.expert_cost, r.token_cost) = (0.0, 0.0), Status::Plan, "cost is 0, 0");
     refuse(|r| r.half_life = 0.0, Status::Plan, "half_life is 0");
+    refuse(|r| r.drift = 2.0, Status::Plan, "drift is 2");
     static NAN: [f64; 4] = [1.0, f64::NAN, 1.0, 1.0];
     refuse(|r| r.loads = NAN.as_ptr(), Status::Plan, "expert 1");
     let mut planner = null_mut();

@@ -207,6 +207,8 @@ fn object(args: &Args, run: &Run, without: &[Without], frontier: &[Reached]) -> 
                 "bytes_total": moved_bytes(args, p),
                 "link_seconds": number(p.link_seconds),
                 "plan_ms_median": number(p.plan_ms_median()),
+                "crossing_mean": number(p.mean_crossing()),
+                "price_paid_mean": number(args.plan.objective.price_of(p.mean_crossing())),
             })
         })
         .collect();
@@ -238,6 +240,10 @@ fn text(args: &Args, run: &Run, without: &[Without], frontier: &[Reached]) -> St
         "plan ms",
     ];
     let mut rows = vec![head.map(String::from).to_vec()];
+    let nodes = args.plan.nodes > 1;
+    if nodes {
+        rows[0].extend(["across nodes", "price"].map(String::from));
+    }
     for p in &run.policies {
         rows.push(vec![
             p.name.clone(),
@@ -251,6 +257,11 @@ fn text(args: &Args, run: &Run, without: &[Without], frontier: &[Reached]) -> St
             format!("{:.3}", p.link_seconds),
             format!("{:.2}", p.plan_ms_median()),
         ]);
+        if let Some(row) = rows.last_mut().filter(|_| nodes) {
+            let crossing = p.mean_crossing();
+            row.push(format!("{:.2}%", crossing * 100.0));
+            row.push(format!("{:.4}", args.plan.objective.price_of(crossing)));
+        }
     }
     let mut text = table(&rows);
     text.push_str(&aims::text(without));

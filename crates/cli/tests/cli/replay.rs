@@ -83,6 +83,35 @@ fn forecast_plans_every_step_and_its_frontier_is_printed_beside_the_other() {
 }
 
 #[test]
+fn the_price_paid_is_told_step_by_step_on_average() {
+    let trace = shipped();
+    let base = ["replay", "--trace", trace.to_str().unwrap(), "--slots", "80", "--gpus", "16"];
+    let nodes = ["--nodes", "4", "--groups", "8", "--steps", "60:90", "--interval", "5"];
+    let run = |rest: &[&str]| json(&[&base[..], &nodes, rest, &["--json"]].concat());
+    let value =
+        |report: &serde_json::Value, at: usize, key: &str| report["policies"][at][key].as_f64().unwrap();
+    let priced = run(&["--policy", "balanced,static", "--node-price", "0.3"]);
+    for at in 0..2 {
+        let crossing = value(&priced, at, "crossing_mean");
+        assert!(crossing > 0.0 && crossing < 1.0, "{crossing}");
+        assert!((value(&priced, at, "price_paid_mean") - 0.3 * crossing).abs() < 1e-12);
+    }
+    let free = run(&["--policy", "balanced"]);
+    assert_eq!(value(&free, 0, "price_paid_mean"), 0.0);
+    assert!(
+        value(&free, 0, "crossing_mean") > value(&priced, 0, "crossing_mean"),
+        "a price makes fewer tokens cross"
+    );
+    // Whole groups on nodes: nothing crosses.
+    let strict = run(&["--policy", "balanced", "--strict"]);
+    assert_eq!(value(&strict, 0, "crossing_mean"), 0.0);
+    let told = eplb(&[&base[..], &nodes, &["--policy", "balanced", "--node-price", "0.3"]].concat());
+    names(&String::from_utf8(told.stdout).unwrap(), &["across nodes", "price"]);
+    let one_node = eplb(&[&base[..], &["--steps", "60:90", "--policy", "static"]].concat());
+    assert!(!String::from_utf8(one_node.stdout).unwrap().contains("across nodes"));
+}
+
+#[test]
 fn options_go_to_the_policies_that_plan_for_them_and_others_run_without() {
     let trace = shipped();
     let base = ["replay", "--trace", trace.to_str().unwrap(), "--slots", "80", "--gpus", "16"];

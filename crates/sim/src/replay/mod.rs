@@ -70,6 +70,9 @@ pub struct Schedule {
 /// Anything that plans: the loads of the window and the placement in force, if there is one, give a placement.
 pub type Plan<'a> = dyn FnMut(&LoadMatrix, Option<&Placement>) -> Result<Placement, PlanError> + 'a;
 
+/// Part of a step's tokens that crosses nodes.
+type Cross<'a> = dyn Fn(&LoadMatrix, &Placement) -> Result<f64, PlanError> + 'a;
+
 impl Replay {
     /// Steps that are scored.
     ///
@@ -103,7 +106,12 @@ impl Replay {
                 let mut plan = |loads: &LoadMatrix, current: Option<&Placement>| {
                     self.place(planner, options, loads, current)
                 };
-                self.follow(trace, name, schedule.interval, &mut plan, progress)
+                let cross = |loads: &LoadMatrix, placement: &Placement| {
+                    let request = Request::new(loads, &self.topology, options);
+                    Ok(planner.predict(&request, placement)?.mean_crossing())
+                };
+                let cross: Option<&Cross<'_>> = (self.topology.nodes() > 1).then_some(&cross);
+                self.follow_with(trace, name, schedule.interval, &mut plan, cross, progress)
             })
             .collect::<Result<_, _>>()?;
         let oracle = if oracle {
@@ -139,11 +147,24 @@ impl Replay {
         plan: &mut Plan<'_>,
         progress: &mut dyn FnMut(),
     ) -> Result<PolicyRun, ReplayError> {
+        self.follow_with(trace, name, interval, plan, None, progress)
+    }
+
+    fn follow_with(
+        &self,
+        trace: &Trace,
+        name: &str,
+        interval: NonZeroUsize,
+        plan: &mut Plan<'_>,
+        cross: Option<&Cross<'_>>,
+        progress: &mut dyn FnMut(),
+    ) -> Result<PolicyRun, ReplayError> {
         let scored = self.scored(trace)?;
         let first_step = scored.start;
         let mut placement: Option<Placement> = None;
         let mut first_placement = None;
         let (mut balancedness, mut rebalances) = (Vec::with_capacity(scored.len()), Vec::new());
+        let mut crossing = Vec::new();
         let (mut waited, mut worked, mut link_seconds) = (0.0, 0.0, 0.0);
         for step in scored {
             let due = (step - first_step).is_multiple_of(interval.get());
@@ -166,6 +187,9 @@ impl Replay {
             let loads = trace.step(step)?;
             let score = self.score(loads.view(), in_force, &mut waited, &mut worked);
             balancedness.push(score);
+            if let Some(cross) = cross {
+                crossing.push(cross(&trace.loads(step..step + 1)?, in_force)?);
+            }
             progress();
         }
         let Some((first_placement, last_placement)) = first_placement.zip(placement) else {
@@ -177,6 +201,7 @@ impl Replay {
             interval,
             first_step,
             balancedness,
+            crossing,
             rebalances,
             waiting: if worked > 0.0 { waited / worked } else { 0.0 },
             link_seconds,

@@ -26,6 +26,9 @@ pub struct PolicyRun {
     pub first_step: usize,
     /// Balancedness of each scored step: mean over its layers that are not idle, even split.
     pub balancedness: Vec<f64>,
+    /// Part of each scored step's tokens that crosses nodes beyond what whole groups would, mean over its layers, 0..1;
+    /// empty where there is one node, or where the planner's options are not known.
+    pub crossing: Vec<f64>,
     /// The plans, the first included.
     pub rebalances: Vec<Rebalance>,
     /// Part of the time of the mixture layers that ranks wait for the slowest, 0..1: with a layer's time taken as the load
@@ -50,6 +53,11 @@ impl PolicyRun {
         let mut sorted = self.balancedness.clone();
         sorted.sort_by(f64::total_cmp);
         sorted[(sorted.len() as f64 * 0.01).ceil().max(1.0) as usize - 1]
+    }
+
+    /// Mean crossing over the scored steps; 0 if it was not measured.
+    pub fn mean_crossing(&self) -> f64 {
+        self.crossing.iter().sum::<f64>() / self.crossing.len().max(1) as f64
     }
 
     /// Moves of all plans but the first.

@@ -79,6 +79,10 @@ pub(super) fn replace(
         }
         let lost = state.size[f as usize];
         for b in holders.of(f) {
+            // Where the goal is reached only lighter ranks are better.
+            if best.cost[0] <= goal && state.cost(b) > best.cost[1] {
+                continue;
+            }
             let (load, slowness, others) = (state.load[b] - lost, state.slowness[b], loser.others(b));
             if others > best.cost[0] || (a != b && (load + least) * slowness > best.cost[0]) {
                 continue;

@@ -6,6 +6,7 @@
 //! summed window cannot know.
 //!
 //! - `scenarios`: steps weigh half as much for every [`Window::half_life`] steps of age.
+//! - `drift`: with [`Window::drift`], steps are first carried along the lines that loads follow.
 //! - `objective`: a smooth stand-in for the worst rank of each scenario, with slopes.
 //! - `search`: the change (one more copy in a slot whose expert has another, or a swap of two slots) with the largest gain per
 //!   move. Slopes bound gains from above, so that few changes are looked at closely.
@@ -20,11 +21,13 @@
 //! equal on every machine.
 //!
 //! [`Window::half_life`]: crate::Window::half_life
+//! [`Window::drift`]: crate::Window::drift
 //! [`Window::shrinkage`]: crate::Window::shrinkage
 //! [`Options::move_price`]: crate::Options::move_price
 //! [`Options::budget`]: crate::Options::budget
 
 mod climb;
+mod drift;
 mod holding;
 mod objective;
 mod scenarios;

@@ -2,6 +2,7 @@
 
 use eplb_core::LoadMatrix;
 
+use super::drift::carry_on;
 use crate::options::Window;
 
 /// Scenarios that are computed side by side.
@@ -22,6 +23,8 @@ pub(super) struct Recency {
     block: usize,
     /// Weight of each step from `first` on; the newest has 1.
     weight: Vec<f64>,
+    /// Part of the measured drift that is expected to go on.
+    drift: f64,
 }
 
 impl Recency {
@@ -32,8 +35,18 @@ impl Recency {
         let used = steps - first;
         // `libm`, not the host's library: weights are equal on every machine.
         let weight = (0..used).map(|at| libm::exp2(-((used - 1 - at) as f64) / window.half_life)).collect();
-        Self { first, block: used.div_ceil(window.scenarios), weight }
+        Self { first, block: used.div_ceil(window.scenarios), weight, drift: window.drift }
     }
+}
+
+/// A step of a window, or the mean of some.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Sample {
+    pub(super) weight: f64,
+    /// Steps before the newest.
+    pub(super) age: f64,
+    /// Load of each expert, `[E]`.
+    pub(super) row: Vec<f64>,
 }
 
 /// Loads of a layer under each scenario, scaled so that the ideal load of a rank is 1.
@@ -44,7 +57,7 @@ pub(super) struct Scenarios {
     weight: Vec<Lane>,
     worth: f32,
     row: Vec<f64>,
-    scenarios: Vec<(f64, Vec<f64>)>,
+    scenarios: Vec<Sample>,
 }
 
 impl Scenarios {
@@ -58,7 +71,7 @@ impl Scenarios {
         let (mut sum, mut squares) = (0.0, 0.0);
         for (block, weights) in recency.weight.chunks(recency.block).enumerate() {
             self.row.fill(0.0);
-            let mut weighed = 0.0;
+            let (mut weighed, mut age) = (0.0, 0.0);
             for (at, &weight) in weights.iter().enumerate() {
                 let step = loads.step(recency.first + block * recency.block + at);
                 let row = step.row(layer);
@@ -73,28 +86,31 @@ impl Scenarios {
                         self.row.iter_mut().zip(row).for_each(|(sum, &load)| *sum += load / total * scale);
                     }
                     weighed += weight;
+                    age += weight * (recency.weight.len() - 1 - block * recency.block - at) as f64;
                     sum += weight;
                     squares += weight * weight;
                 }
             }
             if weighed > 0.0 {
                 if used == self.scenarios.len() {
-                    self.scenarios.push((0.0, Vec::new()));
+                    self.scenarios.push(Sample { weight: 0.0, age: 0.0, row: Vec::new() });
                 }
-                let (weight, row) = &mut self.scenarios[used];
-                *weight = weighed;
-                row.clear();
-                row.extend(self.row.iter().map(|&load| load / weighed));
+                let sample = &mut self.scenarios[used];
+                (sample.weight, sample.age) = (weighed, age / weighed);
+                sample.row.clear();
+                sample.row.extend(self.row.iter().map(|&load| load / weighed));
                 used += 1;
             }
         }
         let busy = used > 0;
         if !busy {
             self.scenarios.truncate(0);
-            self.scenarios.push((1.0, vec![ranks as f64 / experts as f64; experts]));
+            let row = vec![ranks as f64 / experts as f64; experts];
+            self.scenarios.push(Sample { weight: 1.0, age: 0.0, row });
             (used, sum, squares) = (1, 1.0, 1.0);
         }
         self.worth = (sum * sum / squares) as f32;
+        carry_on(&mut self.scenarios[..used], recency.drift, sum * sum / squares);
         self.pack(used, experts, sum);
         busy
     }
@@ -107,7 +123,7 @@ impl Scenarios {
         self.weight.clear();
         self.weight.resize(self.groups, [0.0; LANES]);
         for at in 0..self.groups * LANES {
-            let (weight, row) = &self.scenarios[at.min(used - 1)];
+            let Sample { weight, row, .. } = &self.scenarios[at.min(used - 1)];
             if at < used {
                 self.weight[at / LANES][at % LANES] = (weight / sum) as f32;
             }

@@ -227,8 +227,31 @@ fn experts_that_run_hot_together_are_parted() {
 }
 
 #[test]
+fn a_drift_is_planned_for_if_it_is_expected_to_go_on() {
+    // Expert 0 cools down as expert 1 heats up; in the step to come 1 and 2 are the hot ones.
+    let loads = Array3::from_shape_fn((8, 1, 4), |(t, _, e)| match e {
+        0 => 9.0 - t as f64,
+        1 => 1.0 + t as f64,
+        2 => 8.0,
+        _ => 2.0,
+    });
+    let loads = LoadMatrix::from_window(loads).unwrap();
+    let topology = Topology::uniform(2, 4).unwrap();
+    let next = ndarray::array![[1.0, 9.0, 8.0, 2.0]];
+    let planned = |drift| {
+        let window = Window { drift, half_life: f64::INFINITY, ..Window::default() };
+        let options = Options { policy: Policy::Forecast, window, ..Options::default() };
+        let plan = Planner::new(1).unwrap().plan(&Request::new(&loads, &topology, &options)).unwrap();
+        eplb_core::metrics::balancedness(next.view(), &plan.placement, None, &topology).unwrap().mean
+    };
+    // The mean of the window has experts 0 and 1 alike, and puts either beside 2.
+    assert!(planned(1.0) > 0.95, "{}", planned(1.0));
+    assert!(planned(0.0) <= planned(1.0));
+}
+
+#[test]
 fn old_steps_fade_and_long_windows_are_cut_into_blocks() {
-    let mut window = Window { half_life: 2.0, shrinkage: 0.0, scenarios: 3 };
+    let mut window = Window { half_life: 2.0, shrinkage: 0.0, scenarios: 3, drift: 0.0 };
     let loads = |steps: usize| {
         // Step t has all its load on expert t.
         let loads = Array3::from_shape_fn((steps, 1, steps), |(t, _, e)| if t == e { 5.0 } else { 0.0 });
