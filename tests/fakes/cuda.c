@@ -244,6 +244,10 @@ EXPORT CUresult cuCtxPopCurrent_v2(Context **context) {
   *context = stack[--depth];
   return SUCCESS;
 }
+EXPORT CUresult cuCtxGetCurrent(Context **context) {
+  *context = current();
+  return SUCCESS;
+}
 EXPORT CUresult cuCtxGetDevice(CUdevice *device) {
   if (!current()) return INVALID_CONTEXT;
   *device = current()->device;

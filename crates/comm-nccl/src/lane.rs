@@ -309,7 +309,7 @@ impl Lane {
         if let Some(gather) = &mut self.gather {
             // SAFETY: as below; every piece and every landing is named once.
             let launched = unsafe { gather.enqueue(&self.messages, &self.events, rank, copies) };
-            if launched.map_err(|error| error.at(rank))? {
+            if launched.map_err(|error| error.at(rank))?.is_some() {
                 return Ok(());
             }
         }

@@ -54,7 +54,7 @@ impl RowCopies {
         Ok(Self { kernels, lists: (0..LISTS).map(|_| list()).collect::<Result<_, _>>()?, next: 0 })
     }
 
-    /// Enqueues copies as one launch. False, with nothing enqueued: there are too many, or all lists are on their way. It never waits.
+    /// Enqueues copies as one launch; the fence behind it. `None`, with nothing enqueued: there are too many, or all lists are on their way. It never waits.
     ///
     /// # Errors
     /// The driver refused.
@@ -67,14 +67,14 @@ impl RowCopies {
         events: &Arc<Events>,
         rank: RankId,
         copies: &[(Rows, Rows)],
-    ) -> Result<bool, CudaError> {
+    ) -> Result<Option<Arc<CudaFence>>, CudaError> {
         let list = &mut self.lists[self.next];
         let is_read = match &list.read {
             Some(fence) => eplb_comm::FenceState::poll(&**fence)?,
             None => true,
         };
         if copies.len() > ENTRIES || !is_read {
-            return Ok(false);
+            return Ok(None);
         }
         let mut entries: Vec<RowCopy> = copies.iter().map(|(from, to)| entry(*from, *to)).collect();
         let units = number_units(&mut entries);
@@ -95,9 +95,10 @@ impl RowCopies {
         // SAFETY: the list is on the device before the launch by the order of the stream; the rest is passed on to the caller.
         let launched = unsafe { self.kernels.commit(stream, rows, 0, 0) };
         // Recorded whatever the launch said: the copy of the list is on its way.
-        list.read = Some(events.record(stream, rank)?);
+        let fence = events.record(stream, rank)?;
+        list.read = Some(fence.clone());
         self.next = (self.next + 1) % self.lists.len();
-        launched.map(|()| true)
+        launched.map(|()| Some(fence))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::error::CudaError;
 /// looked up before the first call.
 const NEEDED: &[&str] = &[
     "cuCtxEnablePeerAccess",
+    "cuCtxGetCurrent",
     "cuCtxGetDevice",
     "cuCtxPopCurrent_v2",
     "cuCtxPushCurrent_v2",

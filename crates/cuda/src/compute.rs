@@ -93,8 +93,8 @@ impl Stream for DeviceStream {
         if let Some(batch) = self.batch.as_mut().filter(|_| apart && !copies.is_empty()) {
             // SAFETY: as below; a commit names each slot once, and reads none that it writes.
             let launched = unsafe { batch.enqueue(&self.stream, &self.events, rank, &copies) };
-            if launched.map_err(|error| error.at(rank))? {
-                return self.fence();
+            if let Some(fence) = launched.map_err(|error| error.at(rank))? {
+                return Ok(fence.fence());
             }
         }
         for (from, to) in copies {

@@ -87,9 +87,16 @@ impl Context {
     /// # Errors
     /// The context is gone.
     pub fn enter(&self) -> Result<Entered<'_>, CudaError> {
-        // SAFETY: the handle lives while `self` does.
-        check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(self.raw) })?;
-        Ok(Entered { _context: PhantomData })
+        let mut current = std::ptr::null_mut();
+        // SAFETY: writes one handle, null if there is none.
+        check("cuCtxGetCurrent", unsafe { sys::cuCtxGetCurrent(&mut current) })?;
+        // A server's thread is there most of the time, and ours nest.
+        let pushed = current != self.raw;
+        if pushed {
+            // SAFETY: the handle lives while `self` does.
+            check("cuCtxPushCurrent", unsafe { sys::cuCtxPushCurrent_v2(self.raw) })?;
+        }
+        Ok(Entered { pushed, _context: PhantomData })
     }
 
     /// Lets kernels and copies of this context reach the memory of another device's. Once is enough; again does nothing.
@@ -159,12 +166,16 @@ impl Drop for Context {
 /// A context is current on this thread while this lives.
 #[derive(Debug)]
 pub struct Entered<'a> {
+    pushed: bool,
     // Not Send: it belongs to the thread's own stack of contexts.
     _context: PhantomData<(&'a Context, *const ())>,
 }
 
 impl Drop for Entered<'_> {
     fn drop(&mut self) {
+        if !self.pushed {
+            return;
+        }
         let mut popped = std::ptr::null_mut();
         // SAFETY: takes what `enter` pushed on this thread, which this guard cannot have left.
         let _ = unsafe { sys::cuCtxPopCurrent_v2(&mut popped) };

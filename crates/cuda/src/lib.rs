@@ -50,6 +50,6 @@ pub use peer::Puller;
 pub use pool::{DeviceBlock, PinnedBlock};
 pub use probe::{DeviceFacts, Probe, probe};
 pub use ring::{Arrived, Ring};
-pub use server::{MOST_STREAMS, ServerStreams};
+pub use server::{MOST_STREAMS, ServerStreams, check_streams};
 pub use stream::CudaStream;
 pub use tally::{Tallied, Tally, TallyAddresses, TallyShape};

@@ -33,10 +33,27 @@ pub struct ServerStreams {
     given: Vec<Arc<CudaStream>>,
     /// Behind the work of streams that are not given any more.
     left: Vec<Arc<CudaFence>>,
+    /// Behind what the given streams had to do when this boundary began, if a fence was asked for since.
+    fresh: Vec<Arc<CudaFence>>,
     /// The lead is behind everything that other streams had to do.
     alone: bool,
     /// Behind the last write.
     written: Option<Arc<CudaFence>>,
+}
+
+/// Checks what can be told of handles without the driver.
+///
+/// # Errors
+/// [`CudaError::Streams`]: too many, or 0, which is no stream.
+pub fn check_streams(handles: &[u64]) -> Result<(), CudaError> {
+    if handles.len() > MOST_STREAMS {
+        return Err(CudaError::Streams(format!("{} streams: at most {MOST_STREAMS}", handles.len())));
+    }
+    if handles.contains(&0) {
+        let default = "0 is the implicit default stream: pass 1 (CU_STREAM_LEGACY) or 2 (CU_STREAM_PER_THREAD) if passes run there";
+        return Err(CudaError::Streams(default.into()));
+    }
+    Ok(())
 }
 
 impl ServerStreams {
@@ -51,8 +68,8 @@ impl ServerStreams {
         if let Some(kernels) = kernels {
             inner = inner.with_kernels(kernels)?;
         }
-        let (given, left) = (Vec::with_capacity(MOST_STREAMS), Vec::new());
-        Ok(Self { inner, events, memory, own, given, left, alone: false, written: None })
+        let (given, left, fresh) = (Vec::with_capacity(MOST_STREAMS), Vec::new(), Vec::new());
+        Ok(Self { inner, events, memory, own, given, left, fresh, alone: false, written: None })
     }
 
     /// From now on passes run on these streams, and on no other. False, and nothing has changed: one of them, or of those before, is being
@@ -64,13 +81,7 @@ impl ServerStreams {
     /// # Safety
     /// Each handle is a `CUstream` of the memory's context that lives until a later call without it has returned, or this is dropped.
     pub unsafe fn give(&mut self, handles: &[u64]) -> Result<bool, CudaError> {
-        if handles.len() > MOST_STREAMS {
-            return Err(CudaError::Streams(format!("{} streams: at most {MOST_STREAMS}", handles.len())));
-        }
-        if handles.contains(&0) {
-            let default = "0 is the implicit default stream: pass 1 (CU_STREAM_LEGACY) or 2 (CU_STREAM_PER_THREAD) if passes run there";
-            return Err(CudaError::Streams(default.into()));
-        }
+        check_streams(handles)?;
         let same = self.given.len() == handles.len()
             && self.given.iter().zip(handles).all(|(stream, &handle)| stream.as_raw() as u64 == handle);
         if same {
@@ -102,6 +113,7 @@ impl ServerStreams {
             }
         }
         self.given = next;
+        self.fresh.clear();
         self.inner.set_stream(self.lead().clone());
         self.alone = false;
         Ok(true)
@@ -141,8 +153,11 @@ impl ServerStreams {
             for fence in &self.left {
                 fence.order(lead)?;
             }
-            for other in self.given.iter().skip(1) {
-                self.events.record(other, rank)?.order(lead)?;
+            for (at, other) in self.given.iter().enumerate().skip(1) {
+                match self.fresh.get(at) {
+                    Some(fence) => fence.order(lead)?,
+                    None => self.events.record(other, rank)?.order(lead)?,
+                }
             }
             // What was written before any stream was given ran on our own.
             if let Some(written) = &self.written {
@@ -158,6 +173,8 @@ impl ServerStreams {
     /// # Errors
     /// The driver refused.
     pub fn release(&mut self) -> Result<(), CudaError> {
+        // From here on the server enqueues.
+        self.fresh.clear();
         if std::mem::take(&mut self.alone) {
             let written = self.events.record(self.lead(), self.memory.rank())?;
             for other in self.given.iter().skip(1) {
@@ -219,8 +236,13 @@ impl Stream for ServerStreams {
         self.forget_passed().map_err(|error| error.at(rank))?;
         let mut fences = self.left.clone();
         let streams = if self.given.is_empty() { std::slice::from_ref(&self.own) } else { &self.given[..] };
+        self.fresh.clear();
         for stream in streams {
-            fences.push(self.events.record(stream, rank).map_err(|error| error.at(rank))?);
+            self.fresh.push(self.events.record(stream, rank).map_err(|error| error.at(rank))?);
+        }
+        fences.extend(self.fresh.iter().cloned());
+        if self.given.is_empty() {
+            self.fresh.clear();
         }
         match fences.len() {
             1 => Ok(fences[0].fence()),

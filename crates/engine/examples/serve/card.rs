@@ -82,6 +82,8 @@ pub(crate) struct Card {
     pub(crate) launches: bool,
     /// Longest wait for counts at the end.
     pub(crate) patience: Duration,
+    /// Begins (true) and ends the capture of a stream, in tests that try passes under capture between those that run.
+    pub(crate) capture: Option<fn(u64, bool)>,
     /// Planted by tests: the step whose maps counts of slots are folded with.
     pub(crate) folded_as: Option<u64>,
     maps: DeviceMapsView,
@@ -200,6 +202,7 @@ impl Card {
             tallies,
             launches: true,
             patience: PATIENCE,
+            capture: None,
             folded_as: None,
             maps,
             _uploads: uploads,
@@ -209,6 +212,11 @@ impl Card {
     /// The streams of passes.
     pub(crate) fn handles(&self) -> Vec<u64> {
         self.lanes.iter().map(|lane| lane.stream.as_raw() as u64).collect()
+    }
+
+    /// The id under which the engine knows a step.
+    fn id_of(&self, step: u64) -> u64 {
+        if self.capture.is_some() { 2 * step + 1 } else { step }
     }
 
     fn fence(&self, lane: usize) -> Result<Fence, Failure> {
@@ -334,9 +342,20 @@ impl Hands for Card {
         seen: &mut Seen,
     ) -> Result<Arc<Maps>, Failure> {
         let streams = self.handles();
+        if let Some(capture) = self.capture {
+            let before = engine.maps(set).version;
+            streams.iter().for_each(|&stream| capture(stream, true));
+            // SAFETY: as below.
+            let captured = unsafe { engine.step_on(2 * step, &streams) };
+            streams.iter().for_each(|&stream| capture(stream, false));
+            captured?;
+            if engine.maps(set).version != before {
+                seen.note_wrong(|| format!("the maps changed under the capture before step {step}"));
+            }
+        }
         let start = Instant::now();
         // SAFETY: the streams live as long as this card, which outlives the engine.
-        unsafe { engine.step_on(step, &streams) }?;
+        unsafe { engine.step_on(self.id_of(step), &streams) }?;
         seen.calls.push((start.elapsed(), false));
         let maps = engine.maps(set);
         let mut fences = Vec::new();
@@ -397,6 +416,7 @@ impl Hands for Card {
         routed: &Array2<u64>,
         chosen: &[Vec<i32>],
     ) -> Result<(), Failure> {
+        let pass = &Pass { step: self.id_of(pass.step), ..*pass };
         let at = self.passes % 2;
         let stream = self.lanes[at].stream.clone();
         let handle = stream.as_raw() as u64;

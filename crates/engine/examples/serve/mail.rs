@@ -1,15 +1,17 @@
-//! What ranks on threads send each other in a layer, and where they wait for all.
+//! What ranks send each other in a layer, and where they wait for all: between threads here, between processes in `wire.rs`.
 
+use std::fmt::Debug;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::model::State;
 
 /// Longest wait for a rank.
-const LONGEST: Duration = Duration::from_secs(60);
+pub(crate) const LONGEST: Duration = Duration::from_secs(60);
 
 /// A token's state on its way to a slot, and back.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Letter {
     /// Rank that sent it.
     pub(crate) from: usize,
@@ -21,11 +23,24 @@ pub(crate) struct Letter {
     pub(crate) state: State,
 }
 
-/// Boxes of all ranks, and their meeting point.
+/// Carries letters between all ranks, turn by turn.
+pub(crate) trait Post: Debug + Send + Sync {
+    /// Sends a rank's letters, one pile for each rank, and waits for those that the others send it in the same turn.
+    fn turn(&self, rank: usize, out: Vec<Vec<Letter>>) -> Result<Vec<Letter>, String>;
+
+    /// Waits until all ranks have come. An error if one has left for good, or does not come.
+    fn meet(&self, rank: usize) -> Result<(), String>;
+
+    /// Lets all others go: this rank does not come any more.
+    fn leave(&self);
+}
+
+/// Boxes of ranks that are threads, and their meeting point.
 #[derive(Debug)]
 pub(crate) struct Mail {
-    questions: Vec<Mutex<Vec<Letter>>>,
-    answers: Vec<Mutex<Vec<Letter>>>,
+    /// Of each rank: its turns so far, and a box for even and one for odd turns, since one rank may begin a turn before another has read what
+    /// came in the last.
+    boxes: Vec<(AtomicU64, [Mutex<Vec<Letter>>; 2])>,
     meeting: Mutex<Meeting>,
     changed: Condvar,
 }
@@ -43,37 +58,28 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 impl Mail {
     /// Empty boxes.
-    pub(crate) fn new(ranks: usize) -> Self {
-        let boxes = || (0..ranks).map(|_| Mutex::default()).collect();
-        Self { questions: boxes(), answers: boxes(), meeting: Mutex::default(), changed: Condvar::new() }
+    pub(crate) fn boxed(ranks: usize) -> Box<Self> {
+        let boxes = (0..ranks).map(|_| Default::default()).collect();
+        Box::new(Self { boxes, meeting: Mutex::default(), changed: Condvar::new() })
+    }
+}
+
+impl Post for Mail {
+    fn turn(&self, rank: usize, out: Vec<Vec<Letter>>) -> Result<Vec<Letter>, String> {
+        // All ranks take turns alike.
+        let parity = (self.boxes[rank].0.fetch_add(1, Ordering::Relaxed) % 2) as usize;
+        for ((_, boxes), letters) in self.boxes.iter().zip(out) {
+            lock(&boxes[parity]).extend(letters);
+        }
+        self.meet(rank)?;
+        Ok(std::mem::take(&mut lock(&self.boxes[rank].1[parity])))
     }
 
-    /// Asks a rank.
-    pub(crate) fn ask(&self, to: usize, letters: &[Letter]) {
-        lock(&self.questions[to]).extend_from_slice(letters);
-    }
-
-    /// Answers a letter.
-    pub(crate) fn answer(&self, letter: Letter) {
-        lock(&self.answers[letter.from]).push(letter);
-    }
-
-    /// Takes what a rank was asked.
-    pub(crate) fn questions(&self, rank: usize) -> Vec<Letter> {
-        std::mem::take(&mut lock(&self.questions[rank]))
-    }
-
-    /// Takes what a rank was answered.
-    pub(crate) fn answers(&self, rank: usize) -> Vec<Letter> {
-        std::mem::take(&mut lock(&self.answers[rank]))
-    }
-
-    /// Waits until all ranks have come. An error if one has left for good, or does not come.
-    pub(crate) fn meet(&self) -> Result<(), String> {
+    fn meet(&self, _: usize) -> Result<(), String> {
         let mut meeting = lock(&self.meeting);
         let turn = meeting.turn;
         meeting.came += 1;
-        if meeting.came == self.questions.len() {
+        if meeting.came == self.boxes.len() {
             meeting.came = 0;
             meeting.turn += 1;
             self.changed.notify_all();
@@ -87,8 +93,7 @@ impl Mail {
         if meeting.turn == turn { Err("another rank has left the loop".into()) } else { Ok(()) }
     }
 
-    /// Lets all others go: this rank does not come any more.
-    pub(crate) fn leave(&self) {
+    fn leave(&self) {
         lock(&self.meeting).broken = true;
         self.changed.notify_all();
     }

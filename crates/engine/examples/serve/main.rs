@@ -5,7 +5,8 @@
 //! cargo run --release -p eplb-engine --example serve -- --ranks 8 --steps 600
 //! ```
 //!
-//! With `--gpu peer` (or `nccl`, `pynccl`) each rank has a CUDA device: slots and maps lie there, and passes run on two streams of it.
+//! With `--gpu peer` (or `nccl`, `pynccl`) each rank has a CUDA device: slots and maps lie there, and passes run on two streams of it. With
+//! `--processes 1` each such rank is a process.
 //!
 //! Prints the time of a step with and without balancing (each token and choice takes `--token-us` on the device of the rank
 //! that serves it, so a rank with more tokens is slower), what the rounds did, and how long steps stood in the engine.
@@ -14,13 +15,15 @@ mod card;
 mod mail;
 mod model;
 mod rank;
+#[cfg(unix)]
+mod wire;
 
 use std::error::Error;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use eplb_comm::store::InProcessStore;
+use eplb_comm::store::{FileStore, InProcessStore, Limits, Store};
 use eplb_comm_nccl::Backend;
 use eplb_core::{ExpertId, LayerId, RankId, SlotId, TensorLayout, Topology};
 use eplb_engine::engine::{Device, Engine, EngineConfig, Report, RoundOutcome, SetId, TriggerConfig, World};
@@ -29,7 +32,7 @@ use eplb_plan::Policy;
 use eplb_trace::Trace;
 
 use card::Card;
-use mail::Mail;
+use mail::{Mail, Post};
 use model::{Model, small_tensors};
 use rank::{Hands, Plain, Seen, Server};
 
@@ -47,6 +50,8 @@ struct Options {
     gpu: Option<String>,
     /// Size of an expert on a device.
     expert_kib: usize,
+    /// Whether ranks are processes.
+    processes: bool,
 }
 
 impl Options {
@@ -71,6 +76,7 @@ impl Options {
     fn transport(&self) -> Result<Arc<dyn Transport>, String> {
         Ok(match self.gpu.as_deref() {
             None => LocalTransport::new(1),
+            Some("peer") if self.processes => DevicePeerTransport::processes(),
             Some("peer") => DevicePeerTransport::threads(),
             Some("nccl") => Arc::new(NcclTransport::new(Backend::Nccl)),
             Some("pynccl") => Arc::new(NcclTransport::new(Backend::PyNccl)),
@@ -91,6 +97,7 @@ fn options() -> Result<Options, String> {
         interval_ms: 100,
         gpu: None,
         expert_kib: 256,
+        processes: false,
     };
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
@@ -99,6 +106,7 @@ fn options() -> Result<Options, String> {
         match name.as_str() {
             "--trace" => options.trace = value,
             "--gpu" => options.gpu = Some(value),
+            "--processes" => options.processes = number()? > 0,
             "--expert-kib" => options.expert_kib = number()? as usize,
             "--ranks" => options.ranks = number()? as usize,
             "--slots" => options.slots = number()? as usize,
@@ -116,90 +124,185 @@ fn options() -> Result<Options, String> {
 fn main() -> Result<(), Box<dyn Error>> {
     let options = options()?;
     let trace = Trace::open(&options.trace)?;
+    if options.processes {
+        return processes(&options, &trace);
+    }
     let mut wrong = 0;
     for balancing in [false, true] {
-        let (seen, reports, metrics) = run(&options, &trace, balancing)?;
-        let mut times: Vec<Duration> = seen.iter().flat_map(|seen| seen.times.iter().copied()).collect();
-        times.sort_unstable();
-        let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
-        println!(
-            "{}: {} steps on {} ranks; ms per step p50 {:.2}, p90 {:.2}, p99 {:.2}, max {:.2}",
-            if balancing { "balancing" } else { "not balancing" },
-            seen[0].steps,
-            seen.len(),
-            at(0.5),
-            at(0.9),
-            at(0.99),
-            at(1.0)
-        );
-        let bad: u64 = seen.iter().map(|seen| seen.wrong).sum();
-        let tokens = seen[0].steps * (options.tokens * options.ranks) as u64;
-        println!("  outputs: {tokens} compared bit for bit, {bad} wrong");
-        if let Some(first) = seen.iter().find_map(|seen| seen.first_wrong.as_ref()) {
-            println!("  first wrong: {first}");
-        }
-        wrong += bad;
-        if balancing {
-            let moved: Vec<&Report> = reports.iter().filter(|r| r.outcome == RoundOutcome::Moved).collect();
-            let mean = |of: fn(&Report) -> f64| {
-                moved.iter().map(|report| of(report)).sum::<f64>() / moved.len().max(1) as f64
-            };
-            println!(
-                "  rounds: {} of {} moved experts: {} moves, {} waves; balancedness {:.3} before, {:.3} planned, {:.3} reached, \
-                 bound {:.3}; ms planning {:.2}, in all {:.1}",
-                moved.len(),
-                reports.len(),
-                moved.iter().map(|report| report.moves).sum::<usize>(),
-                moved.iter().map(|report| report.waves).sum::<usize>(),
-                mean(|report| report.before),
-                mean(|report| report.predicted),
-                mean(|report| report.reached),
-                mean(|report| report.bound),
-                mean(|report| report.plan_time.as_secs_f64() * 1e3),
-                mean(|report| report.time.as_secs_f64() * 1e3)
-            );
-            let switches: u64 = seen.iter().map(|seen| seen.switches).sum();
-            println!(
-                "  maps changed before {switches} of the ranks' steps; in the engine these took, on rank 0:"
-            );
-            for line in metrics.lines().filter(|line| line.starts_with("eplb_stall") || line.contains("hold"))
-            {
-                println!("    {line}");
-            }
-        }
-        let calls = |only: fn(&(Duration, bool)) -> bool| {
-            let all = seen.iter().flat_map(|seen| seen.calls.iter().filter(|call| only(call)));
-            let mut times: Vec<Duration> = all.map(|(time, _)| *time).collect();
-            times.sort_unstable();
-            times
-        };
-        for (which, calls) in [("all", calls(|_| true)), ("those that changed maps", calls(|call| call.1))] {
-            let at = |part: f64| calls[((calls.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e6;
-            if !calls.is_empty() {
-                let (p50, p99, most) = (at(0.5), at(0.99), at(1.0));
-                let count = calls.len();
-                println!(
-                    "  us of steps in the engine, {which}, {count}: p50 {p50:.2}, p99 {p99:.2}, max {most:.2}"
-                );
-            }
-        }
+        let server = server(&options, &trace, Mail::boxed(options.ranks))?;
+        let (store, transport) = (Arc::new(InProcessStore::new()), options.transport()?);
+        let serve =
+            |rank| serve(&options, &server, (rank, rank), (store.clone(), transport.clone()), balancing);
+        let ranks = std::thread::scope(|scope| {
+            let serve = &serve;
+            let threads: Vec<_> = (0..options.ranks).map(|rank| scope.spawn(move || serve(rank))).collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap_or_else(|_| Err("a rank panicked".into())))
+                .collect::<Result<Vec<_>, String>>()
+        })?;
+        wrong += tell(&options, balancing, &ranks);
     }
     if wrong > 0 { Err(format!("{wrong} outputs are wrong").into()) } else { Ok(()) }
 }
 
-type Run = (Vec<Seen>, Vec<Report>, String);
+/// Starts a process for each rank, with and without balancing; or is one of them.
+#[cfg(unix)]
+fn processes(options: &Options, trace: &Trace) -> Result<(), Box<dyn Error>> {
+    if let Some(folder) = std::env::var_os(FOLDER) {
+        let number = |name: &str| std::env::var(name)?.parse::<usize>().map_err(Box::<dyn Error>::from);
+        let (rank, balancing) = (number(RANK)?, number(BALANCING)? > 0);
+        let folder = std::path::PathBuf::from(folder);
+        let mail = wire::Wire::open(&folder, rank, options.ranks)?;
+        let deadline = std::time::Instant::now() + mail::LONGEST;
+        let store = FileStore::open(&folder.join("store"), Limits::default(), deadline)?;
+        let server = server(options, trace, Box::new(mail))?;
+        // A process that sees one device alone was given its own.
+        let device = if eplb_cuda::context::device_count()? == 1 { 0 } else { rank };
+        let served =
+            serve(options, &server, (rank, device), (Arc::new(store), options.transport()?), balancing)?;
+        let wrong = tell(options, balancing, &[served]);
+        return if wrong > 0 {
+            Err(format!("rank {rank}: {wrong} outputs are wrong").into())
+        } else {
+            Ok(())
+        };
+    }
+    if options.gpu.is_none() {
+        return Err("--processes is for ranks on devices: give --gpu too".into());
+    }
+    for balancing in ["0", "1"] {
+        let folder = std::env::temp_dir().join(format!("eplb-serve-{}-{balancing}", std::process::id()));
+        std::fs::create_dir_all(&folder)?;
+        let start = |rank: usize| {
+            let mut command = std::process::Command::new(std::env::current_exe()?);
+            command.args(std::env::args_os().skip(1)).env(FOLDER, &folder).env(BALANCING, balancing);
+            if rank > 0 {
+                command.stdout(std::process::Stdio::null());
+            }
+            command.env(RANK, rank.to_string()).spawn()
+        };
+        let children: Vec<_> = (0..options.ranks).map(start).collect();
+        let mut failed = Vec::new();
+        for (rank, child) in children.into_iter().enumerate() {
+            if !child.and_then(|mut child| child.wait())?.success() {
+                failed.push(rank);
+            }
+        }
+        std::fs::remove_dir_all(&folder)?;
+        if !failed.is_empty() {
+            return Err(format!("ranks {failed:?} failed").into());
+        }
+    }
+    Ok(())
+}
 
-/// Serves with all ranks; what each saw, the rounds, and the metrics of rank 0.
-fn run(options: &Options, trace: &Trace, balancing: bool) -> Result<Run, Box<dyn Error>> {
-    let server = Server {
+#[cfg(not(unix))]
+fn processes(_: &Options, _: &Trace) -> Result<(), Box<dyn Error>> {
+    Err("--processes needs Unix sockets".into())
+}
+
+/// Variables that tell a process which rank it is, where the others are, and whether it balances.
+#[cfg(unix)]
+const RANK: &str = "EPLB_SERVE_RANK";
+#[cfg(unix)]
+const FOLDER: &str = "EPLB_SERVE_FOLDER";
+#[cfg(unix)]
+const BALANCING: &str = "EPLB_SERVE_BALANCING";
+
+/// What a rank saw, the rounds that it took part in, and its metrics.
+type Served = (Seen, Vec<Report>, String);
+
+/// Prints what ranks of this process saw; how much of it was wrong.
+fn tell(options: &Options, balancing: bool, ranks: &[Served]) -> u64 {
+    let seen: Vec<&Seen> = ranks.iter().map(|(seen, ..)| seen).collect();
+    let (_, reports, metrics) = &ranks[0];
+    let mut times: Vec<Duration> = seen.iter().flat_map(|seen| seen.times.iter().copied()).collect();
+    times.sort_unstable();
+    let at = |part: f64| times[((times.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e3;
+    println!(
+        "{}: {} steps on {} ranks; ms per step p50 {:.2}, p90 {:.2}, p99 {:.2}, max {:.2}",
+        if balancing { "balancing" } else { "not balancing" },
+        seen[0].steps,
+        seen.len(),
+        at(0.5),
+        at(0.9),
+        at(0.99),
+        at(1.0)
+    );
+    let bad: u64 = seen.iter().map(|seen| seen.wrong).sum();
+    let tokens = seen[0].steps * (options.tokens * seen.len()) as u64;
+    println!("  outputs: {tokens} compared bit for bit, {bad} wrong");
+    if let Some(first) = seen.iter().find_map(|seen| seen.first_wrong.as_ref()) {
+        println!("  first wrong: {first}");
+    }
+    if balancing {
+        let moved: Vec<&Report> = reports.iter().filter(|r| r.outcome == RoundOutcome::Moved).collect();
+        let mean = |of: fn(&Report) -> f64| {
+            moved.iter().map(|report| of(report)).sum::<f64>() / moved.len().max(1) as f64
+        };
+        println!(
+            "  rounds: {} of {} moved experts: {} moves, {} waves; balancedness {:.3} before, {:.3} planned, {:.3} reached, \
+             bound {:.3}; ms planning {:.2}, in all {:.1}",
+            moved.len(),
+            reports.len(),
+            moved.iter().map(|report| report.moves).sum::<usize>(),
+            moved.iter().map(|report| report.waves).sum::<usize>(),
+            mean(|report| report.before),
+            mean(|report| report.predicted),
+            mean(|report| report.reached),
+            mean(|report| report.bound),
+            mean(|report| report.plan_time.as_secs_f64() * 1e3),
+            mean(|report| report.time.as_secs_f64() * 1e3)
+        );
+        let switches: u64 = seen.iter().map(|seen| seen.switches).sum();
+        println!(
+            "  maps changed before {switches} of the ranks' steps; in the engine these took, on rank 0:"
+        );
+        for line in metrics.lines().filter(|line| line.starts_with("eplb_stall") || line.contains("hold")) {
+            println!("    {line}");
+        }
+    }
+    let calls = |only: fn(&(Duration, bool)) -> bool| {
+        let all = seen.iter().flat_map(|seen| seen.calls.iter().filter(|call| only(call)));
+        let mut times: Vec<Duration> = all.map(|(time, _)| *time).collect();
+        times.sort_unstable();
+        times
+    };
+    for (which, calls) in [("all", calls(|_| true)), ("those that changed maps", calls(|call| call.1))] {
+        let at = |part: f64| calls[((calls.len() - 1) as f64 * part) as usize].as_secs_f64() * 1e6;
+        if !calls.is_empty() {
+            let (p50, p99, most) = (at(0.5), at(0.99), at(1.0));
+            let count = calls.len();
+            println!(
+                "  us of steps in the engine, {which}, {count}: p50 {p50:.2}, p99 {p99:.2}, max {most:.2}"
+            );
+        }
+    }
+    bad
+}
+
+/// What all ranks of this process share.
+fn server(options: &Options, trace: &Trace, mail: Box<dyn Post>) -> Result<Server, Box<dyn Error>> {
+    Ok(Server {
         model: Model::new(trace, options.layers, options.tensors())?,
         topology: Topology::uniform(options.ranks, options.slots)?,
-        mail: Mail::new(options.ranks),
+        mail,
         tokens: options.tokens,
         steps_per_moment: (options.steps / trace.steps() as u64).max(1),
         token_time: Duration::from_micros(options.token_us),
         over: AtomicBool::new(false),
-    };
+    })
+}
+
+/// Serves with one rank until its last step.
+fn serve(
+    options: &Options,
+    server: &Server,
+    (rank, device): (usize, usize),
+    (store, transport): (Arc<dyn Store>, Arc<dyn Transport>),
+    balancing: bool,
+) -> Result<Served, String> {
     let interval = balancing.then_some(options.interval_ms as f64 / 1e3);
     let config = EngineConfig {
         policy: Policy::Incremental,
@@ -209,50 +312,31 @@ fn run(options: &Options, trace: &Trace, balancing: bool) -> Result<Run, Box<dyn
         poll_ms: 5,
         ..EngineConfig::default()
     };
-    let (store, transport) = (Arc::new(InProcessStore::new()), options.transport()?);
-    let world = |rank: usize| World::Group {
-        rank: RankId::at(rank),
-        world_size: options.ranks,
-        store: store.clone(),
-        transport: transport.clone(),
-    };
-    let serve = |rank: usize| -> Result<(Seen, Vec<Report>, String), String> {
-        let text = |error: &dyn std::fmt::Display| format!("rank {rank}: {error}");
-        let device = options.gpu.as_ref().map(|_| rank);
-        let made = start(&server, config.clone(), world(rank), device);
-        let (engine, set, mut hands) = made.map_err(|error| {
-            server.mail.leave();
-            text(&error)
-        })?;
-        let (mut reports, mut rounds) = (Vec::new(), 0);
-        let seen = server.serve(&engine, set, &mut *hands, |step| {
-            if engine.rounds() > rounds {
-                rounds = engine.rounds();
-                reports.extend(engine.last_report(set));
-            }
-            if rank == 0 && step + 1 >= options.steps {
-                server.over.store(true, Ordering::SeqCst);
-            }
-        });
-        let metrics = engine.metrics(false);
-        let ended = engine.shutdown(Duration::from_secs(20)).map_err(|error| text(&error));
-        // Waits for what is enqueued on slots, which go with the engine.
-        drop(hands);
-        drop(engine);
-        let seen = seen.map_err(|error| text(&error))?;
-        ended.map(|()| (seen, reports, metrics))
-    };
-    let ranks = std::thread::scope(|scope| {
-        let serve = &serve;
-        let threads: Vec<_> = (0..options.ranks).map(|rank| scope.spawn(move || serve(rank))).collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap_or_else(|_| Err("a rank panicked".into())))
-            .collect::<Result<Vec<_>, String>>()
+    let world = World::Group { rank: RankId::at(rank), world_size: options.ranks, store, transport };
+    let text = |error: &dyn std::fmt::Display| format!("rank {rank}: {error}");
+    let made = start(server, config, world, options.gpu.as_ref().map(|_| device));
+    let (engine, set, mut hands) = made.map_err(|error| {
+        server.mail.leave();
+        text(&error)
     })?;
-    let (_, reports, metrics) = &ranks[0];
-    let (reports, metrics) = (reports.clone(), metrics.clone());
-    Ok((ranks.into_iter().map(|(seen, ..)| seen).collect(), reports, metrics))
+    let (mut reports, mut rounds) = (Vec::new(), 0);
+    let seen = server.serve(&engine, set, &mut *hands, |step| {
+        if engine.rounds() > rounds {
+            rounds = engine.rounds();
+            reports.extend(engine.last_report(set));
+        }
+        // All ranks end after the same step, whether they share this or not.
+        if step + 1 >= options.steps {
+            server.over.store(true, Ordering::SeqCst);
+        }
+    });
+    let metrics = engine.metrics(false);
+    let ended = engine.shutdown(Duration::from_secs(20)).map_err(|error| text(&error));
+    // Waits for what is enqueued on slots, which go with the engine.
+    drop(hands);
+    drop(engine);
+    let seen = seen.map_err(|error| text(&error))?;
+    ended.map(|()| (seen, reports, metrics))
 }
 
 /// An engine, its layer set, and what computes with it.

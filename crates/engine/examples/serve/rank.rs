@@ -11,7 +11,7 @@ use eplb_core::{LayerId, SlotId, Topology};
 use eplb_engine::engine::{Counts, Engine, Maps, Pass, SetId};
 use ndarray::Array2;
 
-use super::mail::{Letter, Mail};
+use super::mail::{Letter, Post};
 use super::model::{Model, State, TOP_K, apply, combine};
 
 /// What all ranks share.
@@ -22,7 +22,7 @@ pub(crate) struct Server {
     /// Ranks and slots.
     pub(crate) topology: Topology,
     /// Their mail.
-    pub(crate) mail: Mail,
+    pub(crate) mail: Box<dyn Post>,
     /// Tokens of each rank in a step.
     pub(crate) tokens: usize,
     /// Steps from one moment of the trace to the next.
@@ -207,10 +207,11 @@ impl Server {
             hands.end(self, &maps, &mut seen)?;
             seen.times.push(start.elapsed());
             between(step);
-            self.mail.meet()?;
+            let rank = engine.rank().index();
+            self.mail.meet(rank)?;
             let over = self.over.load(Ordering::SeqCst);
             // Nobody decides on the next step before all have read of this.
-            self.mail.meet()?;
+            self.mail.meet(rank)?;
             seen.steps += 1;
             if over {
                 hands.finish(self, engine, set, &mut seen)?;
@@ -249,13 +250,10 @@ impl Server {
                     out[owner].push(Letter { from: rank, place: (at, choice), slot, state: states[at] });
                 }
             }
-            for (owner, letters) in out.iter().enumerate() {
-                self.mail.ask(owner, letters);
-            }
-            self.mail.meet()?;
-            self.answer(engine, set, hands, layer, seen)?;
+            let asked = self.mail.turn(rank, out)?;
+            let answers = self.answer(engine, set, hands, layer, asked, seen)?;
             let mut made = vec![vec![[0.0; super::model::WIDTH]; TOP_K]; self.tokens];
-            for letter in self.mail.answers(rank) {
+            for letter in self.mail.turn(rank, answers)? {
                 made[letter.place.0][letter.place.1] = letter.state;
             }
             for ((state, made), route) in states.iter_mut().zip(&made).zip(&routes) {
@@ -272,25 +270,26 @@ impl Server {
         hands.count(engine, set, &Pass { step, tag: 1, dummy: false }, &routed, &chosen)
     }
 
-    /// Serves what came for this rank's slots in a layer.
+    /// Serves what came for this rank's slots in a layer; the answers, one pile for each rank.
     fn answer(
         &self,
         engine: &Engine,
         set: SetId,
         hands: &mut dyn Hands,
         layer: usize,
+        letters: Vec<Letter>,
         seen: &mut Seen,
-    ) -> Result<(), Failure> {
-        let letters = self.mail.questions(engine.rank().index());
+    ) -> Result<Vec<Vec<Letter>>, Failure> {
         if !self.token_time.is_zero() {
             std::thread::sleep(self.token_time * letters.len() as u32);
         }
         let sums = hands.sums(engine, set, layer, &letters, seen)?;
+        let mut answers = vec![Vec::new(); self.topology.ranks()];
         for (mut letter, sum) in letters.into_iter().zip(sums) {
             letter.state = apply(sum, &letter.state);
-            self.mail.answer(letter);
+            answers[letter.from].push(letter);
         }
-        Ok(self.mail.meet()?)
+        Ok(answers)
     }
 }
 

@@ -495,6 +495,7 @@ pub(super) fn facts(shared: &Shared, backend: &str) -> Vec<Fact> {
         let nodes: Vec<u32> = set.topology.all_ranks().map(|rank| set.topology.node_of(rank).0).collect();
         facts.extend([
             ("slots and nodes of each rank", format!("{slots:?} {nodes:?}")),
+            ("memory of slots", if set.device_maps.is_some() { "a device" } else { "the host" }.to_owned()),
             ("layers and experts", format!("{} and {}", set.layers(), set.experts)),
             ("layout of the experts", format!("{:016x}", set.layout.hash64())),
             ("placement to start with", format!("{:016x}", set.start.hash64())),

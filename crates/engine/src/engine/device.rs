@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use eplb_cuda::kernels::Kernels;
 use eplb_cuda::{
     Context, CudaError, DeviceMemory, MOST_STREAMS, MapAddresses, MapBlock, MapEntries, MapShape,
-    ServerStreams, Upload,
+    ServerStreams, Upload, check_streams,
 };
 
 use super::maps::Maps;
@@ -139,13 +139,28 @@ impl Ready {
 }
 
 /// The streams that the server gave last, for the thread that calls `step`; others only ever see whole words.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Given {
+    /// [`NEVER`] before the first.
     count: AtomicUsize,
     handles: [AtomicU64; MOST_STREAMS],
 }
 
+/// No number of streams.
+const NEVER: usize = usize::MAX;
+
+impl Default for Given {
+    fn default() -> Self {
+        Self { count: AtomicUsize::new(NEVER), handles: Default::default() }
+    }
+}
+
 impl Given {
+    /// Whether none were ever given.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.count.load(Ordering::Relaxed) == NEVER
+    }
+
     #[inline]
     pub(super) fn is(&self, streams: &[u64]) -> bool {
         self.count.load(Ordering::Relaxed) == streams.len()
@@ -180,6 +195,9 @@ impl Engine {
         if self.shared.given.is(streams) {
             return self.step(id);
         }
+        // Before the id is taken: what is refused here has changed nothing.
+        check_streams(streams)?;
+        self.shared.check_device()?;
         self.shared.begin_step(id)?;
         // SAFETY: passed on to the caller.
         unsafe { self.shared.slow_step_on(id, streams) }

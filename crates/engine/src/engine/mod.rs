@@ -34,6 +34,7 @@ mod config;
 mod control;
 mod device;
 mod device_counts;
+mod handover;
 mod joined;
 mod lead;
 mod leading;

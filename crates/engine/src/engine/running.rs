@@ -1,7 +1,6 @@
 //! A round that moves experts, as one rank takes part in it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use eplb_comm::{Carried, CommError, Communicator, Fence, Progress as Transferred, Ticket};
@@ -98,9 +97,7 @@ impl Progress {
             None => None,
         };
         let mut core = lock(&shared.core);
-        // Before the last step is read: see the order in `shared`.
-        shared.raise(EXCHANGE);
-        let last = shared.last_step();
+        let last = shared.raise(EXCHANGE);
         let exchange = Exchange::new(
             waves,
             shared.rank,
@@ -182,7 +179,7 @@ impl Progress {
         let shared = self.shared.clone();
         let mut core = lock(&shared.core);
         let Some(at) = core.moving else { return Ok(()) };
-        let first_step = shared.next_step.load(Ordering::SeqCst);
+        let first_step = shared.hand.next_step();
         let lane = &mut core.lanes[at];
         let passed = lane.driver.step(step);
         let published = passed.and_then(|()| shared.publish(at, lane, first_step));

@@ -1,16 +1,14 @@
 //! What the host's threads and the progress thread of one engine share.
 //!
-//! Memory ordering. A step stores its id and then reads [`Shared::attention`]; the progress thread sets attention and then reads
-//! the last id. Both pairs are sequentially consistent, so at least one of the two sees the other: either the step goes the slow
-//! way, or the exchange knows that the step has begun.
+//! How a step and an exchange that begins see each other: [`handover`](super::handover).
 
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use eplb_comm::Communicator;
 use eplb_core::{ModelLayout, Placement, RankId, Topology};
-use eplb_cuda::MapBlock;
+use eplb_cuda::{Context, MapBlock};
 use eplb_exchange::Limits;
 use eplb_plan::Options;
 use ndarray::Array2;
@@ -18,6 +16,7 @@ use ndarray::Array2;
 use super::config::EngineConfig;
 use super::device::{Given, Ready};
 use super::device_counts::DeviceCounts;
+use super::handover::Handover;
 use super::maps::{History, Wanted, make};
 use super::meters::Meters;
 use super::record::Counters;
@@ -66,6 +65,14 @@ impl Set {
         self.layout.layers()
     }
 
+    /// The context of its device, where it lies on one.
+    pub(super) fn device_context(&self) -> Option<Arc<Context>> {
+        match &self.memory {
+            Slots::Device(memory) => Some(memory.context().clone()),
+            Slots::Host(_) => None,
+        }
+    }
+
     /// Bytes of slots and staging on this rank.
     pub(super) fn memory_bytes(&self) -> u64 {
         let layers =
@@ -106,9 +113,7 @@ pub(super) struct Shared {
     pub(super) rank: RankId,
     pub(super) world_size: usize,
     pub(super) sets: Vec<Set>,
-    pub(super) attention: AtomicU32,
-    /// One above the last step begun; 0 = none.
-    pub(super) next_step: AtomicU64,
+    pub(super) hand: Handover,
     /// Demands for a round so far.
     pub(super) demands: AtomicU64,
     pub(super) core: Mutex<Core>,
@@ -168,8 +173,7 @@ impl Shared {
             rank,
             world_size,
             sets,
-            attention: AtomicU32::new(0),
-            next_step: AtomicU64::new(0),
+            hand: Handover::default(),
             demands: AtomicU64::new(0),
             core: Mutex::new(Core { lanes, moving: None }),
             control: Mutex::new(control),
@@ -182,15 +186,16 @@ impl Shared {
 
     /// The last step begun.
     pub(super) fn last_step(&self) -> Option<u64> {
-        self.next_step.load(Ordering::SeqCst).checked_sub(1)
+        self.hand.last_step()
     }
 
-    pub(super) fn raise(&self, bits: u32) {
-        self.attention.fetch_or(bits, Ordering::SeqCst);
+    /// Asks for attention; the last step that had begun before.
+    pub(super) fn raise(&self, bits: u32) -> Option<u64> {
+        self.hand.raise(bits)
     }
 
     pub(super) fn clear(&self, bits: u32) {
-        self.attention.fetch_and(!bits, Ordering::SeqCst);
+        self.hand.clear(bits);
     }
 
     /// Takes in an event; orders go to the progress thread.

@@ -1,9 +1,9 @@
 //! The forward path: what a step costs, and what it commits.
 
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::Engine;
+use super::handover::began_before;
 use super::shared::{BARRED, EXCHANGE, Lane, PUBLISH, Shared, lock};
 use crate::error::EngineError;
 
@@ -25,7 +25,7 @@ impl Engine {
     pub fn step(&self, id: u64) -> Result<(), EngineError> {
         let shared = &*self.shared;
         shared.begin_step(id)?;
-        if shared.attention.load(Ordering::SeqCst) == 0 {
+        if shared.hand.attention() == 0 {
             return Ok(());
         }
         shared.slow_step(id)
@@ -38,7 +38,7 @@ impl Engine {
     /// Stream or communicator errors.
     #[inline]
     pub fn tick(&self) -> Result<(), EngineError> {
-        if self.shared.attention.load(Ordering::SeqCst) & !BARRED == 0 {
+        if self.shared.hand.attention() & !BARRED == 0 {
             return Ok(());
         }
         self.shared.slow_tick()
@@ -49,12 +49,16 @@ impl Shared {
     /// Takes an id, which must rise.
     #[inline]
     pub(super) fn begin_step(&self, id: u64) -> Result<(), EngineError> {
-        let before = self.next_step.load(Ordering::Relaxed);
-        if id < before || id == u64::MAX {
-            return Err(EngineError::StepOrder { rank: self.rank, step: id, last: before.wrapping_sub(1) });
+        match self.hand.begin(id) {
+            true => Ok(()),
+            false => Err(self.out_of_order(id)),
         }
-        self.next_step.store(id + 1, Ordering::SeqCst);
-        Ok(())
+    }
+
+    #[cold]
+    fn out_of_order(&self, id: u64) -> EngineError {
+        let last = self.hand.next_step().wrapping_sub(1);
+        EngineError::StepOrder { rank: self.rank, step: id, last }
     }
 
     #[cold]
@@ -72,6 +76,11 @@ impl Shared {
 
     fn timed_step(&self, id: u64, streams: Option<Streams<'_>>) -> Result<(), EngineError> {
         let start = Instant::now();
+        if streams.is_none() && self.given.is_nothing() && self.is_on_device() {
+            let how =
+                "step: on which streams does the pass run? Call step_on with them, the first time at least";
+            return Err(EngineError::Options(how.into()));
+        }
         let span = tracing::trace_span!("boundary", rank = self.rank.0, step = id);
         #[cfg(unix)]
         let _range = eplb_cuda::nvtx::Range::new(c"eplb boundary");
@@ -94,6 +103,18 @@ impl Shared {
         self.boundary(None, None)
     }
 
+    /// Whether the slots lie on a device.
+    fn is_on_device(&self) -> bool {
+        self.sets.iter().any(|set| set.device_maps.is_some())
+    }
+
+    /// Refuses streams where there is no device.
+    pub(super) fn check_device(&self) -> Result<(), EngineError> {
+        let how =
+            "step_on: this engine's slots lie in host memory; call step, or name the device to the builder";
+        if self.is_on_device() { Ok(()) } else { Err(EngineError::Options(how.into())) }
+    }
+
     /// Tells a lane on which streams passes run. False: one is captured.
     #[allow(unsafe_code)]
     fn take_streams(&self, lane: &mut Lane, streams: Option<Streams<'_>>) -> Result<bool, EngineError> {
@@ -101,10 +122,7 @@ impl Shared {
             // SAFETY: `Streams` are made by `slow_step_on` alone, whose caller promises what this asks.
             (Some(side), Some(Streams(streams))) => Ok(unsafe { side.streams.give(streams) }?),
             (Some(side), None) => Ok(side.streams.run()?),
-            (None, None) => Ok(true),
-            (None, Some(_)) => Err(EngineError::Options(
-                "step_on: this engine's slots lie in host memory; call step, or name the device to the builder".into(),
-            )),
+            (None, _) => Ok(true),
         }
     }
 
@@ -121,12 +139,15 @@ impl Shared {
         if let Some(Streams(streams)) = streams {
             self.given.set(streams);
         }
-        let first_step = id.unwrap_or_else(|| self.next_step.load(Ordering::SeqCst));
+        let first_step = id.unwrap_or_else(|| self.hand.next_step());
+        // Entered once for all calls of a boundary.
+        let context = self.sets.iter().find_map(|set| set.device_context());
+        let _entered = context.as_deref().map(eplb_cuda::Context::enter).transpose()?;
         for (at, lane) in core.lanes.iter_mut().enumerate() {
             let passed = match id {
                 // The exchange began after this step's id was known and before this: to it the step has begun, with the maps
                 // that are in force.
-                Some(id) if core.moving == Some(at) && lane.driver.last_step() >= Some(id) => continue,
+                Some(id) if core.moving == Some(at) && began_before(lane.driver.last_step(), id) => continue,
                 Some(id) => lane.driver.step(id),
                 None => lane.driver.tick(),
             };

@@ -29,6 +29,14 @@ const WRONG: [&str; 4] = ["default_stream", "outside", "nccl_mismatch", "nccl_er
 /// Calls by which communicators are made again after a failure, which is when they may be.
 const REBUILDING: [&str; 2] = ["cuStreamCreate", "cuStreamDestroy"];
 
+/// What is taken and given back, by the end of the process.
+const PAIRS: [(&str, &str); 4] = [
+    ("cuMemAlloc", "cuMemFree"),
+    ("cuMemHostAlloc", "cuMemFreeHost"),
+    ("cuStreamCreate", "cuStreamDestroy"),
+    ("cuDevicePrimaryCtxRetain", "cuDevicePrimaryCtxRelease"),
+];
+
 /// The first things in a log that must not be there. `rebuilding`: some waves failed.
 pub(crate) fn audit(log: &Log, rebuilding: bool) -> Vec<String> {
     let mut found = all(log, rebuilding);
@@ -53,6 +61,12 @@ fn all(log: &Log, rebuilding: bool) -> Vec<String> {
     let is_allowed = |call: &Call| rebuilding && REBUILDING.contains(&&*call.name);
     for call in served.iter().filter(|call| NEVER.contains(&&*call.name) && !is_allowed(call)) {
         found.push(format!("while serving: {call:?}"));
+    }
+    for (take, give) in PAIRS {
+        let (taken, given) = (log.count(take), log.count(give));
+        if taken != given {
+            found.push(format!("{taken} of {take}, {given} of {give}"));
+        }
     }
     found.extend(ranges(log));
     for rank in log.0.iter().filter(|call| call.name == "rank") {

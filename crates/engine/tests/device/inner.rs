@@ -1,5 +1,6 @@
 //! A server on the fakes, in a process of its own.
 
+use std::ffi::c_void;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -75,6 +76,15 @@ fn mark(what: &str) {
     log.write_all(format!("t={thread} {what}\n").as_bytes()).unwrap();
 }
 
+/// What is no stream is refused by name, and changes nothing: the step's id is free.
+fn refuses(engine: &Engine, handles: &[u64]) {
+    for (streams, word) in [(&[0][..], "default stream"), (&[handles[0]; 17][..], "at most 16")] {
+        // SAFETY: refused before any is used; the last one lives.
+        let error = unsafe { engine.step_on(0, streams) }.unwrap_err().to_string();
+        assert!(error.contains(word), "{error}");
+    }
+}
+
 fn transport() -> Arc<dyn Transport> {
     let inner: Arc<dyn Transport> = match word("backend").as_deref() {
         Some("nccl") => Arc::new(NcclTransport::new(Backend::Nccl)),
@@ -86,6 +96,22 @@ fn transport() -> Arc<dyn Transport> {
     }
 }
 
+/// Begins or ends the capture of a stream, by the driver's own calls.
+fn capture(stream: u64, begin: bool) {
+    type Begin = unsafe extern "C" fn(*mut c_void, i32) -> i32;
+    type End = unsafe extern "C" fn(*mut c_void, *mut *mut c_void) -> i32;
+    // SAFETY: the fake, which is loaded already; the calls have these types, and the stream lives.
+    let code = unsafe {
+        let library = libloading::Library::new("libcuda.so.1").unwrap();
+        let (stream, mut graph) = (stream as *mut c_void, std::ptr::null_mut());
+        match begin {
+            true => library.get::<Begin>(b"cuStreamBeginCapture_v2").unwrap()(stream, 2),
+            false => library.get::<End>(b"cuStreamEndCapture").unwrap()(stream, &mut graph),
+        }
+    };
+    assert_eq!(code, 0);
+}
+
 #[test]
 #[ignore = "run by the others, on the fakes"]
 fn serving_on_the_fakes() {
@@ -94,7 +120,7 @@ fn serving_on_the_fakes() {
     let server = Server {
         model: Model::new(&Trace::open(file).unwrap(), 2, small_tensors()).unwrap(),
         topology: Topology::uniform(RANKS, number("slots", 72) as usize).unwrap(),
-        mail: Mail::new(RANKS),
+        mail: Mail::boxed(RANKS),
         tokens: 6,
         // Every few steps other experts are popular, so that every plan differs from the one before.
         steps_per_moment: 7,
@@ -129,6 +155,7 @@ fn serving_on_the_fakes() {
         let engine = builder.start()?;
         let mut card = Card::new(&engine, set)?;
         card.launches = word("kernels").as_deref() != Some("no");
+        card.capture = word("captures").is_some().then_some(capture as fn(u64, bool));
         card.patience = Duration::from_secs(number("patience", 60));
         card.folded_as = word("folded_as").map(|step| step.parse().unwrap());
         Ok((engine, set, card))
@@ -143,9 +170,10 @@ fn serving_on_the_fakes() {
             }
         };
         let handles = card.handles();
+        refuses(&engine, &handles);
         mark(&format!("rank lead={:#x} other={:#x}", handles[0], handles[1]));
         // All ranks are past their start when the first begins to serve.
-        if server.mail.meet().is_err() {
+        if server.mail.meet(rank).is_err() {
             return (None, Some("another rank did not start".into()));
         }
         mark("serving");

@@ -107,6 +107,13 @@ fn commits_are_copies_where_there_are_no_kernels() {
 }
 
 #[test]
+fn nothing_is_committed_on_streams_that_are_captured() {
+    let run = serve("slots=72 rounds=4 captures=1", 100, None);
+    assert_right(&run);
+    assert!(run.moved > 0 && run.log.count("cuStreamBeginCapture") > 0, "{}", run.said);
+}
+
+#[test]
 fn waves_travel_over_nccl() {
     let run = serve("slots=72 rounds=4 backend=nccl", 100, None);
     assert_right(&run);

@@ -84,7 +84,7 @@ fn serve(rounds: u64, slots: usize, stormy: bool, planted: Planted) -> Outcome {
     let server = Server {
         model: Model::new(&Trace::open(file).unwrap(), 2, small_tensors()).unwrap(),
         topology: Topology::uniform(RANKS, slots).unwrap(),
-        mail: Mail::new(RANKS),
+        mail: Mail::boxed(RANKS),
         tokens: 6,
         // Every few steps other experts are popular, so that every plan differs from the one before.
         steps_per_moment: 7,
