@@ -187,6 +187,17 @@ fn engines_name_what_is_wrong() {
         // One byte too few for the zero behind it: nothing is copied.
         assert_eq!(eplb_engine_metrics(engine, 0, text.as_mut_ptr(), 1, &mut len), Status::Ok);
         assert_eq!(text[0], 7);
+        is(
+            eplb_engine_round_outcome(engine, 3, null_mut(), 0, &mut len),
+            Status::InvalidArgument,
+            "layer sets 0 to 0",
+        );
+        is(
+            eplb_engine_round_outcome(engine, 0, null_mut(), 0, null_mut()),
+            Status::InvalidArgument,
+            "len is null",
+        );
+        is(eplb_engine_reform(null(), 10), Status::InvalidArgument, "engine is null");
         is(eplb_engine_save(engine, 0, null()), Status::InvalidArgument, "path is null");
         is(
             eplb_engine_save(engine, 0, c"/no/such/folder/plan.npz".as_ptr()),
