@@ -186,7 +186,7 @@ fn owner(address: &str, handles: HandleKind) -> Outcome<()> {
 fn reader(address: &str, corner: &str, handles: HandleKind) -> Outcome<()> {
     let rank = Rank::new(1, handles)?;
     let joined = rank.join(open(address, corner)?)?;
-    let mut puller = Puller::new(rank.memory.clone(), joined.memories.clone())?;
+    let mut puller = Puller::new(rank.memory.clone(), joined.memories.clone(), 1)?;
     println!("pulling");
     loop {
         pull_all(&mut puller, 1)?;
@@ -213,7 +213,7 @@ fn strike(address: &str, handles: &str, fault: &str) -> Outcome<String> {
     let begin = Instant::now();
     let joined = rank.join(open(address, fault)?)?;
     let (joining, said) = (begin.elapsed(), other.hear()?);
-    let mut puller = Puller::new(rank.memory.clone(), joined.memories.clone())?;
+    let mut puller = Puller::new(rank.memory.clone(), joined.memories.clone(), 1)?;
     let landed = |slot: usize| expert(slot - SLOTS);
     pull_all(&mut puller, 1)?;
     puller.finish(after(Duration::from_secs(10)))?;
@@ -276,7 +276,7 @@ fn reader_dies(address: &str, handles: &str) -> Outcome<String> {
     other.tell("join reader-2")?;
     let mut rank = Rank::new(1, kind(handles))?;
     let joined = rank.join(open(address, "reader-2")?)?;
-    let mut puller = Puller::new(rank.memory.clone(), joined.memories.clone())?;
+    let mut puller = Puller::new(rank.memory.clone(), joined.memories.clone(), 1)?;
     pull_all(&mut puller, 1)?;
     puller.finish(after(Duration::from_secs(10)))?;
     let again = rank.wrong(|slot| expert(slot - SLOTS))?;

@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use eplb_comm::{
-    Carried, CommError, Communicator, Extent, Fence, FenceState, Memory, Place, Progress, Ticket,
+    Carried, CommError, Communicator, Extent, Fence, FenceState, Memory, Place, Progress, Ticket, Timeline,
     places_apart,
 };
 use eplb_core::{Landing, ModelLayout, RankId, Transfer};
@@ -170,6 +170,10 @@ impl Communicator for PeerCommunicator {
 
     fn carried(&self) -> Carried {
         self.shared.carried()
+    }
+
+    fn observe(&mut self, timeline: &Arc<Timeline>) {
+        self.shared.observe(timeline);
     }
 }
 

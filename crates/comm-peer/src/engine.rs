@@ -1,6 +1,7 @@
 //! The streams on which pulls run.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use eplb_comm::{CommError, Fence, Place};
 use eplb_core::Transfer;
@@ -12,14 +13,20 @@ use crate::pulls::Pulls;
 /// Events made at start-up: as many waves are rarely open at a time.
 const EVENTS: usize = 64;
 
+/// Most streams: queues are told apart by the bits of a word.
+const MOST: usize = 64;
+
 /// Pulls into one rank's memory.
 #[derive(Debug)]
 pub(crate) struct Engine {
     memory: Arc<DeviceMemory>,
     /// Memory of each rank; it lives until every copy has run.
     sources: Vec<Arc<DeviceMemory>>,
-    /// The first is for copies inside the rank, the others are divided over the sources.
+    /// The first is for copies inside the rank; the others belong to the sources, as many to each, as far as they go round.
     streams: Vec<Arc<CudaStream>>,
+    per_source: usize,
+    /// Which of its source's streams the next pull takes, by source.
+    turns: Vec<AtomicUsize>,
     events: Arc<Events>,
 }
 
@@ -30,24 +37,34 @@ impl Engine {
         options: &Options,
     ) -> Result<Self, CudaError> {
         let context = memory.context();
-        let count = 1 + options.streams.clamp(1, sources.len().max(1));
+        let others = sources.len().saturating_sub(1).max(1);
+        let per_source = options.streams.clamp(1, ((MOST - 1) / others).max(1));
+        let count = (1 + per_source * others).min(MOST);
         let streams = (0..count)
             .map(|_| CudaStream::new(context, options.stream_priority))
             .collect::<Result<Vec<_>, _>>()?;
         let events = Events::new(context, EVENTS.max(4 * count))?;
-        Ok(Self { memory, sources, streams, events })
+        let turns = sources.iter().map(|_| AtomicUsize::new(0)).collect();
+        Ok(Self { memory, sources, streams, per_source, turns, events })
     }
 
+    /// The stream of the next pull from a source.
     fn stream_of(&self, source: usize) -> usize {
         let me = self.memory.rank().index();
-        if source == me { 0 } else { 1 + (source + self.sources.len() - me) % (self.streams.len() - 1) }
+        if source == me {
+            return 0;
+        }
+        let turn = self.turns[source].fetch_add(1, Ordering::Relaxed) % self.per_source;
+        let other = (source + self.sources.len() - me) % self.sources.len() - 1;
+        1 + (other * self.per_source + turn) % (self.streams.len() - 1)
     }
 }
 
 impl Pulls for Engine {
-    fn pull(&self, transfer: &Transfer) -> Result<(), CommError> {
+    fn pull(&self, transfer: &Transfer) -> Result<usize, CommError> {
         let (rank, source) = (self.memory.rank(), transfer.source.index());
-        let stream = &self.streams[self.stream_of(source)];
+        let number = self.stream_of(source);
+        let stream = &self.streams[number];
         let (from, to) = (Place::source(transfer), Place::landing(transfer));
         for tensor in 0..eplb_comm::Memory::layout(&*self.memory).layer(transfer.layer).tensors().len() {
             let (from, to) = (self.sources[source].rows(from, tensor)?, self.memory.rows(to, tensor)?);
@@ -56,14 +73,14 @@ impl Pulls for Engine {
             // nobody writes the source, or uses the destination, meanwhile is the order of the caller.
             unsafe { stream.copy(from, to) }.map_err(|error| error.at(rank))?;
         }
-        Ok(())
+        Ok(number)
     }
 
     fn bytes(&self, transfer: &Transfer) -> u64 {
         eplb_comm::Memory::layout(&*self.memory).layer(transfer.layer).expert_bytes() as u64
     }
 
-    fn fences(&self) -> Result<Vec<Fence>, CommError> {
+    fn fences(&self, queues: u64) -> Result<Vec<Fence>, CommError> {
         let rank = self.memory.rank();
         let record = |stream: &Arc<CudaStream>| {
             self.events
@@ -71,6 +88,7 @@ impl Pulls for Engine {
                 .map(|fence| fence.fence())
                 .map_err(|error: CudaError| error.at(rank))
         };
-        self.streams.iter().map(record).collect()
+        let wanted = self.streams.iter().enumerate().filter(|(number, _)| queues >> number & 1 == 1);
+        wanted.map(|(_, stream)| record(stream)).collect()
     }
 }

@@ -8,7 +8,12 @@ use crate::words::Ready;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Step {
     /// Say in this rank's word which waves may start here.
-    Announce(Ready),
+    Announce {
+        /// All that may.
+        waves: Ready,
+        /// The one that was added.
+        newest: u64,
+    },
     /// Enqueue a pull of a wave on the stream of its source.
     Pull {
         /// Number of the wave.
@@ -118,7 +123,7 @@ impl Lane {
                 && let Some(more) = self.ready.with(wave.number)
             {
                 (self.ready, wave.announced) = (more, true);
-                steps.push(Step::Announce(more));
+                steps.push(Step::Announce { waves: more, newest: wave.number });
             }
             let mut gone = None;
             wave.pulls.retain(|&(source, pull)| match ready(source) {
@@ -193,7 +198,8 @@ mod tests {
         assert!(steps.is_empty() || !seen.gone, "steps after the end: {steps:?}");
         for step in steps {
             match step {
-                Step::Announce(ready) => {
+                Step::Announce { waves: ready, newest } => {
+                    assert!(ready.has(newest));
                     assert!((0..200).all(|wave| !ready.has(wave) || seen.gates.contains(&wave)));
                     words[rank] = Some(ready);
                 }

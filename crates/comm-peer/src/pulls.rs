@@ -9,11 +9,12 @@ use eplb_core::Transfer;
 pub(crate) trait Pulls: Debug + Send + Sync {
     /// Enqueues the copies of a transfer to this rank, all of whose places were checked. Returns at once. From then on the copies
     /// depend on nobody.
-    fn pull(&self, transfer: &Transfer) -> Result<(), CommError>;
+    /// Returns the number of the queue that they are in, below 64.
+    fn pull(&self, transfer: &Transfer) -> Result<usize, CommError>;
 
     /// Bytes of a transfer.
     fn bytes(&self, transfer: &Transfer) -> u64;
 
-    /// Fences behind everything enqueued so far.
-    fn fences(&self) -> Result<Vec<Fence>, CommError>;
+    /// Fences behind everything enqueued so far in the queues whose bits are set.
+    fn fences(&self, queues: u64) -> Result<Vec<Fence>, CommError>;
 }

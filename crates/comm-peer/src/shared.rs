@@ -5,7 +5,8 @@ use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use eplb_comm::host::HostFence;
-use eplb_comm::{Carried, CommError, Fence, FenceState};
+use eplb_comm::timeline::{Moment, Timeline, tell};
+use eplb_comm::{Carried, CommError, Fence, FenceState, Ticket as Number};
 use eplb_core::{RankId, Transfer};
 
 use crate::lane::{Lane, Step};
@@ -14,9 +15,9 @@ use crate::sync::{Condvar, Mutex, MutexGuard, sleep, yield_now};
 use crate::words::Signals;
 
 /// How long the thread looks without a pause after something has happened; then it pauses between looks.
-const HOT: Duration = Duration::from_micros(500);
-/// The pause between looks.
-const PAUSE: Duration = Duration::from_micros(20);
+const HOT: Duration = Duration::from_millis(1);
+/// The pause between looks. On Linux it is kept to the microsecond, see [`be_punctual`].
+const PAUSE: Duration = Duration::from_micros(5);
 
 /// A wave as the caller knows it.
 #[derive(Debug)]
@@ -33,6 +34,8 @@ struct Open {
     pulls: Vec<Transfer>,
     /// What it has to run after, until that is over.
     after: Option<Fence>,
+    /// Queues that its pulls are in.
+    queues: u64,
     /// Behind its pulls, once they are enqueued.
     fences: Option<Vec<Fence>>,
 }
@@ -48,6 +51,7 @@ struct Work {
     /// Behind everything that was enqueued before the end.
     last: Vec<Fence>,
     leave: bool,
+    timeline: Option<Arc<Timeline>>,
 }
 
 /// Both ends of a communicator.
@@ -73,6 +77,7 @@ impl Shared {
             ended: None,
             last: Vec::new(),
             leave: false,
+            timeline: None,
         };
         let (work, changed, quiet) = (Mutex::new(work), Condvar::new(), HostFence::new());
         Arc::new(Self { rank, engine, words, work, changed, quiet })
@@ -84,6 +89,10 @@ impl Shared {
 
     pub(crate) fn carried(&self) -> Carried {
         self.lock().carried
+    }
+
+    pub(crate) fn observe(&self, timeline: &Arc<Timeline>) {
+        self.lock().timeline = Some(timeline.clone());
     }
 
     /// Hands a wave to the thread.
@@ -100,7 +109,7 @@ impl Shared {
         }
         let number = work.lane.submit(pulls.iter().map(|pull| pull.source.index()));
         let ticket = Arc::new(Ticket { fence: HostFence::new(), submitted: Instant::now(), deadline });
-        let open = Open { ticket: ticket.clone(), pulls, after: Some(after), fences: None };
+        let open = Open { ticket: ticket.clone(), pulls, after: Some(after), queues: 0, fences: None };
         work.open.insert(number, open);
         drop(work);
         self.changed.notify_all();
@@ -130,12 +139,13 @@ impl Shared {
             open.ticket.fence.fail(cause.clone());
         }
         // A device that takes no event is lost, and runs nothing either.
-        work.last = self.engine.fences().unwrap_or_default();
+        work.last = self.engine.fences(u64::MAX).unwrap_or_default();
         work.ended = Some(cause);
     }
 
     /// The progress thread's life: it sleeps while there is nothing under way.
     pub(crate) fn serve(&self) {
+        be_punctual();
         let mut moved = Instant::now();
         let mut work = self.lock();
         loop {
@@ -217,19 +227,26 @@ impl Shared {
 
     fn carry_out(&self, work: &mut Work, step: Step) -> Result<(), CommError> {
         match step {
-            Step::Announce(waves) => self.words.announce(waves),
+            Step::Announce { waves, newest } => {
+                self.words.announce(waves);
+                tell(&work.timeline, || Moment::Announced(Number(newest)));
+            }
             Step::Pull { wave, pull } => {
-                if let Some(open) = work.open.get(&wave) {
-                    self.engine.pull(&open.pulls[pull])?;
+                if let Some(open) = work.open.get_mut(&wave) {
+                    if open.queues == 0 {
+                        tell(&work.timeline, || Moment::FirstEnqueued(Number(wave)));
+                    }
+                    open.queues |= 1 << self.engine.pull(&open.pulls[pull])?;
                 }
             }
             Step::Fence(wave) => {
                 if let Some(open) = work.open.get_mut(&wave) {
-                    open.fences =
-                        Some(if open.pulls.is_empty() { Vec::new() } else { self.engine.fences()? });
+                    open.fences = Some(self.engine.fences(open.queues)?);
+                    tell(&work.timeline, || Moment::AllEnqueued(Number(wave)));
                 }
             }
             Step::Done(wave) => {
+                tell(&work.timeline, || Moment::Landed(Number(wave)));
                 if let Some(open) = work.open.remove(&wave) {
                     for pull in &open.pulls {
                         let bytes = self.engine.bytes(pull);
@@ -253,5 +270,14 @@ impl Shared {
             }
         }
         Ok(())
+    }
+}
+
+/// Lets this thread's pauses end when they should: the system adds 50 us to short ones otherwise.
+fn be_punctual() {
+    #[cfg(target_os = "linux")]
+    {
+        // A system that refuses wakes it later, no more.
+        let _ = rustix::thread::set_current_timer_slack(std::num::NonZeroU64::new(1000));
     }
 }

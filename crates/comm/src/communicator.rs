@@ -8,6 +8,7 @@ use eplb_core::{RankId, Transfer};
 
 use crate::error::CommError;
 use crate::fence::Fence;
+use crate::timeline::Timeline;
 
 /// Names a submitted wave; numbers rise with every submission of a communicator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +85,11 @@ pub trait Communicator: Debug + Send {
 
     /// What was carried so far.
     fn carried(&self) -> Carried;
+
+    /// Tells a recorder from now on what happens when. Backends that have nothing to tell ignore it.
+    fn observe(&mut self, timeline: &Arc<Timeline>) {
+        let _ = timeline;
+    }
 }
 
 impl<C: Communicator + ?Sized> Communicator for Box<C> {
@@ -122,5 +128,9 @@ impl<C: Communicator + ?Sized> Communicator for Box<C> {
 
     fn carried(&self) -> Carried {
         (**self).carried()
+    }
+
+    fn observe(&mut self, timeline: &Arc<Timeline>) {
+        (**self).observe(timeline);
     }
 }

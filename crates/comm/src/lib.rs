@@ -20,6 +20,7 @@ pub mod pattern;
 mod random;
 pub mod store;
 pub mod stream;
+pub mod timeline;
 
 pub use communicator::{Carried, Communicator, Progress, Ticket};
 pub use error::CommError;
@@ -28,3 +29,4 @@ pub use intercept::{Intercept, Intercepted};
 pub use memory::{Extent, Located, Memory, Place, places_apart};
 pub use pairs::{BatchHeader, Message, Pairs};
 pub use stream::Stream;
+pub use timeline::{Moment, Timeline};

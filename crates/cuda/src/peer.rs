@@ -10,28 +10,47 @@ use crate::event::Events;
 use crate::memory::DeviceMemory;
 use crate::stream::CudaStream;
 
-/// Pulls experts from the memory of other devices of this process into one rank's, over a stream of its own per source, so that
+/// Pulls experts from the memory of other devices of this process into one rank's, over streams of its own per source, so that
 /// all links are busy at once: what they give with nothing around them. Contexts must have been let reach each other ([`crate::Probe::contexts`]).
 #[derive(Debug)]
 pub struct Puller {
     memory: Arc<DeviceMemory>,
     /// By rank; they live until every copy has run.
     sources: Vec<Arc<DeviceMemory>>,
-    /// One per source.
+    /// As many for each source.
     streams: Vec<Arc<CudaStream>>,
+    per_source: usize,
+    /// Of the streams of each source, how many are used, and which is next.
+    used: usize,
+    next: usize,
     events: Arc<Events>,
 }
 
 impl Puller {
-    /// Pulls into `memory` from any of `sources`, which are ordered by rank.
+    /// Pulls into `memory` from any of `sources`, which are ordered by rank, over `per_source` streams from each.
     ///
     /// # Errors
     /// No stream or event.
-    pub fn new(memory: Arc<DeviceMemory>, sources: Vec<Arc<DeviceMemory>>) -> Result<Self, CudaError> {
-        let stream = |_: &Arc<DeviceMemory>| CudaStream::new(memory.context(), 0);
-        let streams = sources.iter().map(stream).collect::<Result<Vec<_>, _>>()?;
+    pub fn new(
+        memory: Arc<DeviceMemory>,
+        sources: Vec<Arc<DeviceMemory>>,
+        per_source: usize,
+    ) -> Result<Self, CudaError> {
+        let per_source = per_source.max(1);
+        let streams = (0..sources.len() * per_source).map(|_| CudaStream::new(memory.context(), 0));
+        let streams = streams.collect::<Result<Vec<_>, _>>()?;
         let events = Events::new(memory.context(), streams.len())?;
-        Ok(Self { memory, sources, streams, events })
+        Ok(Self { memory, sources, streams, per_source, used: per_source, next: 0, events })
+    }
+
+    /// Streams of each source.
+    pub fn per_source(&self) -> usize {
+        self.per_source
+    }
+
+    /// Uses so many of the streams of each source from now on; at least one, and no more than there are.
+    pub fn use_streams(&mut self, per_source: usize) {
+        self.used = per_source.clamp(1, self.per_source);
     }
 
     /// The memory that it pulls into.
@@ -51,6 +70,8 @@ impl Puller {
         };
         let (Place::Slot { layer, .. } | Place::Staging { layer, .. }) = to;
         self.memory.extent().locate(self.memory.layout(), to)?;
+        let stream = &self.streams[source * self.per_source + self.next % self.used];
+        self.next = self.next.wrapping_add(1);
         for tensor in 0..self.memory.layout().layer(layer).tensors().len() {
             let (from, to) = (memory.rows(from, tensor)?, self.memory.rows(to, tensor)?);
             if (from.rows, from.row_bytes) != (to.rows, to.row_bytes) {
@@ -63,7 +84,7 @@ impl Puller {
             }
             // SAFETY: both places lie in memories that this object keeps alive until it has waited for its streams, and
             // have one shape. They belong to different ranks or are different places, so they do not overlap.
-            unsafe { self.streams[source].copy(from, to) }.map_err(|error| error.at(rank))?;
+            unsafe { stream.copy(from, to) }.map_err(|error| error.at(rank))?;
         }
         Ok(())
     }

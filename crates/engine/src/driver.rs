@@ -4,7 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use eplb_comm::{Communicator, Fence, Progress, Stream, Ticket};
+use eplb_comm::timeline::tell;
+use eplb_comm::{Communicator, Fence, Moment, Progress, Stream, Ticket, Timeline};
 use eplb_core::{Placement, RankId, SlotCommit, Topology, Wave};
 use eplb_exchange::plan::apply_commits;
 use eplb_exchange::{Action, Exchange, Outcome, Part, Phase};
@@ -36,6 +37,7 @@ pub struct Driver<S> {
     doubtful: Option<Doubtful>,
     /// Behind copies of exchanges that are over, which may not have ended.
     unfinished: Vec<Fence>,
+    timeline: Option<Arc<Timeline>>,
 }
 
 /// Why steps must not run.
@@ -98,6 +100,8 @@ struct Active {
     /// Fences behind steps whose end the exchange has to know.
     steps: VecDeque<(u64, Fence)>,
     committed: Vec<usize>,
+    /// The phase and the wave that a recorder was told last.
+    told: Option<(Phase, usize)>,
 }
 
 /// What an exchange left behind: its outcome, and the communicator for the next one.
@@ -134,7 +138,13 @@ impl<S: Stream> Driver<S> {
             barred: None,
             doubtful: None,
             unfinished: Vec::new(),
+            timeline: None,
         }
+    }
+
+    /// Tells a recorder from the next exchange on what happens when, and has its communicator do so.
+    pub fn observe(&mut self, timeline: &Arc<Timeline>) {
+        self.timeline = Some(timeline.clone());
     }
 
     /// The compute stream.
@@ -210,7 +220,7 @@ impl<S: Stream> Driver<S> {
     fn start(
         &mut self,
         exchange: Exchange,
-        communicator: Box<dyn Communicator>,
+        mut communicator: Box<dyn Communicator>,
         board: Arc<dyn Board>,
         steps: VecDeque<(u64, Fence)>,
     ) -> Result<(), EngineError> {
@@ -219,6 +229,10 @@ impl<S: Stream> Driver<S> {
         }
         if let Some(bar) = &self.barred {
             return Err(self.refuse(bar, self.last_step.map_or(0, |last| last + 1)));
+        }
+        if let Some(timeline) = &self.timeline {
+            communicator.observe(timeline);
+            timeline.tell(Moment::Began);
         }
         self.active = Some(Active {
             exchange,
@@ -233,6 +247,7 @@ impl<S: Stream> Driver<S> {
             halt: None,
             steps,
             committed: Vec::new(),
+            told: None,
         });
         self.act()
     }
@@ -340,7 +355,10 @@ impl<S: Stream> Driver<S> {
         for (wave, part, ticket) in std::mem::take(&mut active.tickets) {
             match active.communicator.poll(ticket) {
                 Ok(Progress::Pending) => active.tickets.push((wave, part, ticket)),
-                Ok(Progress::Done) => active.exchange.transfers_done(wave, part, now),
+                Ok(Progress::Done) => {
+                    tell(&self.timeline, || Moment::Arrived(ticket));
+                    active.exchange.transfers_done(wave, part, now);
+                }
                 Err(error) => active.exchange.transfers_failed(error.to_string(), now),
             }
         }
@@ -349,6 +367,7 @@ impl<S: Stream> Driver<S> {
                 Ok(false) => {}
                 Ok(true) => {
                     (active.commit, active.unproven) = (None, None);
+                    tell(&self.timeline, || Moment::Committed(active.exchange.wave()));
                     active.committed.push(active.exchange.wave());
                     active.exchange.commit_done(now);
                 }
@@ -375,6 +394,9 @@ impl<S: Stream> Driver<S> {
         active.exchange.check_time(now);
         self.act()?;
         let over = self.active.as_ref().is_some_and(|active| active.exchange.outcome().is_some());
+        if over {
+            tell(&self.timeline, || Moment::Ended);
+        }
         Ok(self.active.take_if(|_| over).and_then(|active| {
             let outcome = active.exchange.outcome()?.clone();
             match outcome {
@@ -478,6 +500,11 @@ impl<S: Stream> Driver<S> {
     fn act(&mut self) -> Result<(), EngineError> {
         let Some(active) = &mut self.active else { return Ok(()) };
         loop {
+            let at = (active.exchange.phase(), active.exchange.wave());
+            if self.timeline.is_some() && active.told != Some(at) {
+                active.told = Some(at);
+                tell(&self.timeline, || Moment::Phase { wave: at.1, name: name(at.0) });
+            }
             let actions = active.exchange.take_actions();
             if actions.is_empty() {
                 return Ok(());
@@ -495,11 +522,16 @@ impl<S: Stream> Driver<S> {
                         let waves = if part == Part::Early { 2 } else { 1 };
                         let deadline = now + active.exchange.deadlines().transfer * waves;
                         match active.communicator.submit(transfers, Fence::passed(), deadline) {
-                            Ok(ticket) => active.tickets.push((wave, part, ticket)),
+                            Ok(ticket) => {
+                                let early = part == Part::Early;
+                                tell(&self.timeline, || Moment::Submitted { wave, early, ticket });
+                                active.tickets.push((wave, part, ticket));
+                            }
                             Err(error) => active.exchange.transfers_failed(error.to_string(), now),
                         }
                     }
                     Action::Commit { wave: number } => {
+                        tell(&self.timeline, || Moment::CommitEnqueued(number));
                         let wave = &active.exchange.plan().waves()[number];
                         let own = own_commits(wave, self.rank, &self.topology);
                         apply_commits(Arc::make_mut(&mut self.map), wave);
@@ -530,6 +562,21 @@ impl<S: Stream> Driver<S> {
                 }
             }
         }
+    }
+}
+
+/// A phase as the timeline names it.
+fn name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Agreeing => "agreeing",
+        Phase::Draining => "draining",
+        Phase::Clearing => "clearing",
+        Phase::Moving => "moving",
+        Phase::Prepared => "prepared",
+        Phase::Armed => "armed",
+        Phase::Committing => "committing",
+        Phase::Settling => "settling",
+        _ => "ending",
     }
 }
 

@@ -13,6 +13,9 @@ use crate::error::ExchangeError;
 /// Default of [`Limits::drain_floor`].
 pub const DEFAULT_DRAIN_FLOOR: f64 = 0.02;
 
+/// Default of [`Limits::wave_cost`]: what a fast link carries in 0.3 ms.
+pub const DEFAULT_WAVE_COST: u64 = 96 << 20;
+
 /// Default staging budget per rank: 256 MiB, or the largest layer's bytes on a rank if that is less; at least one
 /// expert.
 pub fn default_staging_bytes(layout: &ModelLayout, topology: &Topology) -> usize {
@@ -36,6 +39,12 @@ pub struct Limits {
     /// busy together, long ones cost fewer agreements. `None`: a twelfth of what the busiest rank receives, at
     /// least 256 MiB.
     pub wave_bytes: Option<u64>,
+    /// What agreeing on a wave takes, from the last byte to the last commit, as bytes that a port could carry meanwhile: the more, the
+    /// larger the waves. About three steps where commits wait for steps.
+    pub wave_cost: u64,
+    /// Whether slots whose bytes could wait for a drain may go through staging where that saves time: a chain of slots changes in one wave
+    /// then, and all its ports are busy. Otherwise staging serves only what cannot go without.
+    pub followers: bool,
     /// Whether transfers of a wave may run while the wave before is decided and committed, where staging has two halves. Off unless
     /// asked for.
     pub overlap: bool,
@@ -51,6 +60,8 @@ impl Limits {
             max_replicas: None,
             exact_slots: false,
             wave_bytes: None,
+            wave_cost: DEFAULT_WAVE_COST,
+            followers: true,
             overlap: false,
         }
     }

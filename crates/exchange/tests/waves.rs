@@ -101,6 +101,8 @@ fn case(max_ranks: usize) -> impl Strategy<Value = Case> {
                 max_replicas: [None, Some(most), Some(most + 1)][rng.random_range(0..3usize)],
                 exact_slots: rng.random_range(0..3) == 0,
                 overlap: rng.random_range(0..4) > 0,
+                followers: rng.random_range(0..3) > 0,
+                wave_cost: [0, 1, 100, 100_000][rng.random_range(0..4usize)],
                 wave_bytes: [None, Some(0), Some(rng.random_range(1..=4) * layout.largest_staged() as u64)]
                     [rng.random_range(0..3usize)],
             };

@@ -1,5 +1,6 @@
 //! `eplb bench exchange`.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -66,6 +67,18 @@ pub(crate) struct Exchange {
     /// Let transfers of a wave run while the wave before is decided and committed
     #[arg(long)]
     overlap: bool,
+
+    /// Let only what cannot be drained go through staging
+    #[arg(long)]
+    drain_only: bool,
+
+    /// Streams of each rank for pulls from each other one, with `peer`
+    #[arg(long, default_value_t = 2, value_name = "N")]
+    streams: usize,
+
+    /// Record what happens when in the last exchange: a line of FILE each (of FILE.<rank> with --processes), and a table
+    #[arg(long, value_name = "FILE")]
+    timeline: Option<PathBuf>,
 
     /// Fewest thread blocks that NCCL prepares channels for; more than its default gives each message more of them
     #[arg(long, value_name = "N")]
@@ -213,6 +226,9 @@ impl Exchange {
             warmup: self.warmup,
             staging_bytes: self.staging_bytes,
             overlap: self.overlap,
+            followers: !self.drain_only,
+            streams: self.streams,
+            timeline: self.timeline.clone(),
             min_ctas: self.min_ctas,
             max_ctas: self.max_ctas,
             operations: self.operations,
@@ -270,6 +286,10 @@ pub(super) fn run(args: &Exchange) -> Result<ExitCode, Failure> {
         print_json(&object(&bench, &report, args))?;
     } else {
         print(&text(&report, args))?;
+    }
+    if let Some(times) = &report.times {
+        // Beside the one object, where that is what is printed.
+        if args.json { eprint!("{times}") } else { print(&times.to_string())? }
     }
     check(&report)?;
     Ok(ExitCode::SUCCESS)

@@ -156,16 +156,16 @@ fn pull(memory: &Arc<HostMemory>, sources: &[Option<Foreign>], transfer: &Transf
 }
 
 impl Pulls for HostPulls {
-    fn pull(&self, transfer: &Transfer) -> Result<(), CommError> {
+    fn pull(&self, transfer: &Transfer) -> Result<usize, CommError> {
         self.queue.push(Op::Pull(*transfer));
-        Ok(())
+        Ok(0)
     }
 
     fn bytes(&self, transfer: &Transfer) -> u64 {
         self.memory.layout().layer(transfer.layer).expert_bytes() as u64
     }
 
-    fn fences(&self) -> Result<Vec<Fence>, CommError> {
+    fn fences(&self, _queues: u64) -> Result<Vec<Fence>, CommError> {
         let fence = HostFence::new();
         self.queue.push(Op::Pass(fence.clone()));
         Ok(vec![fence.fence()])

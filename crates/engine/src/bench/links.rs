@@ -17,12 +17,14 @@ use super::worker::{Command, Reply};
 use crate::error::EngineError;
 
 /// Copies per rank are repeated this often and the fastest counts.
-pub(super) const ROUNDS: usize = 3;
+pub(super) const ROUNDS: usize = 6;
 
 /// What to copy.
 #[derive(Debug, Clone)]
 pub(super) struct Task {
     plan: Arc<ExchangePlan>,
+    /// Whether copies from one source may run beside each other.
+    beside: bool,
     pub(super) deadline: Instant,
 }
 
@@ -32,16 +34,17 @@ impl Task {
         self.plan.waves().iter().flat_map(|wave| &wave.transfers).filter(|transfer| !transfer.is_local())
     }
 
-    pub(super) fn new(plan: &Arc<ExchangePlan>, deadline: Instant) -> Self {
-        Self { plan: plan.clone(), deadline }
+    /// The copies of round `round`: with one stream for each source, and with all there are, in turn. The best of all counts.
+    pub(super) fn new(plan: &Arc<ExchangePlan>, round: usize, deadline: Instant) -> Self {
+        Self { plan: plan.clone(), beside: round % 2 == 1, deadline }
     }
 }
 
 /// Bytes per second into the worst rank, in 10^9; `None` where ranks cannot copy plainly.
 pub(super) fn measure(threads: &mut Threads, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
     let mut best: Option<Duration> = None;
-    for _ in 0..ROUNDS {
-        let task = Task::new(plan, Instant::now() + threads.patience / 2);
+    for round in 0..ROUNDS {
+        let task = Task::new(plan, round, Instant::now() + threads.patience / 2);
         let replies = threads.ask(|_| Command::Links(task.clone()))?;
         let mut worst = Duration::ZERO;
         for reply in &replies {
@@ -76,6 +79,7 @@ impl Plain for Puller {
     /// Each expert over its own link.
     fn copy(&mut self, task: &Task) -> Result<Duration, EngineError> {
         let rank = self.memory().rank();
+        self.use_streams(if task.beside { self.per_source() } else { 1 });
         let start = Instant::now();
         for transfer in task.transfers().filter(|transfer| transfer.dest == rank) {
             self.pull(transfer.source.index(), Place::source(transfer), Place::landing(transfer))?;

@@ -15,12 +15,14 @@ mod placement;
 mod processes;
 mod ranks;
 mod threads;
+mod timeline;
 mod worker;
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use eplb_comm::{Carried, Memory};
+use eplb_comm::{Carried, Memory, Timeline};
 use eplb_comm_nccl::{Launch, Served};
 use eplb_core::{ModelLayout, Placement, TensorLayout, Topology};
 use eplb_cuda::ipc::HandleKind;
@@ -30,6 +32,10 @@ use crate::error::EngineError;
 pub use placement::Moves;
 pub use ranks::{Carrier, Commit, DeviceGroup};
 use threads::Threads;
+pub use timeline::{Table, Wait};
+
+/// What a fast link carries in a nanosecond.
+const LINK_BYTES_PER_NS: u128 = 300;
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -86,6 +92,13 @@ pub struct ExchangeBench {
     pub register: bool,
     /// Longest time that any part may take.
     pub patience: Duration,
+    /// Whether slots that could wait for a drain may go through staging ([`Limits::followers`]).
+    pub followers: bool,
+    /// Streams of each rank for pulls from each other one, with `peer`.
+    pub streams: usize,
+    /// Where to write what happened when in the last exchange, one line per moment; ranks that are processes add their number to the
+    /// name. `None`: it is not recorded.
+    pub timeline: Option<PathBuf>,
 }
 
 /// What was measured. Milliseconds run from the submission to the commit on the slowest rank, agreement included.
@@ -131,6 +144,8 @@ pub struct ExchangeReport {
     pub device_bytes: Option<u64>,
     /// What the server beside did, by rank; empty without one.
     pub served: Vec<Served>,
+    /// Where the time of the last exchange went, on the ranks of this process; `None` if it was not recorded.
+    pub times: Option<Table>,
 }
 
 impl ExchangeBench {
@@ -197,11 +212,16 @@ impl ExchangeBench {
         let layout = Arc::new(self.layout()?);
         let mut limits = Limits::new(&layout, &topology);
         limits.overlap = self.overlap;
+        limits.followers = self.followers;
+        if !self.step.is_zero() {
+            // A wave waits for about three steps then.
+            limits.wave_cost = u64::try_from(self.step.as_nanos() * 3 * LINK_BYTES_PER_NS).unwrap_or(u64::MAX);
+        }
         if let Some(bytes) = self.staging_bytes {
             limits.staging_bytes = bytes;
         }
         let start = Placement::round_robin(self.layers, self.experts, slots)?;
-        Ok(Setup { topology, layout, limits, start })
+        Ok(Setup { topology, layout, limits, start, since: Instant::now() })
     }
 
     /// What round `round` carries out.
@@ -212,7 +232,7 @@ impl ExchangeBench {
     }
 
     fn measure(&self, team: &mut dyn Team, setup: &Setup) -> Result<ExchangeReport, EngineError> {
-        let Setup { topology, layout, limits, start } = setup;
+        let Setup { topology, layout, limits, start, .. } = setup;
         let mut placement = start.clone();
         team.fill()?;
         let mut ms = Vec::new();
@@ -222,11 +242,17 @@ impl ExchangeBench {
         let rounds = self.warmup + self.iterations;
         let mut link_gbps = None;
         let begin = Instant::now();
+        let mut times = None;
         for round in 0..rounds {
             let plan = Arc::new(self.plan(setup, &placement, round)?);
             placement = plan.target().clone();
             planned_bytes += plan.totals().link_bytes;
             let done = team.exchange(&plan, topology)?;
+            if round + 1 == rounds
+                && let Some(path) = &self.timeline
+            {
+                times = Some(timeline::take(path, &done.timelines)?);
+            }
             ms.push(done.time.as_secs_f64() * 1e3);
             if round >= self.warmup {
                 steps = steps.max(done.steps);
@@ -273,6 +299,7 @@ impl ExchangeBench {
             stall_us_max: stall.as_secs_f64() * 1e6,
             device_bytes: None,
             served: Vec::new(),
+            times,
         })
     }
 }
@@ -293,6 +320,8 @@ struct Setup {
     layout: Arc<ModelLayout>,
     limits: Limits,
     start: Placement,
+    /// What moments count from.
+    since: Instant,
 }
 
 /// One exchange, over all ranks.
@@ -306,6 +335,8 @@ struct Done {
     stall: Duration,
     /// By rank.
     carried: Vec<Carried>,
+    /// Of the ranks of this process, where they are recorded.
+    timelines: Vec<Arc<Timeline>>,
 }
 
 /// All ranks of a bench, as what measures them sees them: threads of this process, or this process as one rank of several, each of

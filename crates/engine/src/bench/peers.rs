@@ -7,7 +7,7 @@ use eplb_comm::host::{HostMemory, HostStream, StreamOptions};
 use eplb_comm_peer::process::{Meeting, PeerError, join_device, join_host};
 use eplb_cuda::{Context, CudaStream, DeviceMemory, Inspector, Puller, probe};
 
-use super::ranks::{Own, Parts, committing};
+use super::ranks::{Own, Parts, committing, peer_options};
 use super::{ExchangeBench, Setup, host_bytes};
 use crate::error::EngineError;
 use crate::process::{HostId, Session};
@@ -71,7 +71,7 @@ fn on_device(
     let stream = committing(bench, &memory, &compute)?;
     let inspector = Inspector::new(memory.clone())?;
     let (before, _) = context.memory_info()?;
-    let options = eplb_comm_peer::Options::default();
+    let options = peer_options(bench);
     let joined = join_device(meeting, memory.clone(), &options).map_err(refused)?;
     let (now, _) = context.memory_info()?;
     debug_assert_eq!(joined.communicator.world_size(), bench.ranks);
@@ -79,7 +79,7 @@ fn on_device(
         stream: Box::new(stream),
         communicator: Box::new(joined.communicator),
         inspect: Box::new(inspector),
-        plain: Some(Box::new(Puller::new(memory, joined.memories)?)),
+        plain: Some(Box::new(Puller::new(memory, joined.memories, bench.streams)?)),
         compute: Some(compute),
     };
     Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64 })

@@ -1,5 +1,6 @@
 //! A bench whose ranks are processes: each measures in lockstep with the others, and all come to the same report.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,8 +28,11 @@ impl ExchangeBench {
             ));
         }
         let setup = self.setup()?;
-        let mut rank = AsRank::join(self, &setup, session)?;
-        let mut report = self.measure(&mut rank, &setup)?;
+        let number = session.rank().0;
+        let own = |path: &PathBuf| PathBuf::from(format!("{}.{number}", path.display()));
+        let bench = Self { timeline: self.timeline.as_ref().map(own), ..self.clone() };
+        let mut rank = AsRank::join(&bench, &setup, session)?;
+        let mut report = bench.measure(&mut rank, &setup)?;
         // Ranks without devices take nothing of them.
         report.device_bytes =
             Some(rank.device_bytes).filter(|_| rank.backend != eplb_comm_peer::HOST_BACKEND);
@@ -115,7 +119,7 @@ impl Team for AsRank {
         let Carried { link_bytes, local_bytes, transfers } = moved.carried;
         let mine =
             [nanoseconds(time), moved.steps, nanoseconds(moved.stall), link_bytes, local_bytes, transfers];
-        let mut done = Done::default();
+        let mut done = Done { timelines: moved.timeline.into_iter().collect(), ..Done::default() };
         for (at, said) in self.gather("exchanged", &mine)?.into_iter().enumerate() {
             let &[time, steps, stall, link_bytes, local_bytes, transfers] = said.as_slice() else {
                 return Err(EngineError::Unreadable { rank: RankId::at(at), what: "what its exchange took" });
@@ -131,10 +135,10 @@ impl Team for AsRank {
     /// Only where the memory of other processes is open here.
     fn links(&mut self, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
         let mut best: Option<Duration> = None;
-        for _ in 0..links::ROUNDS {
+        for round in 0..links::ROUNDS {
             // All begin together.
             self.gather("links", &[])?;
-            let mine = self.worker.links(&links::Task::new(plan, Instant::now() + self.patience / 2))?;
+            let mine = self.worker.links(&links::Task::new(plan, round, Instant::now() + self.patience / 2))?;
             let nanoseconds =
                 mine.map_or(u64::MAX, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
             let worst = self.largest("copied", nanoseconds)?;

@@ -90,7 +90,7 @@ pub(super) fn make(
             })
         }
         Carrier::Peer => devices(bench, topology, layout, staging, |group| {
-            let options = eplb_comm_peer::Options::default();
+            let options = peer_options(bench);
             let communicators = eplb_comm_peer::connect(&group.memories, &options)?;
             let pumps = group.memories.iter().map(|_| None).collect();
             Ok(Connected::with(communicators.into_iter().map(boxed).collect(), Beside::ToStart(pumps)))
@@ -187,7 +187,7 @@ impl Ends {
             stream: committing(bench, memory, &stream)?,
             compute: stream,
             inspector: Inspector::new(memory.clone())?,
-            puller: Puller::new(memory.clone(), all.to_vec())?,
+            puller: Puller::new(memory.clone(), all.to_vec(), bench.streams)?,
         })
     }
 }
@@ -264,6 +264,11 @@ pub(super) fn as_rank(
         compute: Some(compute),
     };
     Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64 })
+}
+
+/// How the bench wants its communicators over `peer`.
+pub(super) fn peer_options(bench: &ExchangeBench) -> eplb_comm_peer::Options {
+    eplb_comm_peer::Options { streams: bench.streams, ..eplb_comm_peer::Options::default() }
 }
 
 /// How the bench wants its communicators over NCCL.

@@ -115,11 +115,12 @@ impl Team for Threads {
         })?;
         let mut done = Done::default();
         for reply in replies {
-            if let Reply::Moved(Moved { end, steps, stall, carried }) = reply {
+            if let Reply::Moved(Moved { end, steps, stall, carried, timeline }) = reply {
                 done.time = done.time.max(end.saturating_duration_since(start));
                 done.steps = done.steps.max(steps);
                 done.stall = done.stall.max(stall);
                 done.carried.push(carried);
+                done.timelines.extend(timeline);
             }
         }
         Ok(done)

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use eplb_comm::{Carried, Communicator, Stream};
+use eplb_comm::{Carried, Communicator, Stream, Timeline};
 use eplb_core::{ExpertId, LayerId, RankId, SlotId};
 use eplb_exchange::{Deadlines, Exchange, ExchangePlan, Outcome, Phase};
 
@@ -53,6 +53,8 @@ pub(super) struct Moved {
     pub(super) stall: Duration,
     /// Since the start.
     pub(super) carried: Carried,
+    /// What happened in it when, if that is recorded.
+    pub(super) timeline: Option<Arc<Timeline>>,
 }
 
 /// One rank.
@@ -67,19 +69,26 @@ pub(super) struct Worker {
     step: Duration,
     margin: u64,
     patience: Duration,
+    timeline: Option<Arc<Timeline>>,
 }
 
 impl Worker {
     pub(super) fn new(rank: RankId, setup: &Setup, parts: Parts, bench: &ExchangeBench) -> Self {
+        let mut driver = Driver::new(rank, setup.topology.clone(), parts.stream, &setup.start);
+        let timeline = bench.timeline.as_ref().map(|_| Timeline::new(rank, setup.since));
+        if let Some(timeline) = &timeline {
+            driver.observe(timeline);
+        }
         Self {
             rank,
-            driver: Driver::new(rank, setup.topology.clone(), parts.stream, &setup.start),
+            driver,
             communicator: Some(parts.communicator),
             inspect: parts.inspect,
             plain: parts.plain,
             step: bench.step,
             margin: bench.margin,
             patience: bench.patience,
+            timeline,
         }
     }
 
@@ -152,6 +161,10 @@ impl Worker {
             self.driver.last_step(),
             Instant::now(),
         );
+        if let Some(timeline) = &self.timeline {
+            // What happened in the exchange before.
+            drop(timeline.take());
+        }
         self.driver.begin(exchange, communicator, task.board)?;
         let (mut steps, mut stall) = (0u64, Duration::ZERO);
         let deadline = Instant::now() + self.patience;
@@ -176,7 +189,8 @@ impl Worker {
                 match ended.outcome {
                     Outcome::Completed => {
                         self.communicator = Some(ended.communicator);
-                        return Ok(Moved { end, steps, stall, carried });
+                        let timeline = self.timeline.clone();
+                        return Ok(Moved { end, steps, stall, carried, timeline });
                     }
                     Outcome::Aborted { wave, cause, .. }
                     | Outcome::Broken { wave, cause, .. }

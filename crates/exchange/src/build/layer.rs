@@ -10,7 +10,7 @@ use super::{Draft, Need};
 use crate::plan::Limits;
 
 /// The state between two waves: what every slot holds, what it is to hold, and who holds each expert.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(crate) struct LayerState {
     layer: LayerId,
     current: Vec<i32>,
@@ -150,22 +150,24 @@ impl LayerState {
     }
 
     /// Adds to the wave what this layer can do in it. Changes that leave the layer above the floor come first; where there are
-    /// none, a layer with `first` takes others, so that one layer after the other passes through its worst states.
+    /// none, a layer with `first` takes others, so that one layer after the other passes through its worst states. `followers`: whether
+    /// slots that could wait for a drain go through staging.
     pub(crate) fn draft(
         &mut self,
         draft: &mut Draft,
         topology: &Topology,
         layout: &ModelLayout,
         limits: &Limits,
+        followers: bool,
         first: bool,
     ) {
         if !self.has_pending() {
             return;
         }
         let before = draft.wave.commits.len();
-        self.draft_with(draft, topology, layout, limits, true);
+        self.draft_with(draft, topology, layout, limits, followers, true);
         if first && draft.wave.commits.len() == before {
-            self.draft_with(draft, topology, layout, limits, false);
+            self.draft_with(draft, topology, layout, limits, true, false);
         }
         draft.wave.commits[before..].sort_by_key(|c| c.slot);
     }
@@ -176,6 +178,7 @@ impl LayerState {
         topology: &Topology,
         layout: &ModelLayout,
         limits: &Limits,
+        followers: bool,
         strict: bool,
     ) {
         // The loads are lent to the services while targets may still be swapped inside ranks.
@@ -197,11 +200,12 @@ impl LayerState {
         let sizes = Sizes::of(layout, self.layer);
         let pending: Vec<usize> =
             (0..self.current.len()).filter(|&s| self.current[s] != self.target[s]).collect();
+        // First what only staging can bring, so that every wave makes use of it.
+        self.take_cycles(&pending, &mut taken, draft, topology, sizes);
         for &slot in &pending {
             self.take_in_place(slot, &mut taken, draft, topology, limits, sizes);
         }
-        self.take_cycles(&pending, &mut taken, draft, topology, sizes);
-        if !strict {
+        if followers {
             self.take_followers(&pending, &mut taken, draft, topology, limits, sizes);
         }
         for &slot in &pending {
@@ -415,7 +419,7 @@ impl LayerState {
     }
 
     /// Slots whose only copy is brought elsewhere by this very wave: through staging they can follow in the same commit
-    /// instead of a later wave. For a layer in a bad state, which is to get through it fast.
+    /// instead of a later wave. So a layer in a bad state gets through it fast, and a chain keeps all its ports busy at once.
     fn take_followers(
         &mut self,
         pending: &[usize],

@@ -13,8 +13,12 @@
 //! What leaves a layer below the floor between two waves is taken by one layer at a time, the first that is not done: so no
 //! more than one passes through such states at once, and as fast as staging allows.
 //!
+//! 5. *Followers*: where staging and ports have room left, slots whose only copy is brought elsewhere by this very wave. So the
+//!    slots of a chain change together, and its ports are busy together, rather than one after the other.
+//!
 //! No wave carries more than a share of all bytes through any rank's port, so that ports are busy together rather than in turn
-//! ([`ports`]).
+//! ([`ports`]). Waves are built in several styles ([`style`]), and those are kept that are predicted to take the least time ([`predict`]). Where waves overlap, a wave takes from layers first that the wave
+//! before has not changed: what it moves there depends on nothing of it.
 //!
 //! Invariants, per layer: in service during a wave, and again after it, every expert has a slot; no slot is both drained and
 //! read in one wave; no expert has more than `max_replicas` slots. A source always exists, because an expert keeps an
@@ -25,8 +29,10 @@ mod ahead;
 mod exact;
 mod layer;
 mod ports;
+mod predict;
 mod service;
 mod sources;
+mod style;
 
 use eplb_core::metrics::{self, layer_balancedness, rank_loads};
 use eplb_core::{ExpertId, LayerId, ModelLayout, Placement, RankId, SlotId, Topology, Wave};
@@ -34,9 +40,10 @@ use ndarray::{Array2, ArrayView2};
 
 use crate::assign::keep_in_place;
 use crate::error::ExchangeError;
-use crate::plan::{ExchangePlan, Limits, Totals, Worst, apply_commits, apply_drains, hash_plan};
+use crate::plan::{ExchangePlan, Limits, Totals, WaveParts, Worst, apply_commits, apply_drains, hash_plan};
 use layer::LayerState;
 use ports::Ports;
+use style::Style;
 
 /// A transfer whose source is still to be chosen.
 #[derive(Debug, Clone, Copy)]
@@ -59,7 +66,7 @@ pub(crate) struct Draft {
 }
 
 impl Draft {
-    fn new(ranks: usize, (size, start): (usize, usize), wave_bytes: u64) -> Self {
+    pub(crate) fn new(ranks: usize, (size, start): (usize, usize), wave_bytes: u64) -> Self {
         Self {
             wave: Wave::default(),
             needs: Vec::new(),
@@ -113,20 +120,64 @@ pub(crate) fn build(
         layers.push(LayerState::new(layer, row.clone(), target, new.experts(), row_loads, floor));
     }
 
-    let wave_bytes = limits.wave_bytes.unwrap_or_else(|| {
-        let mut into = vec![0u64; topology.ranks()];
-        layers.iter().for_each(|state| state.add_arrivals(topology, layout, &mut into));
-        Ports::limit(into.into_iter().max().unwrap_or(0))
-    });
-    let mut waves = Vec::new();
+    let map = start.phy2log().to_owned();
+    let floors = ahead::Floors { layers: floors, experts: new.experts() };
+    let overlap = limits.overlap && limits.overlaps(layout);
+    let mut best: Option<(u128, Built, Vec<WaveParts>)> = None;
+    for style in Style::all(&layers, topology, layout, limits) {
+        let built = waves(&style, layers.clone(), new, topology, layout, limits)?;
+        let parts = ahead::cut(&map, &built.waves, &floors, topology, overlap);
+        let time = predict::time(&parts, topology, layout, limits, overlap);
+        if best.as_ref().is_none_or(|(least, ..)| time < *least) {
+            best = Some((time, built, parts));
+        }
+    }
+    let Some((_, Built { waves, layers, mut totals }, parts)) = best else {
+        return Err(stuck(&layers, topology, layout, limits));
+    };
+
+    let flat: Vec<i32> = layers.iter().flat_map(|s| s.current().iter().copied()).collect();
+    let reached = Array2::from_shape_vec((start.layers(), start.slots()), flat).map_err(|_| {
+        eplb_core::CoreError::Shape { what: "phy2log", found: vec![], expected: "one row per layer".into() }
+    })?;
+    let target = Placement::with_missing(new.experts(), reached)?;
+    if let Some(loads) = loads {
+        find_worst(&start, &waves, loads, topology, &mut totals)?;
+    }
+    let hash = hash_plan(&start, &target, layout, &waves, &parts);
+    let owners = topology.rank_of_slots().to_vec();
+    Ok(ExchangePlan { old: start, target, waves, totals, hash, owners, parts })
+}
+
+/// Waves, and what they lead to.
+#[derive(Debug)]
+struct Built {
+    waves: Vec<Wave>,
+    layers: Vec<LayerState>,
+    totals: Totals,
+}
+
+/// Builds all waves in one style.
+fn waves(
+    style: &Style,
+    mut layers: Vec<LayerState>,
+    new: &Placement,
+    topology: &Topology,
+    layout: &ModelLayout,
+    limits: &Limits,
+) -> Result<Built, ExchangeError> {
+    let mut waves: Vec<Wave> = Vec::new();
     let mut totals = Totals::default();
     while layers.iter().any(LayerState::has_pending) {
-        let mut draft = Draft::new(topology.ranks(), limits.staging_part(layout, waves.len()), wave_bytes);
-        let mut first = true;
-        for state in layers.iter_mut().filter(|state| state.has_pending()) {
-            state.draft(&mut draft, topology, layout, limits, first);
-            first = false;
-        }
+        let staging = limits.staging_part(layout, waves.len());
+        let order = order(&layers, waves.last().filter(|_| limits.overlap));
+        let draft = style.choose(&mut layers, staging, topology, layout, |layers, draft| {
+            let first = layers.iter().position(LayerState::has_pending);
+            for &layer in &order {
+                let first = Some(layer) == first;
+                layers[layer].draft(draft, topology, layout, limits, style.followers, first);
+            }
+        });
         if draft.wave.commits.is_empty() {
             return Err(stuck(&layers, topology, layout, limits));
         }
@@ -134,8 +185,8 @@ pub(crate) fn build(
     }
     if limits.exact_slots {
         while layers.iter().enumerate().any(|(l, s)| s.current() != new.layer(LayerId::at(l)).to_vec()) {
-            let mut draft =
-                Draft::new(topology.ranks(), limits.staging_part(layout, waves.len()), wave_bytes);
+            let staging = limits.staging_part(layout, waves.len());
+            let mut draft = Draft::new(topology.ranks(), staging, style.most());
             for (index, state) in layers.iter().enumerate() {
                 let wanted = new.layer(LayerId::at(index)).to_vec();
                 exact::permute(LayerId::at(index), state.current(), &wanted, topology, layout, &mut draft);
@@ -146,22 +197,19 @@ pub(crate) fn build(
             finish_wave(draft, &mut layers, topology, layout, &mut waves, &mut totals);
         }
     }
+    Ok(Built { waves, layers, totals })
+}
 
-    let flat: Vec<i32> = layers.iter().flat_map(|s| s.current().iter().copied()).collect();
-    let reached = Array2::from_shape_vec((start.layers(), start.slots()), flat).map_err(|_| {
-        eplb_core::CoreError::Shape { what: "phy2log", found: vec![], expected: "one row per layer".into() }
-    })?;
-    let target = Placement::with_missing(new.experts(), reached)?;
-    if let Some(loads) = loads {
-        find_worst(&start, &waves, loads, topology, &mut totals)?;
+/// Layers that have something to do, in the order in which a wave takes from them: first those that the wave before, where it may still
+/// be under way, does not change.
+fn order(layers: &[LayerState], before: Option<&Wave>) -> Vec<usize> {
+    let mut changed = vec![false; layers.len()];
+    for commit in before.into_iter().flat_map(|wave| &wave.commits) {
+        changed[commit.layer.index()] = true;
     }
-    let floors = ahead::Floors { layers: floors, experts: new.experts() };
-    let overlap = limits.overlap && limits.overlaps(layout);
-    let map = start.phy2log().to_owned();
-    let parts = ahead::cut(&map, &waves, &floors, topology, overlap);
-    let hash = hash_plan(&start, &target, layout, &waves, &parts);
-    let owners = topology.rank_of_slots().to_vec();
-    Ok(ExchangePlan { old: start, target, waves, totals, hash, owners, parts })
+    let pending = || (0..layers.len()).filter(|&layer| layers[layer].has_pending());
+    let (again, fresh): (Vec<_>, Vec<_>) = pending().partition(|&layer| changed[layer]);
+    [fresh, again].concat()
 }
 
 /// Refuses what cannot be exchanged; returns the old placement with the slots of dead ranks emptied.

@@ -28,6 +28,16 @@ impl Ports {
         Self { into: vec![0; ranks], out_of: vec![0; ranks], most }
     }
 
+    /// Bytes into each rank.
+    pub(super) fn into(&self) -> &[u64] {
+        &self.into
+    }
+
+    /// Bytes through the busiest port, either way.
+    pub(super) fn busiest(&self) -> u64 {
+        self.into.iter().chain(&self.out_of).copied().max().unwrap_or(0)
+    }
+
     /// The limit for an exchange whose busiest rank receives so many bytes.
     pub(super) fn limit(busiest: u64) -> u64 {
         (busiest / CUTS).max(LEAST)

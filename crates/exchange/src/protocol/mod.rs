@@ -15,8 +15,8 @@
 //!    map names a slot that it was to write.
 //! 6. A wave is decided only after every rank has confirmed the commit of the wave before, and its transfers start only then, but
 //!    for those that the plan calls early ([`Part::Early`](crate::Part)). They read no slot that the wave before writes, and land
-//!    in no slot that it reads or writes, nor in the half of staging that it uses. A rank hands them over once it is prepared
-//!    for the wave before; by then every rank has confirmed the commit before that one, whose staging they use again.
+//!    in no slot that it reads or writes, nor in the half of staging that it uses. A rank hands them over behind its own transfers
+//!    of the wave before; by then every rank has confirmed the commit before that one, whose staging they use again.
 //! 7. What an early part drains stays out of service until its own wave is committed or aborted; 2 holds for it too.
 //! 8. A wave given up because a rank was at its step before the others is told apart from a failure ([`Note::TooLate`]), and ranks that
 //!    have heard that all others stopped weigh the same notes: all or none of them try again.

@@ -132,9 +132,8 @@ impl Exchange {
             // The map of the commit is in force here; the slots that it keeps may go out of service.
             self.drain_part(next, Part::Late);
         }
-        // Its own bytes first: those of the wave under way must not wait.
-        if self.phase != Phase::Moving
-            && let Some(first) = self.drained_from(next, Part::Early)
+        // Behind those of the wave under way, which were handed over when it came to move: links are never idle between them.
+        if let Some(first) = self.drained_from(next, Part::Early)
             && first.is_none_or(|step| self.steps.over_before(step))
         {
             self.submit_part(next, Part::Early);
