@@ -148,8 +148,7 @@ impl Communicator for NcclCommunicator {
         if let Some(cause) = self.shared.refusal() {
             return Err(CommError::Aborted { rank: self.rank, cause });
         }
-        self.peers.check(transfers)?;
-        places_apart(self.rank, self.peers.layout(), transfers)?;
+        self.check(transfers)?;
         let groups = cut::groups(&self.peers, transfers, self.limits);
         self.tickets.retain(|_, open| !open.reported);
         let number = self.next;
@@ -164,6 +163,11 @@ impl Communicator for NcclCommunicator {
         let transfers = transfers.clone();
         self.shared.push(Wave { number, transfers, groups, hash, after, ticket, stage: Stage::Gated });
         Ok(Ticket(number))
+    }
+
+    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
+        self.peers.check(transfers)?;
+        places_apart(self.rank, self.peers.layout(), transfers)
     }
 
     fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {

@@ -6,8 +6,8 @@ use std::thread::JoinHandle;
 use std::time::Instant;
 
 use eplb_comm::{
-    Carried, CommError, Communicator, Extent, Fence, FenceState, Memory, Place, Progress, Ticket, Timeline,
-    places_apart,
+    Bulletin, Carried, CommError, Communicator, Extent, Fence, FenceState, Memory, Place, Progress, Ticket,
+    Timeline, places_apart,
 };
 use eplb_core::{Landing, ModelLayout, RankId, Transfer};
 
@@ -27,6 +27,8 @@ pub struct PeerCommunicator {
     shared: Arc<Shared>,
     /// Waves, and whether they were reported as done.
     tickets: BTreeMap<Ticket, (Arc<Wave>, bool)>,
+    /// Of ranks that are processes.
+    bulletin: Option<Arc<dyn Bulletin>>,
     /// Why the caller gave up, once it has.
     aborted: Option<String>,
     thread: Option<JoinHandle<()>>,
@@ -83,29 +85,17 @@ impl PeerCommunicator {
             extents,
             shared,
             tickets: BTreeMap::new(),
+            bulletin: None,
             aborted: None,
             thread: Some(thread),
         })
     }
 
-    /// Checks that every rank and place that a wave names exists, on all ranks alike.
-    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
-        let locate = |rank: RankId, place: Place| -> Result<(), CommError> {
-            let extent = self.extents.get(rank.index()).ok_or_else(|| CommError::NoSuchPlace {
-                rank,
-                place,
-                reason: format!("the communicator has ranks 0..{}", self.extents.len()),
-            })?;
-            extent.locate(&self.layout, place).map(|_| ())
-        };
-        for transfer in transfers {
-            locate(transfer.source, Place::source(transfer))?;
-            locate(transfer.dest, Place::slot(transfer.layer, transfer.dest_slot))?;
-            if let Landing::Staged { .. } = transfer.landing {
-                locate(transfer.dest, Place::landing(transfer))?;
-            }
-        }
-        places_apart(self.rank, &self.layout, transfers)
+    /// With a way in which ranks say something to each other.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn with_bulletin(mut self, bulletin: Arc<dyn Bulletin>) -> Self {
+        self.bulletin = Some(bulletin);
+        self
     }
 
     fn waiting(&self, ticket: Ticket) -> Result<Waiting, CommError> {
@@ -142,6 +132,25 @@ impl Communicator for PeerCommunicator {
         Ok(Ticket(number))
     }
 
+    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
+        let locate = |rank: RankId, place: Place| -> Result<(), CommError> {
+            let extent = self.extents.get(rank.index()).ok_or_else(|| CommError::NoSuchPlace {
+                rank,
+                place,
+                reason: format!("the communicator has ranks 0..{}", self.extents.len()),
+            })?;
+            extent.locate(&self.layout, place).map(|_| ())
+        };
+        for transfer in transfers {
+            locate(transfer.source, Place::source(transfer))?;
+            locate(transfer.dest, Place::slot(transfer.layer, transfer.dest_slot))?;
+            if let Landing::Staged { .. } = transfer.landing {
+                locate(transfer.dest, Place::landing(transfer))?;
+            }
+        }
+        places_apart(self.rank, &self.layout, transfers)
+    }
+
     fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
         match (self.waiting(ticket)?.poll(), &self.aborted) {
             (Ok(true), _) => {}
@@ -170,6 +179,10 @@ impl Communicator for PeerCommunicator {
 
     fn carried(&self) -> Carried {
         self.shared.carried()
+    }
+
+    fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
+        self.bulletin.clone()
     }
 
     fn observe(&mut self, timeline: &Arc<Timeline>) {

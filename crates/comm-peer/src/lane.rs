@@ -109,8 +109,14 @@ impl Lane {
         !self.waves.is_empty()
     }
 
-    /// Goes on as far as the words of the sources allow; `ready` tells which waves may start at a rank, `None` if it gave up.
-    pub fn advance(&mut self, ready: impl Fn(usize) -> Option<Ready>, steps: &mut Vec<Step>) {
+    /// Goes on as far as the words of the sources allow; `ready` tells which waves may start at a rank, `None` if it gave up. `may` is asked
+    /// for each pull (wave, number) that could go, in their order, whether it may go now.
+    pub fn advance(
+        &mut self,
+        ready: impl Fn(usize) -> Option<Ready>,
+        mut may: impl FnMut(u64, usize) -> bool,
+        steps: &mut Vec<Step>,
+    ) {
         if self.stopped {
             return;
         }
@@ -127,7 +133,7 @@ impl Lane {
             }
             let mut gone = None;
             wave.pulls.retain(|&(source, pull)| match ready(source) {
-                Some(ready) if ready.has(wave.number) => {
+                Some(ready) if ready.has(wave.number) && may(wave.number, pull) => {
                     steps.push(Step::Pull { wave: wave.number, pull });
                     false
                 }
@@ -242,7 +248,7 @@ mod tests {
                         rank
                     }
                     Event::Look(rank) => {
-                        ranks[rank].lane.advance(|source| words[source], &mut steps);
+                        ranks[rank].lane.advance(|source| words[source], |_, _| true, &mut steps);
                         rank
                     }
                     Event::Land(rank) => {
@@ -275,7 +281,7 @@ mod tests {
                     if ranks[rank].gone {
                         continue;
                     }
-                    ranks[rank].lane.advance(|source| words[source], &mut steps);
+                    ranks[rank].lane.advance(|source| words[source], |_, _| true, &mut steps);
                     apply(&mut ranks, &mut words, rank, steps);
                     let landed: Vec<u64> = ranks[rank].fenced.difference(&ranks[rank].over).copied().collect();
                     let mut steps = Vec::new();

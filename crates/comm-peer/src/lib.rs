@@ -19,6 +19,7 @@ mod connect;
 mod engine;
 mod lane;
 mod options;
+mod pace;
 #[cfg(target_os = "linux")]
 pub mod process;
 mod pulls;
@@ -30,6 +31,7 @@ pub use communicator::PeerCommunicator;
 pub use connect::connect;
 pub use lane::{Lane, Step};
 pub use options::Options;
+pub use pace::Pace;
 pub use words::{Ready, Words};
 
 /// Name of the backend on host memory: never that of figures of GPUs.

@@ -1,16 +1,19 @@
 //! How a communicator behaves.
 
 /// How a communicator behaves.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Options {
     /// Streams for pulls from each other rank, used in turn: while one waits for the end of a copy, another's runs.
     pub streams: usize,
     /// Priority of the streams: lower runs first, 0 is the default.
     pub stream_priority: i32,
+    /// Most bytes per second that a rank pulls, in 10^9; `None`: as fast as it goes. What a server's own traffic needs of links and
+    /// memory, it can keep so.
+    pub max_gbps: Option<f64>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { streams: 2, stream_priority: 0 }
+        Self { streams: 2, stream_priority: 0, max_gbps: None }
     }
 }

@@ -10,6 +10,7 @@ use eplb_comm::{Carried, CommError, Fence, FenceState, Ticket as Number};
 use eplb_core::{RankId, Transfer};
 
 use crate::lane::{Lane, Step};
+use crate::pace::Pace;
 use crate::pulls::Pulls;
 use crate::sync::{Condvar, Mutex, MutexGuard, sleep, yield_now};
 use crate::words::Signals;
@@ -18,6 +19,9 @@ use crate::words::Signals;
 const HOT: Duration = Duration::from_millis(1);
 /// The pause between looks. On Linux it is kept to the microsecond, see [`be_punctual`].
 const PAUSE: Duration = Duration::from_micros(5);
+
+/// The longest pause of one that keeps a limit on its speed.
+const LONGEST_PAUSE: Duration = Duration::from_micros(200);
 
 /// A wave as the caller knows it.
 #[derive(Debug)]
@@ -51,6 +55,7 @@ struct Work {
     /// Behind everything that was enqueued before the end.
     last: Vec<Fence>,
     leave: bool,
+    pace: Pace,
     timeline: Option<Arc<Timeline>>,
 }
 
@@ -62,6 +67,8 @@ pub(crate) struct Shared {
     rank: RankId,
     engine: Box<dyn Pulls>,
     words: Box<dyn Signals>,
+    /// What the pace counts from.
+    start: Instant,
     work: Mutex<Work>,
     changed: Condvar,
     /// Passed when the rank has given up and nothing that it enqueued can touch memory any more.
@@ -69,7 +76,12 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
-    pub(crate) fn new(rank: RankId, engine: Box<dyn Pulls>, words: Box<dyn Signals>) -> Arc<Self> {
+    pub(crate) fn new(
+        rank: RankId,
+        engine: Box<dyn Pulls>,
+        words: Box<dyn Signals>,
+        max_gbps: Option<f64>,
+    ) -> Arc<Self> {
         let work = Work {
             lane: Lane::new(),
             open: BTreeMap::new(),
@@ -77,10 +89,11 @@ impl Shared {
             ended: None,
             last: Vec::new(),
             leave: false,
+            pace: Pace::new(max_gbps),
             timeline: None,
         };
         let (work, changed, quiet) = (Mutex::new(work), Condvar::new(), HostFence::new());
-        Arc::new(Self { rank, engine, words, work, changed, quiet })
+        Arc::new(Self { rank, engine, words, start: Instant::now(), work, changed, quiet })
     }
 
     fn lock(&self) -> MutexGuard<'_, Work> {
@@ -161,8 +174,12 @@ impl Shared {
                 moved = Instant::now();
                 continue;
             }
+            let held_back = work.pace.wait(self.start.elapsed());
             drop(work);
-            if moved.elapsed() < HOT {
+            if !held_back.is_zero() {
+                // Nothing can go before then; what has ended is seen in time.
+                sleep(held_back.clamp(PAUSE, LONGEST_PAUSE))
+            } else if moved.elapsed() < HOT {
                 yield_now()
             } else {
                 sleep(PAUSE)
@@ -217,7 +234,19 @@ impl Shared {
                 }
             }
         }
-        work.lane.advance(|rank| self.words.ready(rank), &mut steps);
+        let now = self.start.elapsed();
+        let (open, pace) = (&work.open, &mut work.pace);
+        let may = |wave: u64, pull: usize| {
+            let free = pace.wait(now).is_zero();
+            // Copies inside the rank take nothing of a link.
+            if let (true, Some(open)) = (free, open.get(&wave))
+                && !open.pulls[pull].is_local()
+            {
+                pace.take(self.engine.bytes(&open.pulls[pull]), now);
+            }
+            free
+        };
+        work.lane.advance(|rank| self.words.ready(rank), may, &mut steps);
         let moved = !steps.is_empty();
         for step in steps {
             self.carry_out(work, step)?;

@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use eplb_core::{RankId, Transfer};
 
+use crate::bulletin::Bulletin;
 use crate::error::CommError;
 use crate::fence::Fence;
 use crate::timeline::Timeline;
@@ -66,6 +67,16 @@ pub trait Communicator: Debug + Send {
         deadline: Instant,
     ) -> Result<Ticket, CommError>;
 
+    /// Whether every place that a wave names exists, and none is in another's way, for one that hands parts of it to several backends.
+    /// Those that cannot be such a part leave it to `submit`.
+    ///
+    /// # Errors
+    /// As for [`Communicator::submit`].
+    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
+        let _ = transfers;
+        Ok(())
+    }
+
     /// How far a wave is. Never blocks. A wave stays known until the first `submit` after a poll reported it done.
     ///
     /// # Errors
@@ -85,6 +96,11 @@ pub trait Communicator: Debug + Send {
 
     /// What was carried so far.
     fn carried(&self) -> Carried;
+
+    /// Where its ranks can say something to each other at once, if they share memory; else they have only the store.
+    fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
+        None
+    }
 
     /// Tells a recorder from now on what happens when. Backends that have nothing to tell ignore it.
     fn observe(&mut self, timeline: &Arc<Timeline>) {
@@ -114,6 +130,10 @@ impl<C: Communicator + ?Sized> Communicator for Box<C> {
         (**self).submit(transfers, after, deadline)
     }
 
+    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
+        (**self).check(transfers)
+    }
+
     fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
         (**self).poll(ticket)
     }
@@ -128,6 +148,10 @@ impl<C: Communicator + ?Sized> Communicator for Box<C> {
 
     fn carried(&self) -> Carried {
         (**self).carried()
+    }
+
+    fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
+        (**self).bulletin()
     }
 
     fn observe(&mut self, timeline: &Arc<Timeline>) {

@@ -6,9 +6,11 @@ use std::time::Instant;
 
 use eplb_core::{RankId, Transfer};
 
+use crate::bulletin::Bulletin;
 use crate::communicator::{Carried, Communicator, Progress, Ticket};
 use crate::error::CommError;
 use crate::fence::Fence;
+use crate::timeline::Timeline;
 
 /// What happens around the calls that carry waves. A method that is not written passes the call on.
 pub trait Intercept: Debug + Send {
@@ -85,6 +87,18 @@ impl<I: Intercept> Communicator for Intercepted<I> {
 
     fn carried(&self) -> Carried {
         self.inner.carried()
+    }
+
+    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
+        self.inner.check(transfers)
+    }
+
+    fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
+        self.inner.bulletin()
+    }
+
+    fn observe(&mut self, timeline: &Arc<Timeline>) {
+        self.inner.observe(timeline);
     }
 }
 

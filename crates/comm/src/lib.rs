@@ -5,6 +5,7 @@
 //! passes the suite in [`conformance`].
 
 mod atomics;
+pub mod bulletin;
 pub mod communicator;
 pub mod conformance;
 pub mod error;
@@ -15,6 +16,7 @@ pub mod intercept;
 pub mod kernels;
 pub mod local;
 pub mod memory;
+mod mixed;
 pub mod pairs;
 pub mod pattern;
 mod random;
@@ -22,11 +24,13 @@ pub mod store;
 pub mod stream;
 pub mod timeline;
 
+pub use bulletin::{Bulletin, BulletinError};
 pub use communicator::{Carried, Communicator, Progress, Ticket};
 pub use error::CommError;
 pub use fence::{Fence, FenceState};
 pub use intercept::{Intercept, Intercepted};
 pub use memory::{Extent, Located, Memory, Place, places_apart};
+pub use mixed::Mixed;
 pub use pairs::{BatchHeader, Message, Pairs};
 pub use stream::Stream;
 pub use timeline::{Moment, Timeline};

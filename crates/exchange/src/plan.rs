@@ -16,6 +16,9 @@ pub const DEFAULT_DRAIN_FLOOR: f64 = 0.02;
 /// Default of [`Limits::wave_cost`]: what a fast link carries in 0.3 ms.
 pub const DEFAULT_WAVE_COST: u64 = 96 << 20;
 
+/// [`Limits::wave_cost`] of ranks that serve steps meanwhile, for which a wave waits about three times: three of 10 ms.
+pub const SERVING_WAVE_COST: u64 = 8 << 30;
+
 /// Default staging budget per rank: 256 MiB, or the largest layer's bytes on a rank if that is less; at least one
 /// expert.
 pub fn default_staging_bytes(layout: &ModelLayout, topology: &Topology) -> usize {
@@ -36,8 +39,7 @@ pub struct Limits {
     /// Reach the slot numbers of the new placement exactly, by copies inside ranks, instead of choosing them.
     pub exact_slots: bool,
     /// Most bytes that one wave carries into a rank, and out of one; at least one expert. Short waves keep the links of all ranks
-    /// busy together, long ones cost fewer agreements. `None`: a twelfth of what the busiest rank receives, at
-    /// least 256 MiB.
+    /// busy together, long ones cost fewer agreements. `None`: what takes the least predicted time.
     pub wave_bytes: Option<u64>,
     /// What agreeing on a wave takes, from the last byte to the last commit, as bytes that a port could carry meanwhile: the more, the
     /// larger the waves. About three steps where commits wait for steps.
@@ -45,14 +47,14 @@ pub struct Limits {
     /// Whether slots whose bytes could wait for a drain may go through staging where that saves time: a chain of slots changes in one wave
     /// then, and all its ports are busy. Otherwise staging serves only what cannot go without.
     pub followers: bool,
-    /// Whether transfers of a wave may run while the wave before is decided and committed, where staging has two halves. Off unless
-    /// asked for.
+    /// Whether transfers of a wave may run while the wave before moves, is decided and committed, where staging has two halves. For
+    /// backends that carry several submissions at a time; to NCCL, which carries one after another, it is no gain.
     pub overlap: bool,
 }
 
 impl Limits {
     /// The defaults for a layout and topology: [`default_staging_bytes`], [`DEFAULT_DRAIN_FLOOR`], any number of
-    /// replicas, free slot numbers, waves cut as [`Limits::wave_bytes`] says, one after another.
+    /// replicas, free slot numbers, waves that take the least predicted time and overlap.
     pub fn new(layout: &ModelLayout, topology: &Topology) -> Self {
         Self {
             staging_bytes: default_staging_bytes(layout, topology),
@@ -62,7 +64,7 @@ impl Limits {
             wave_bytes: None,
             wave_cost: DEFAULT_WAVE_COST,
             followers: true,
-            overlap: false,
+            overlap: true,
         }
     }
 
@@ -272,6 +274,25 @@ impl ExchangePlan {
             apply_commits(&mut phy2log, wave);
         }
         phy2log
+    }
+
+    /// Every map, `[L, P]`, that a rank may run steps with from the drains of a wave on to the drains of the next one: parts of that one may go
+    /// ahead. None that stands here already is named twice.
+    pub fn maps_of(&self, wave: usize) -> Vec<Array2<i32>> {
+        let (drained, committed) = (self.phy2log_drained(wave), self.phy2log_after(wave + 1));
+        let mut maps = vec![drained.clone(), committed.clone()];
+        if wave + 1 < self.waves.len() {
+            for mut map in [drained, committed] {
+                self.apply_drains(&mut map, wave + 1, Part::Early);
+                maps.push(map);
+            }
+            maps.push(self.phy2log_drained(wave + 1));
+        }
+        let mut at = 0;
+        while at < maps.len() {
+            if maps[..at].contains(&maps[at]) { drop(maps.remove(at)) } else { at += 1 }
+        }
+        maps
     }
 
     /// Entries of `phy2log` while the transfers of wave `wave` run: drained slots are empty, `[L, P]`.

@@ -64,9 +64,9 @@ pub(crate) struct Exchange {
     #[arg(long, value_name = "S")]
     staging_bytes: Option<usize>,
 
-    /// Let transfers of a wave run while the wave before is decided and committed
-    #[arg(long)]
-    overlap: bool,
+    /// Whether transfers of a wave run while the wave before moves, is decided and committed (default: but over NCCL)
+    #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
+    overlap: Option<bool>,
 
     /// Let only what cannot be drained go through staging
     #[arg(long)]
@@ -75,6 +75,10 @@ pub(crate) struct Exchange {
     /// Streams of each rank for pulls from each other one, with `peer`
     #[arg(long, default_value_t = 2, value_name = "N")]
     streams: usize,
+
+    /// Pull no more than this many 10^9 bytes per second into a rank, with `peer` on devices
+    #[arg(long, value_name = "GB/S")]
+    max_gbps: Option<f64>,
 
     /// Record what happens when in the last exchange: a line of FILE each (of FILE.<rank> with --processes), and a table
     #[arg(long, value_name = "FILE")]
@@ -228,6 +232,7 @@ impl Exchange {
             overlap: self.overlap,
             followers: !self.drain_only,
             streams: self.streams,
+            max_gbps: self.max_gbps,
             timeline: self.timeline.clone(),
             min_ctas: self.min_ctas,
             max_ctas: self.max_ctas,

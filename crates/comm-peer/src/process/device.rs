@@ -72,9 +72,10 @@ pub fn join_device(
     // What others have open here is kept until they have closed it, or until their time is over.
     pages.keep(Box::new(Mutex::new((mark, memory.clone()))));
     let engine = Engine::new(memory, memories.clone(), options).map_err(cuda)?;
-    let shared = Shared::new(rank, Box::new(engine), Box::new(pages));
+    let board = pages.board();
+    let shared = Shared::new(rank, Box::new(engine), Box::new(pages), options.max_gbps);
     let communicator = PeerCommunicator::start("peer", rank, layout, met.extents, shared)?;
-    Ok(Joined { communicator, memories })
+    Ok(Joined { communicator: communicator.with_bulletin(board), memories })
 }
 
 /// What this rank gives to others, and the mark by which they try the path to it out.

@@ -54,8 +54,10 @@ pub fn join_host(meeting: &Meeting, memory: Arc<HostMemory>) -> Result<PeerCommu
     let met = meeting.meet(offer, open)?;
     let layout = memory.layout().clone();
     let pulls = HostPulls::start(memory, met.opened)?;
-    let shared = Shared::new(rank, Box::new(pulls), Box::new(met.pages));
-    Ok(PeerCommunicator::start(HOST_BACKEND, rank, layout, met.extents, shared)?)
+    let board = met.pages.board();
+    let shared = Shared::new(rank, Box::new(pulls), Box::new(met.pages), None);
+    let communicator = PeerCommunicator::start(HOST_BACKEND, rank, layout, met.extents, shared)?;
+    Ok(communicator.with_bulletin(board))
 }
 
 /// What the thread does next.

@@ -9,6 +9,7 @@
 //! socket, within milliseconds; what it had given stays mapped, so that copies under way end in what was there. A peer that is stopped is
 //! noticed by the deadline of the wave.
 
+mod bulletin;
 mod card;
 mod device;
 mod error;

@@ -2,18 +2,20 @@
 
 use std::fmt::Debug;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use eplb_comm::host::{ForeignSegment, Segment, SegmentError};
 use eplb_core::RankId;
 
+use super::bulletin::{Board, RING, WORDS};
 use super::card::Nonce;
 use super::socket::Line;
 use crate::words::{GONE, Ready, Signals};
 
-/// Bytes of a page.
-const BYTES: usize = 4096;
+/// Bytes of a page: words, and the ring of messages.
+const BYTES: usize = RING + WORDS as usize * 8;
 /// First word of a page.
 const MAGIC: u64 = u64::from_le_bytes(*b"eplbpage");
 /// The rank's word, alone in its cache lines.
@@ -25,7 +27,7 @@ const LOOK: Duration = Duration::from_millis(2);
 
 /// This rank's page, which it alone writes: the page of one communicator, so of one epoch.
 #[derive(Debug)]
-pub(super) struct OwnPage(Segment);
+pub(super) struct OwnPage(Arc<Segment>);
 
 impl OwnPage {
     pub(super) fn create(rank: RankId, nonce: Nonce) -> Result<Self, SegmentError> {
@@ -33,7 +35,7 @@ impl OwnPage {
         for (at, word) in [MAGIC, u64::from(rank.0), nonce[0], nonce[1]].into_iter().enumerate() {
             page.store(at * 8, word);
         }
-        Ok(Self(page))
+        Ok(Self(Arc::new(page)))
     }
 
     pub(super) fn file(&self) -> BorrowedFd<'_> {
@@ -49,7 +51,7 @@ impl OwnPage {
 /// A peer: its page, and the socket by which its end is seen.
 #[derive(Debug)]
 pub(super) struct Peer {
-    page: ForeignSegment,
+    page: Arc<ForeignSegment>,
     line: Line,
     gone: AtomicBool,
     /// When the socket is looked at next, nanoseconds after `start`.
@@ -66,6 +68,7 @@ impl Peer {
             return Err(SegmentError::Stale { what: rank.to_string() });
         }
         let start = Instant::now();
+        let page = Arc::new(page);
         Ok(Self { page, line, gone: AtomicBool::new(false), next_look: AtomicU64::new(0), start })
     }
 
@@ -121,6 +124,12 @@ impl Pages {
 }
 
 impl Pages {
+    /// Where ranks say something to each other. It has pages only: whoever has it keeps nothing else open.
+    pub(super) fn board(&self) -> Arc<Board> {
+        let others = self.peers.iter().map(|peer| peer.as_ref().map(|peer| peer.page.clone()));
+        Arc::new(Board::new(self.own.0.clone(), others))
+    }
+
     /// Keeps something until the others have closed what they have open of this rank.
     pub(super) fn keep(&mut self, what: Box<dyn Debug + Send + Sync>) {
         self.kept = Some(what);

@@ -73,8 +73,7 @@ impl Communicator for LocalCommunicator {
         if let Some(cause) = &self.aborted {
             return Err(CommError::Aborted { rank: self.rank, cause: cause.clone() });
         }
-        check::places_exist(self.pool.memories(), transfers)?;
-        places_apart(&self.pool.memories()[self.rank.index()], transfers)?;
+        self.check(transfers)?;
         let own: Vec<Transfer> = transfers.iter().filter(|t| t.dest == self.rank).copied().collect();
         if !own.is_empty() {
             self.pool.start_threads()?;
@@ -88,6 +87,11 @@ impl Communicator for LocalCommunicator {
             self.pool.enqueue_after(ticket, after);
         }
         Ok(name)
+    }
+
+    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
+        check::places_exist(self.pool.memories(), transfers)?;
+        places_apart(&self.pool.memories()[self.rank.index()], transfers)
     }
 
     fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {

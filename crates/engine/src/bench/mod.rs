@@ -64,8 +64,8 @@ pub struct ExchangeBench {
     pub warmup: usize,
     /// Staging per rank; `None` = the default of [`Limits::new`].
     pub staging_bytes: Option<usize>,
-    /// Whether waves overlap.
-    pub overlap: bool,
+    /// Whether waves overlap; `None`: where it helps, which is everywhere but over NCCL.
+    pub overlap: Option<bool>,
     /// Fewest thread blocks that NCCL prepares channels for.
     pub min_ctas: Option<u32>,
     /// Most thread blocks of a group of NCCL.
@@ -96,6 +96,8 @@ pub struct ExchangeBench {
     pub followers: bool,
     /// Streams of each rank for pulls from each other one, with `peer`.
     pub streams: usize,
+    /// Most bytes per second into a rank, in 10^9, with `peer` on devices; `None`: as fast as it goes.
+    pub max_gbps: Option<f64>,
     /// Where to write what happened when in the last exchange, one line per moment; ranks that are processes add their number to the
     /// name. `None`: it is not recorded.
     pub timeline: Option<PathBuf>,
@@ -211,11 +213,12 @@ impl ExchangeBench {
         let topology = Arc::new(Topology::uniform(self.ranks, slots)?);
         let layout = Arc::new(self.layout()?);
         let mut limits = Limits::new(&layout, &topology);
-        limits.overlap = self.overlap;
+        limits.overlap = self.overlap.unwrap_or(!matches!(self.carrier, Carrier::Nccl(_)));
         limits.followers = self.followers;
         if !self.step.is_zero() {
             // A wave waits for about three steps then.
-            limits.wave_cost = u64::try_from(self.step.as_nanos() * 3 * LINK_BYTES_PER_NS).unwrap_or(u64::MAX);
+            limits.wave_cost =
+                u64::try_from(self.step.as_nanos() * 3 * LINK_BYTES_PER_NS).unwrap_or(u64::MAX);
         }
         if let Some(bytes) = self.staging_bytes {
             limits.staging_bytes = bytes;

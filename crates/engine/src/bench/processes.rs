@@ -92,7 +92,7 @@ impl AsRank {
         topology: &Topology,
     ) -> Result<(Duration, Moved), EngineError> {
         let members: Vec<RankId> = topology.all_ranks().collect();
-        let board = self.session.begin_exchange(plan.hash64())?;
+        let board = self.session.begin_exchange(plan.hash64(), self.worker.bulletin())?;
         let start = Instant::now();
         let moved = self.worker.exchange(Task { plan: plan.clone(), members, board, start })?;
         Ok((moved.end.saturating_duration_since(start), moved))
@@ -138,7 +138,8 @@ impl Team for AsRank {
         for round in 0..links::ROUNDS {
             // All begin together.
             self.gather("links", &[])?;
-            let mine = self.worker.links(&links::Task::new(plan, round, Instant::now() + self.patience / 2))?;
+            let mine =
+                self.worker.links(&links::Task::new(plan, round, Instant::now() + self.patience / 2))?;
             let nanoseconds =
                 mine.map_or(u64::MAX, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
             let worst = self.largest("copied", nanoseconds)?;

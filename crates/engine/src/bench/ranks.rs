@@ -268,7 +268,8 @@ pub(super) fn as_rank(
 
 /// How the bench wants its communicators over `peer`.
 pub(super) fn peer_options(bench: &ExchangeBench) -> eplb_comm_peer::Options {
-    eplb_comm_peer::Options { streams: bench.streams, ..eplb_comm_peer::Options::default() }
+    let (streams, max_gbps) = (bench.streams, bench.max_gbps);
+    eplb_comm_peer::Options { streams, max_gbps, ..eplb_comm_peer::Options::default() }
 }
 
 /// How the bench wants its communicators over NCCL.

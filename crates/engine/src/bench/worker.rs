@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use eplb_comm::{Carried, Communicator, Stream, Timeline};
+use eplb_comm::{Bulletin, Carried, Communicator, Stream, Timeline};
 use eplb_core::{ExpertId, LayerId, RankId, SlotId};
 use eplb_exchange::{Deadlines, Exchange, ExchangePlan, Outcome, Phase};
 
@@ -109,6 +109,11 @@ impl Worker {
                 return;
             }
         }
+    }
+
+    /// Where it can say something to the others at once.
+    pub(super) fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
+        self.communicator.as_ref()?.bulletin()
     }
 
     /// Writes the bytes that the map in force names.

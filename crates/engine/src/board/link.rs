@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 use eplb_comm::store::deadlines::{after, left};
 use eplb_comm::store::liveness::counter_key;
 use eplb_comm::store::{CasOutcome, Deadlines, Store, StoreError};
+use eplb_comm::{Bulletin, BulletinError};
 use eplb_core::RankId;
 use eplb_exchange::{Note, Record};
 
-use super::wire::{Decision, Malformed, Numbered, decode_notes, encode_notes, wave_of};
+use super::wire::{Decision, Malformed, Numbered, Posted, decode_notes, encode_notes, wave_of};
 
 /// A connection of one rank with the keys of an epoch.
 pub(super) struct Link {
@@ -43,6 +44,9 @@ struct State {
     /// Whether the bell must be rung for something written elsewhere.
     ring: bool,
     renewed: bool,
+    /// Where ranks of one host say the same at once: then no note goes through the store, and no bell rings for a decision that ranks learn
+    /// of here.
+    bulletin: Option<Arc<dyn Bulletin>>,
     peers: Vec<Peer>,
     looks: u64,
     lost: Option<String>,
@@ -64,6 +68,7 @@ struct Peer {
 #[derive(Debug)]
 enum Trouble {
     Store(StoreError),
+    Bulletin(BulletinError),
     Malformed(String, Malformed),
     Missed { rank: RankId, first: u64, next: u64 },
 }
@@ -72,6 +77,7 @@ impl fmt::Display for Trouble {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Store(error) => error.fmt(f),
+            Self::Bulletin(error) => error.fmt(f),
             Self::Malformed(key, what) => {
                 write!(f, "key {key} is malformed: {what}; do all ranks run the same version?")
             }
@@ -79,6 +85,12 @@ impl fmt::Display for Trouble {
                 write!(f, "notes {next} to {first} of {rank} were not read in time; is this rank overloaded?")
             }
         }
+    }
+}
+
+impl From<BulletinError> for Trouble {
+    fn from(error: BulletinError) -> Self {
+        Self::Bulletin(error)
     }
 }
 
@@ -109,6 +121,7 @@ impl Link {
             attempt: None,
             ring: false,
             renewed: true,
+            bulletin: None,
             peers: members.iter().map(|_| Peer::default()).collect(),
             looks: 0,
             lost: None,
@@ -143,9 +156,10 @@ impl Link {
         bell_key(self.epoch)
     }
 
-    pub(super) fn begin(&self, decision: Decision) {
+    pub(super) fn begin(&self, decision: Decision, bulletin: Option<Arc<dyn Bulletin>>) {
         let mut state = self.lock();
         state.exchange += 1;
+        state.bulletin = bulletin;
         state.base = decision;
         state.seen = decision;
         state.attempt = None;
@@ -163,6 +177,14 @@ impl Link {
     pub(super) fn publish(&self, note: Note) {
         let mut state = self.lock();
         let exchange = state.exchange;
+        if let Some(bulletin) = &state.bulletin {
+            let posted = bulletin.post(&Posted::Note(Numbered { exchange, note }).encode());
+            if let Err(error) = posted {
+                drop(state);
+                self.lose(&error.into());
+            }
+            return;
+        }
         if let Some(wave) = wave_of(&note) {
             // Who speaks of wave w is at wave w - 1 at least, and has everyone's last note of wave w - 2: so everyone has come
             // to wave w - 2, and read all that was said of wave w - 3. An earlier exchange may still be under way on
@@ -182,6 +204,9 @@ impl Link {
     }
 
     pub(super) fn collect(&self) -> Vec<(RankId, Note)> {
+        if let Err(trouble) = self.read_bulletin() {
+            self.lose(&trouble);
+        }
         let mut state = self.lock();
         let exchange = state.exchange;
         let mut notes = Vec::new();
@@ -195,6 +220,25 @@ impl Link {
             }
         }
         notes
+    }
+
+    /// Takes in what ranks of this host have said.
+    fn read_bulletin(&self) -> Result<(), Trouble> {
+        let mut state = self.lock();
+        let Some(bulletin) = &state.bulletin else { return Ok(()) };
+        for (rank, message) in bulletin.read()? {
+            let malformed = |what| Trouble::Malformed(format!("said by {rank}"), what);
+            match Posted::decode(&message).map_err(malformed)? {
+                Posted::Decision(decision) if decision.is_after(&state.seen) => state.seen = decision,
+                Posted::Decision(_) => {}
+                Posted::Note(note) => {
+                    if let Ok(at) = self.members.binary_search(&rank) {
+                        state.peers[at].inbox.push_back(note);
+                    }
+                }
+            }
+        }
+        Ok(())
     }
 
     pub(super) fn renew(&self) {
@@ -240,10 +284,18 @@ impl Link {
     /// The record takes in what was seen of it.
     pub(super) fn see(&self, decision: Decision) {
         let mut state = self.lock();
-        if decision.is_after(&state.seen) {
+        let newer = decision.is_after(&state.seen);
+        if newer {
             state.seen = decision;
         }
-        state.ring = true;
+        let told = match &state.bulletin {
+            // What stands in the store, told to those who would have to ask for it.
+            Some(bulletin) if newer => bulletin.post(&Posted::Decision(decision).encode()).is_ok(),
+            Some(_) => true,
+            None => false,
+        };
+        // Who is between two exchanges, and reads nothing, is told of the end of the epoch by the bell.
+        state.ring = !told || decision.closed;
         self.work.notify_all();
     }
 
@@ -311,6 +363,7 @@ impl Link {
             let notes = std::mem::take(&mut state.unwritten)
                 .then(|| encode_notes(state.first, state.log.make_contiguous().iter()));
             let attempt = state.attempt.take();
+            let told = state.bulletin.is_some();
             let ring = std::mem::take(&mut state.ring);
             let mut sign = None;
             if left(due).is_zero() {
@@ -322,7 +375,7 @@ impl Link {
                 }
             }
             drop(state);
-            if let Err(trouble) = self.write_once(notes, attempt, ring, sign) {
+            if let Err(trouble) = self.write_once(notes, attempt, told, ring, sign) {
                 self.lose(&trouble);
                 return;
             }
@@ -333,6 +386,7 @@ impl Link {
         &self,
         notes: Option<Vec<u8>>,
         attempt: Option<(Decision, Decision)>,
+        told: bool,
         ring: bool,
         sign: Option<Vec<u8>>,
     ) -> Result<(), Trouble> {
@@ -341,10 +395,10 @@ impl Link {
         }
         if let Some((from, to)) = &attempt {
             // A second attempt after one that may have taken effect finds its own record.
-            self.again(|deadline| self.try_decide(from, to, deadline))?;
-            self.lock().ring = false;
+            let seen = self.again(|deadline| self.try_decide(from, to, deadline))?;
+            self.lock().ring &= seen.closed && told;
         }
-        if ring || notes.is_some() || attempt.is_some() {
+        if ring || notes.is_some() || (attempt.is_some() && !told) {
             self.again(|deadline| self.store.add(&self.bell_key(), 1, deadline))?;
         }
         if let Some(sign) = sign {

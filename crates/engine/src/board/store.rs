@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
+use eplb_comm::Bulletin;
 use eplb_comm::store::{CasOutcome, Deadlines, Store, StoreError};
 use eplb_core::RankId;
 use eplb_exchange::{Note, Record, Verdict};
@@ -127,6 +128,15 @@ impl StoreBoard {
     /// # Errors
     /// The board is lost, the epoch closed, or the record cannot be read.
     pub fn begin(&self) -> Result<(), BoardError> {
+        self.begin_with(None)
+    }
+
+    /// As [`StoreBoard::begin`], with a way in which ranks that share memory talk at once: notes go there, and not through the store, which
+    /// has the decisions alone. All members begin with one, or none does.
+    ///
+    /// # Errors
+    /// As [`StoreBoard::begin`].
+    pub fn begin_with(&self, bulletin: Option<Arc<dyn Bulletin>>) -> Result<(), BoardError> {
         let epoch = self.link.epoch;
         if let Some(cause) = self.lost() {
             return Err(BoardError::Lost { epoch, cause });
@@ -135,7 +145,7 @@ impl StoreBoard {
         if decision.closed {
             return Err(BoardError::Closed { epoch });
         }
-        self.link.begin(decision);
+        self.link.begin(decision, bulletin);
         Ok(())
     }
 

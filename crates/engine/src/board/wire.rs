@@ -73,6 +73,37 @@ pub(super) struct Numbered {
     pub(super) note: Note,
 }
 
+/// What ranks of one host say to each other.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Posted {
+    Note(Numbered),
+    /// What the record in the store says now.
+    Decision(Decision),
+}
+
+impl Posted {
+    pub(super) fn encode(&self) -> Vec<u8> {
+        match self {
+            Self::Note(note) => encode_notes(0, std::iter::once(note)),
+            Self::Decision(decision) => {
+                let mut out = vec![!FORMAT];
+                out.extend(decision.encode());
+                out
+            }
+        }
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, Malformed> {
+        match bytes.split_first() {
+            Some((&kind, rest)) if kind == !FORMAT => Ok(Self::Decision(Decision::decode(rest)?)),
+            _ => {
+                let (_, notes) = decode_notes(bytes)?;
+                notes.into_iter().next().map(Self::Note).ok_or(SHORT)
+            }
+        }
+    }
+}
+
 /// The notes of a rank that may still be needed; the first has number `first` in the epoch.
 pub(super) fn encode_notes<'a>(first: u64, notes: impl ExactSizeIterator<Item = &'a Numbered>) -> Vec<u8> {
     let mut out = vec![FORMAT];

@@ -20,6 +20,7 @@ use eplb_comm::host::{HostMemory, HostStream, StreamOptions};
 use eplb_comm::local::LocalGroup;
 use eplb_comm::{CommError, Communicator, Memory};
 use eplb_core::{LayerId, ModelLayout, Placement, RankId, SlotId, Topology};
+use eplb_exchange::plan::SERVING_WAVE_COST;
 use eplb_exchange::{Cause, Deadlines, Limits, Outcome, Totals};
 use ndarray::Array2;
 
@@ -71,7 +72,7 @@ impl Settings {
     /// Defaults for a layout and topology.
     pub fn new(layout: &ModelLayout, topology: &Topology) -> Self {
         Self {
-            limits: Limits::new(layout, topology),
+            limits: Limits { wave_cost: SERVING_WAVE_COST, ..Limits::new(layout, topology) },
             verify: Verify::Full,
             copy_threads: std::thread::available_parallelism().map_or(1, usize::from),
             deadlines: Deadlines::default(),

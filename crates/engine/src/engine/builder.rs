@@ -13,6 +13,7 @@ use eplb_core::{LayerId, ModelLayout, Placement, RankId, TensorLayout, Topology}
 use eplb_cuda::kernels::Kernels;
 use eplb_cuda::{DeviceMemory, TallyShape};
 use eplb_exchange::Limits;
+use eplb_exchange::plan::SERVING_WAVE_COST;
 use eplb_trace::Trace;
 
 use super::config::EngineConfig;
@@ -374,6 +375,7 @@ impl Draft {
         limits.staging_bytes =
             config.staging_bytes.unwrap_or(limits.staging_bytes).max(layout.largest_staged());
         limits.drain_floor = config.drain_floor;
+        limits.wave_cost = SERVING_WAVE_COST;
         // A replica on every rank at most, and never more than the slots that other experts leave.
         let most = topology.ranks().min(topology.slots() - experts + 1);
         let columns = config.max_replicas.unwrap_or(most).max(start.max_replicas());

@@ -46,12 +46,12 @@ impl Running {
             return Ok(Vec::new());
         }
         let wanted = self.wanted.as_ref().map(|wanted| (wanted, set.topology.as_ref()));
-        let mut ready = Vec::new();
-        for map in [self.waves.phy2log_drained(wave), self.waves.phy2log_after(wave + 1)] {
-            let maps = make(&map, set.experts, set.columns, wanted)?;
-            ready.push(Ready::new(maps, set.device_maps.as_ref())?);
-        }
-        Ok(ready)
+        let maps = self.waves.maps_of(wave);
+        let ready = maps.iter().map(|map| {
+            let maps = make(map, set.experts, set.columns, wanted)?;
+            Ok(Ready::new(maps, set.device_maps.as_ref())?)
+        });
+        ready.collect()
     }
 }
 

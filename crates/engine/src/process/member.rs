@@ -5,7 +5,7 @@ use std::sync::Arc;
 use eplb_comm::host::{HostMemory, HostStream, StreamOptions};
 use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{Nonce, Store};
-use eplb_comm::{Communicator, Memory};
+use eplb_comm::{Bulletin, Communicator, Memory};
 use eplb_core::{LayerId, Placement, RankId, SlotId, Topology};
 use eplb_exchange::ExchangePlan;
 
@@ -27,6 +27,8 @@ pub struct Member {
     pub(super) job: Job,
     // Dropped before the memory that it works on.
     pub(super) communicator: Option<Box<dyn Communicator>>,
+    /// Where the ranks of the communicator say something to each other at once.
+    pub(super) bulletin: Option<Arc<dyn Bulletin>>,
     pub(super) serving: Serving,
     pub(super) placement: Placement,
     pub(super) version: u64,
@@ -125,6 +127,7 @@ impl Member {
             session,
             job,
             communicator: None,
+            bulletin: None,
             serving,
             placement,
             version,
@@ -155,6 +158,7 @@ impl Member {
             session,
             job,
             communicator: None,
+            bulletin: None,
             serving,
             placement,
             version: 0,
@@ -181,6 +185,8 @@ impl Member {
             deadline: after(self.session.deadlines().communicator),
         };
         let made = at(rank, Stage::Connecting, self.job.transport.connect(meeting))?;
+        // As it was made: what tests put around it passes on waves only.
+        self.bulletin = made.bulletin();
         self.communicator = Some(self.job.settings.hooks.communicator(rank, &self.serving.memory, made));
         Ok(())
     }

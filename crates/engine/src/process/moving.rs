@@ -113,11 +113,12 @@ impl Member {
             bytes_wrong: 0,
             first_wrong: None,
         };
-        let begun = self.session.board.begin();
+        let at_once = u64::from(self.bulletin.is_some());
+        let begun = self.session.board.begin_with(self.bulletin.clone());
         at(rank, Stage::Agreeing, begun)?;
         let (number, base) = self.session.board.position();
         let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-        for part in [plan.hash64(), number, base, self.margin] {
+        for part in [plan.hash64(), number, base, self.margin, at_once] {
             hasher.update(&part.to_le_bytes());
         }
         let deadline = after(self.session.deadlines().store.collective);

@@ -4,6 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
+use eplb_comm::Bulletin;
 use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{Absent, Formation, Group, Nonce, NotedStore, PrefixStore, Store};
 use eplb_core::RankId;
@@ -313,13 +314,19 @@ impl Session {
         at(self.rank, Stage::Reporting, gathered)
     }
 
-    /// Begins the next exchange on the epoch's board, once every member has come with the same plan.
-    pub(crate) fn begin_exchange(&mut self, plan_hash: u64) -> Result<Arc<StoreBoard>, EngineError> {
-        let begun = self.board.begin();
+    /// Begins the next exchange on the epoch's board, once every member has come with the same plan, and with a way to talk at once or
+    /// without.
+    pub(crate) fn begin_exchange(
+        &mut self,
+        plan_hash: u64,
+        bulletin: Option<Arc<dyn Bulletin>>,
+    ) -> Result<Arc<StoreBoard>, EngineError> {
+        let at_once = u64::from(bulletin.is_some());
+        let begun = self.board.begin_with(bulletin);
         at(self.rank, Stage::Agreeing, begun)?;
         let (number, base) = self.board.position();
         let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-        for part in [plan_hash, number, base] {
+        for part in [plan_hash, number, base, at_once] {
             hasher.update(&part.to_le_bytes());
         }
         let deadline = after(self.deadlines.store.collective);
