@@ -107,11 +107,11 @@ impl Communicator for Mixed {
         after: Fence,
         deadline: Instant,
     ) -> Result<Ticket, CommError> {
-        let (near, far): (Vec<Transfer>, Vec<Transfer>) =
-            transfers.iter().copied().partition(|transfer| self.is_inside(transfer));
         // A wave is taken whole or not at all; what both reach, both know.
         self.inside.check(transfers)?;
         self.between.check(transfers)?;
+        let (near, far): (Vec<Transfer>, Vec<Transfer>) =
+            transfers.iter().copied().partition(|transfer| self.is_inside(transfer));
         // Both get every wave, if only to know of it: so all ranks count waves alike.
         let near = self.inside.submit(&near.into(), after.clone(), deadline)?;
         // What of the first part is under way now, nobody would wait for.

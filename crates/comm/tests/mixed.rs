@@ -49,7 +49,8 @@ fn four() -> Vec<Arc<HostMemory>> {
     let layout = Arc::new(ModelLayout::new(vec![vec![TensorLayout::contiguous("w", 64)]]).unwrap());
     let made = (0..4).map(|rank| {
         let memory = HostMemory::new(RankId::at(rank), layout.clone(), 2 * rank..2 * rank + 2, 0).unwrap();
-        (2 * rank..2 * rank + 2).for_each(|slot| memory.fill(L, SlotId::at(slot), ExpertId::at(slot)).unwrap());
+        (2 * rank..2 * rank + 2)
+            .for_each(|slot| memory.fill(L, SlotId::at(slot), ExpertId::at(slot)).unwrap());
         memory
     });
     made.collect()
