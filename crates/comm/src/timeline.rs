@@ -22,6 +22,8 @@ pub enum Moment {
         /// Name of the phase.
         name: &'static str,
     },
+    /// A part of a wave is about to be handed to the communicator.
+    Submitting,
     /// A part of a wave was handed to the communicator.
     Submitted {
         /// Number of the wave.

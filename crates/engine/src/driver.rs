@@ -521,6 +521,7 @@ impl<S: Stream> Driver<S> {
                         // Others may still have the wave before under way when this rank goes ahead.
                         let waves = if part == Part::Early { 2 } else { 1 };
                         let deadline = now + active.exchange.deadlines().transfer * waves;
+                        tell(&self.timeline, || Moment::Submitting);
                         match active.communicator.submit(transfers, Fence::passed(), deadline) {
                             Ok(ticket) => {
                                 let early = part == Part::Early;

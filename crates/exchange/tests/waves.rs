@@ -8,6 +8,7 @@ use eplb_core::{
 use eplb_exchange::{ExchangeError, ExchangePlan, Limits, Part};
 use ndarray::Array2;
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
 use proptest::test_runner::TestRng;
 
 /// One random exchange.
@@ -498,4 +499,74 @@ fn ports_are_busy_together() {
     // Without a limit, ranks take turns.
     let (worst, whole) = port_loads(&plan(Some(u64::MAX)), ranks);
     assert!(worst.iter().sum::<usize>() > 2 * whole, "{worst:?}, {whole}");
+}
+
+/// Two slots of every rank take the experts of its left neighbour: chains of slots of which only the last can be drained at once.
+#[test]
+fn chains_keep_all_ports_busy_through_staging() {
+    let (ranks, layers, per_rank, experts, bytes) = (4, 8, 20, 64, 64);
+    let topology = Topology::uniform(ranks, ranks * per_rank).unwrap();
+    let layout = ModelLayout::new(vec![vec![TensorLayout::contiguous("w", bytes)]; layers]).unwrap();
+    let old = Placement::round_robin(layers, experts, ranks * per_rank).unwrap();
+    let from_left = |slot: usize| (slot + (ranks - 1) * per_rank) % (ranks * per_rank);
+    let from = |slot: usize| if slot % per_rank < 2 { from_left(slot) } else { slot };
+    let map = Array2::from_shape_fn(old.phy2log().raw_dim(), |(l, slot)| old.phy2log()[(l, from(slot))]);
+    let new = Placement::new(experts, map).unwrap();
+    let plan = |followers, staged: usize, wave_cost: usize| {
+        let (wave_cost, staging_bytes) = ((wave_cost * bytes) as u64, staged * bytes);
+        let limits = Limits { followers, wave_cost, staging_bytes, ..Limits::new(&layout, &topology) };
+        ExchangePlan::new(&old, &new, &topology, &layout, None, &limits).unwrap()
+    };
+    let busy = |plan: &ExchangePlan| {
+        let (worst, whole) = port_loads(plan, ranks);
+        worst.iter().sum::<usize>() as f64 / whole as f64
+    };
+    let through_staging = plan(true, 6, 2);
+    assert!(busy(&through_staging) < 1.1, "{}", busy(&through_staging));
+    assert!(through_staging.totals().staged > 0);
+    // What the check is worth: chains that wait for their drains take turns. But then no byte is staged.
+    let drained = plan(false, 6, 2);
+    assert!(busy(&drained) > 1.5 && drained.totals().staged == 0, "{}", busy(&drained));
+    // Where agreements are dear, waves are few.
+    let dear = plan(true, 6, 1 << 20);
+    assert!(dear.waves().len() < through_staging.waves().len(), "{} waves", dear.waves().len());
+    // Most of what comes next goes ahead.
+    let early: usize = (0..through_staging.waves().len())
+        .map(|wave| through_staging.transfers(wave, Part::Early).len())
+        .sum();
+    assert!(3 * early > 2 * through_staging.totals().moves, "{early} of {}", through_staging.totals().moves);
+}
+
+/// Every map that a rank may run with between the drains of two waves stands among those that are prepared for it.
+#[test]
+fn the_maps_of_a_wave_are_all_that_come_before_the_next() {
+    let mut runner = proptest::test_runner::TestRunner::deterministic();
+    for _ in 0..40 {
+        let case = case(4).new_tree(&mut runner).unwrap().current();
+        let Case { topology, layout, old, new, loads, limits } = &case;
+        let loads = loads.as_ref().map(|loads| loads.view());
+        let Ok(plan) = ExchangePlan::new(old, new, topology, layout, loads, limits) else { continue };
+        let mut map = plan.old().phy2log().to_owned();
+        for wave in 0..plan.waves().len() {
+            let ready = plan.maps_of(wave);
+            let mut seen = Vec::new();
+            Part::ALL.into_iter().for_each(|part| plan.apply_drains(&mut map, wave, part));
+            seen.push(map.clone());
+            let ahead = wave + 1 < plan.waves().len();
+            if ahead {
+                plan.apply_drains(&mut map, wave + 1, Part::Early);
+                seen.push(map.clone());
+            }
+            eplb_exchange::plan::apply_commits(&mut map, &plan.waves()[wave]);
+            seen.push(map.clone());
+            if ahead {
+                let mut late = map.clone();
+                plan.apply_drains(&mut late, wave + 1, Part::Late);
+                seen.push(late);
+            }
+            assert!(seen.iter().all(|map| ready.contains(map)), "wave {wave}");
+            assert!(ready.iter().enumerate().all(|(at, map)| !ready[..at].contains(map)));
+        }
+        assert_eq!(&map, plan.target().phy2log());
+    }
 }

@@ -76,6 +76,10 @@ pub(crate) struct Exchange {
     #[arg(long, default_value_t = 2, value_name = "N")]
     streams: usize,
 
+    /// Take the ranks for those of so many nodes: `peer` inside them, nccl between them, in one wave
+    #[arg(long, default_value_t = 1, value_name = "N")]
+    nodes: usize,
+
     /// Pull no more than this many 10^9 bytes per second into a rank, with `peer` on devices
     #[arg(long, value_name = "GB/S")]
     max_gbps: Option<f64>,
@@ -233,6 +237,7 @@ impl Exchange {
             followers: !self.drain_only,
             streams: self.streams,
             max_gbps: self.max_gbps,
+            nodes: self.nodes,
             timeline: self.timeline.clone(),
             min_ctas: self.min_ctas,
             max_ctas: self.max_ctas,
@@ -361,6 +366,10 @@ pub(super) fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exch
         "verified": report.verified,
         "link_gbps": optional(report.link_gbps),
         "link_share": optional(report.link_gbps.map(|link| report.gbps_worst_rank / link)),
+        "nodes": bench.nodes,
+        "max_gbps": optional(bench.max_gbps),
+        "pull_cpu_moving": optional(report.pull_cpu.map(|(moving, _)| moving)),
+        "pull_cpu_idle": optional(report.pull_cpu.map(|(_, idle)| idle)),
         "steps": report.steps,
         "stall_us_max": number(report.stall_us_max),
         "min_ctas": bench.min_ctas,

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use eplb_core::RankId;
-use eplb_engine::bench::faults::watch;
+use eplb_engine::bench::faults::{Fate, watch};
 use eplb_engine::deadlines::Deadlines;
 use serde_json::{Value, json};
 
@@ -21,6 +21,10 @@ pub(crate) struct Faults {
     /// The rank that is killed
     #[arg(long, default_value_t = 1, value_name = "R")]
     kill: usize,
+
+    /// Stop it (SIGSTOP) instead of killing it; it runs on when all others have had their errors
+    #[arg(long)]
+    stop: bool,
 
     /// Milliseconds from the first exchange after the warm-up to its end
     #[arg(long, default_value_t = 20.0, value_name = "MS")]
@@ -66,7 +70,8 @@ pub(super) fn run(args: &Faults) -> Result<ExitCode, Failure> {
     }
     let mut started = processes::start(ranks)?;
     let delay = Duration::from_secs_f64(args.after_ms / 1e3);
-    let heard = watch(&mut started.0, ranks, victim, delay, bench.patience);
+    let fate = if args.stop { Fate::Stopped } else { Fate::Killed };
+    let heard = watch(&mut started.0, ranks, (victim, fate), delay, bench.patience);
     let (outputs, failed) = started.wait_but(Some(victim))?;
     if let Some(failure) = failed {
         return Err(failure);
@@ -84,7 +89,8 @@ pub(super) fn run(args: &Faults) -> Result<ExitCode, Failure> {
     print_json(&json!({
         "backend": exchange::backend(&args.exchange),
         "ranks": ranks,
-        "killed": victim.0,
+        "killed": if args.stop { Value::Null } else { json!(victim.0) },
+        "stopped": if args.stop { json!(victim.0) } else { Value::Null },
         "after_ms": number(args.after_ms),
         "ms_to_last_error": heard.iter().map(|(_, time)| time.as_secs_f64() * 1e3).fold(0.0, f64::max),
         "bytes_wrong": wrong,

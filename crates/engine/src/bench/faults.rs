@@ -69,6 +69,10 @@ impl ExchangeBench {
                 return Err(EngineError::Options(text));
             }
         };
+        if me == victim {
+            // Stopped, and let run on: the others have gone on without it.
+            return Err(error);
+        }
         store.set(&format!("{FAILED}/{}", me.0), b"", after(deadlines.store.operation))?;
         let bytes_wrong = rank.worker().check()?;
         // Its communicator, its memory: what is left of them goes before anything new is made.
@@ -89,7 +93,16 @@ impl ExchangeBench {
     }
 }
 
-/// Kills `victim` of a launch with SIGKILL, `delay` after the exchanges have begun in which it is to die; when each of the others
+/// What befalls a rank.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// `SIGKILL`.
+    Killed,
+    /// `SIGSTOP`, until the others have had their errors; then it runs on, and has to find that it belongs to them no more.
+    Stopped,
+}
+
+/// Lets its fate befall `victim` of a launch, `delay` after the exchanges have begun in which it is to; when each of the others
 /// had its error, counted from then, in the order of ranks.
 ///
 /// # Errors
@@ -97,7 +110,7 @@ impl ExchangeBench {
 pub fn watch(
     launch: &mut Launch,
     ranks: usize,
-    victim: RankId,
+    (victim, fate): (RankId, Fate),
     delay: Duration,
     patience: Duration,
 ) -> Result<Vec<(RankId, Duration)>, EngineError> {
@@ -106,13 +119,23 @@ pub fn watch(
     let store = address.open(None, &deadlines.store, after(deadlines.store.connect))?;
     store.wait(&[MOVING], after(patience))?;
     std::thread::sleep(delay);
-    launch.kill(victim)?;
+    match fate {
+        Fate::Killed => launch.kill(victim)?,
+        #[cfg(target_os = "linux")]
+        Fate::Stopped => launch.hold(victim, true)?,
+        #[cfg(not(target_os = "linux"))]
+        Fate::Stopped => return Err(EngineError::Options("ranks are stopped on Linux only".into())),
+    }
     let killed = Instant::now();
     let mut heard = Vec::new();
     for rank in (0..ranks).map(RankId::at).filter(|&rank| rank != victim) {
         // Those that had it before are seen at once, and not later than they were.
         store.wait(&[&format!("{FAILED}/{}", rank.0)], after(patience))?;
         heard.push((rank, killed.elapsed()));
+    }
+    #[cfg(target_os = "linux")]
+    if fate == Fate::Stopped {
+        launch.hold(victim, false)?;
     }
     Ok(heard)
 }

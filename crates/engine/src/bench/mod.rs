@@ -5,6 +5,7 @@
 //! ([`ExchangeBench::run_as_rank`]). They run the same driver,
 //! exchange and protocol as in a server.
 
+mod cpu;
 pub mod faults;
 mod gloo;
 pub mod interference;
@@ -33,6 +34,23 @@ pub use placement::Moves;
 pub use ranks::{Carrier, Commit, DeviceGroup};
 use threads::Threads;
 pub use timeline::{Table, Wait};
+
+/// What the threads for pulls are called, of all ranks of a process.
+const PULLING: &str = "peer-";
+
+/// How long threads that have nothing to do are looked at.
+const REST: Duration = Duration::from_millis(100);
+
+/// Processor time of each of `ranks` threads for pulls over that in which exchanges ran, and of a rest that follows.
+fn pulling_cpu((taken, time): (Duration, Duration), ranks: usize) -> Option<(f64, f64)> {
+    let before = cpu::taken(PULLING)?;
+    let begin = Instant::now();
+    std::thread::sleep(REST);
+    let idle = cpu::taken(PULLING)?.saturating_sub(before);
+    let share =
+        |taken: Duration, time: Duration| taken.as_secs_f64() / time.as_secs_f64().max(1e-9) / ranks as f64;
+    Some((share(taken, time), share(idle, begin.elapsed())))
+}
 
 /// What a fast link carries in a nanosecond.
 const LINK_BYTES_PER_NS: u128 = 300;
@@ -96,6 +114,8 @@ pub struct ExchangeBench {
     pub followers: bool,
     /// Streams of each rank for pulls from each other one, with `peer`.
     pub streams: usize,
+    /// Nodes that the ranks are to be taken for; more than one: `peer` inside them and `nccl` between them, in one wave.
+    pub nodes: usize,
     /// Most bytes per second into a rank, in 10^9, with `peer` on devices; `None`: as fast as it goes.
     pub max_gbps: Option<f64>,
     /// Where to write what happened when in the last exchange, one line per moment; ranks that are processes add their number to the
@@ -146,6 +166,9 @@ pub struct ExchangeReport {
     pub device_bytes: Option<u64>,
     /// What the server beside did, by rank; empty without one.
     pub served: Vec<Served>,
+    /// Processor time that a rank's thread for pulls took while exchanges ran, over their time; and over the time of a rest after them.
+    /// `None` where there are no such threads.
+    pub pull_cpu: Option<(f64, f64)>,
     /// Where the time of the last exchange went, on the ranks of this process; `None` if it was not recorded.
     pub times: Option<Table>,
 }
@@ -210,7 +233,16 @@ impl ExchangeBench {
         if self.iterations == 0 || self.tensors.is_empty() {
             return Err(EngineError::Options("at least one iteration and one tensor are needed".into()));
         }
-        let topology = Arc::new(Topology::uniform(self.ranks, slots)?);
+        let mut topology = Topology::uniform(self.ranks, slots)?;
+        if self.nodes > 1 {
+            if self.carrier != Carrier::Peer {
+                return Err(EngineError::Options(
+                    "nodes are for `peer`, which is joined by nccl between them".into(),
+                ));
+            }
+            topology = topology.with_nodes(self.nodes)?;
+        }
+        let topology = Arc::new(topology);
         let layout = Arc::new(self.layout()?);
         let mut limits = Limits::new(&layout, &topology);
         limits.overlap = self.overlap.unwrap_or(!matches!(self.carrier, Carrier::Nccl(_)));
@@ -246,16 +278,13 @@ impl ExchangeBench {
         let mut link_gbps = None;
         let begin = Instant::now();
         let mut times = None;
+        let (mut moving, mut here) = ((Duration::ZERO, Duration::ZERO), 1);
         for round in 0..rounds {
             let plan = Arc::new(self.plan(setup, &placement, round)?);
             placement = plan.target().clone();
             planned_bytes += plan.totals().link_bytes;
+            let cpu_before = cpu::taken(PULLING);
             let done = team.exchange(&plan, topology)?;
-            if round + 1 == rounds
-                && let Some(path) = &self.timeline
-            {
-                times = Some(timeline::take(path, &done.timelines)?);
-            }
             ms.push(done.time.as_secs_f64() * 1e3);
             if round >= self.warmup {
                 steps = steps.max(done.steps);
@@ -264,6 +293,13 @@ impl ExchangeBench {
             before = done.carried;
             let over = self.time.is_some_and(|time| round >= self.warmup && begin.elapsed() >= time);
             let ends = over || round + 1 == rounds;
+            if let (true, Some(before), Some(now)) = (round >= self.warmup, cpu_before, cpu::taken(PULLING)) {
+                moving = (moving.0 + now.saturating_sub(before), moving.1 + done.time);
+            }
+            if let (true, Some(path)) = (ends, &self.timeline) {
+                times = Some(timeline::take(path, &done.timelines)?);
+            }
+            here = done.here;
             if round == 0 || ends {
                 bytes_wrong += team.check()?;
             }
@@ -275,6 +311,7 @@ impl ExchangeBench {
                 break;
             }
         }
+        let pull_cpu = pulling_cpu(moving, here);
         let Some(last) = last else { return Err(EngineError::Options("nothing was measured".into())) };
         let into = bytes_into(&last, layout, self.ranks);
         let bytes_worst_rank = into.into_iter().max().unwrap_or(0);
@@ -302,6 +339,7 @@ impl ExchangeBench {
             stall_us_max: stall.as_secs_f64() * 1e6,
             device_bytes: None,
             served: Vec::new(),
+            pull_cpu,
             times,
         })
     }
@@ -338,6 +376,8 @@ struct Done {
     stall: Duration,
     /// By rank.
     carried: Vec<Carried>,
+    /// Ranks of this process.
+    here: usize,
     /// Of the ranks of this process, where they are recorded.
     timelines: Vec<Arc<Timeline>>,
 }

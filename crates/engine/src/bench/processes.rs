@@ -119,7 +119,7 @@ impl Team for AsRank {
         let Carried { link_bytes, local_bytes, transfers } = moved.carried;
         let mine =
             [nanoseconds(time), moved.steps, nanoseconds(moved.stall), link_bytes, local_bytes, transfers];
-        let mut done = Done { timelines: moved.timeline.into_iter().collect(), ..Done::default() };
+        let mut done = Done { here: 1, timelines: moved.timeline.into_iter().collect(), ..Done::default() };
         for (at, said) in self.gather("exchanged", &mine)?.into_iter().enumerate() {
             let &[time, steps, stall, link_bytes, local_bytes, transfers] = said.as_slice() else {
                 return Err(EngineError::Unreadable { rank: RankId::at(at), what: "what its exchange took" });

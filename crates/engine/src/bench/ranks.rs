@@ -7,7 +7,7 @@ use eplb_comm::conformance::RankMemory;
 use eplb_comm::host::{HostMemory, HostStream, StreamOptions};
 use eplb_comm::local::LocalGroup;
 use eplb_comm::store::{InProcessStore, Store};
-use eplb_comm::{CommError, Communicator, Memory, Stream};
+use eplb_comm::{CommError, Communicator, Memory, Mixed, Stream};
 use eplb_comm_nccl::{
     Backend, Collectives, Gather, Launch, Lend, NcclCommError, NcclCommunicator, Options, Pump, Rendezvous,
     connect,
@@ -91,11 +91,30 @@ pub(super) fn make(
         }
         Carrier::Peer => devices(bench, topology, layout, staging, |group| {
             let options = peer_options(bench);
-            let communicators = eplb_comm_peer::connect(&group.memories, &options)?;
+            let inside = eplb_comm_peer::connect(&group.memories, &options)?.into_iter().map(boxed);
             let pumps = group.memories.iter().map(|_| None).collect();
-            Ok(Connected::with(communicators.into_iter().map(boxed).collect(), Beside::ToStart(pumps)))
+            let communicators = if bench.nodes > 1 {
+                let deadline = Instant::now() + bench.patience;
+                let between = group.connect(Backend::Nccl, &nccl_options(bench), deadline)?;
+                mixed(topology, inside, between)?
+            } else {
+                inside.collect()
+            };
+            Ok(Connected::with(communicators, Beside::ToStart(pumps)))
         }),
     }
+}
+
+/// `peer` inside nodes and `nccl` between them.
+fn mixed(
+    topology: &Topology,
+    inside: impl Iterator<Item = Box<dyn Communicator>>,
+    between: Vec<NcclCommunicator>,
+) -> Result<Vec<Box<dyn Communicator>>, EngineError> {
+    let topology = Arc::new(topology.clone());
+    let pair =
+        |(inside, between)| Ok(boxed(Mixed::new("peer and nccl", inside, boxed(between), topology.clone())?));
+    inside.zip(between).map(pair).collect()
 }
 
 pub(crate) fn boxed(communicator: impl Communicator + 'static) -> Box<dyn Communicator> {

@@ -113,7 +113,7 @@ impl Team for Threads {
                 start,
             })
         })?;
-        let mut done = Done::default();
+        let mut done = Done { here: replies.len(), ..Done::default() };
         for reply in replies {
             if let Reply::Moved(Moved { end, steps, stall, carried, timeline }) = reply {
                 done.time = done.time.max(end.saturating_duration_since(start));

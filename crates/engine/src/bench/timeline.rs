@@ -46,7 +46,7 @@ struct Row {
 }
 
 /// Kinds of waits, in the order in which they are printed.
-const ROWS: [&str; 14] = [
+const ROWS: [&str; 15] = [
     "agreeing",
     "draining",
     "clearing",
@@ -55,6 +55,7 @@ const ROWS: [&str; 14] = [
     "armed",
     "committing",
     "settling",
+    "call of submit",
     "submit to announced",
     "announced to first enqueued",
     "first to all enqueued",
@@ -97,6 +98,7 @@ fn add(marks: &[Mark], rows: &mut BTreeMap<&'static str, Row>) -> Duration {
     // By ticket, the moment before.
     let mut tickets: BTreeMap<u64, Duration> = BTreeMap::new();
     let mut commits: BTreeMap<usize, Duration> = BTreeMap::new();
+    let mut submitting: Option<Duration> = None;
     let (mut open, mut quiet_since, mut idle) = (0usize, None, Duration::ZERO);
     let mut enqueued = std::collections::BTreeSet::new();
     for mark in marks {
@@ -106,7 +108,13 @@ fn add(marks: &[Mark], rows: &mut BTreeMap<&'static str, Row>) -> Duration {
                     spend(before, mark.at - since);
                 }
             }
-            Moment::Submitted { ticket, .. } => drop(tickets.insert(ticket.0, mark.at)),
+            Moment::Submitting => submitting = Some(mark.at),
+            Moment::Submitted { ticket, .. } => {
+                tickets.insert(ticket.0, mark.at);
+                if let Some(since) = submitting.take() {
+                    spend("call of submit", mark.at - since);
+                }
+            }
             Moment::Announced(ticket)
             | Moment::FirstEnqueued(ticket)
             | Moment::AllEnqueued(ticket)
@@ -182,4 +190,55 @@ pub(super) fn take(path: &Path, timelines: &[Arc<Timeline>]) -> Result<Table, En
     std::fs::write(path, lines)
         .map_err(|error| EngineError::Options(format!("{}: {error}", path.display())))?;
     Ok(Table::of(&ranks))
+}
+
+#[cfg(test)]
+mod tests {
+    use eplb_comm::Ticket;
+
+    use super::*;
+
+    fn marks(list: &[(u64, Moment)]) -> Vec<Mark> {
+        list.iter().map(|&(us, what)| Mark { at: Duration::from_micros(us), what }).collect()
+    }
+
+    #[test]
+    fn waits_are_added_up_and_gaps_between_transfers_are_idle() {
+        let phase = |name| Moment::Phase { wave: 0, name };
+        let (first, second) = (Ticket(4), Ticket(5));
+        let submitted = |ticket| Moment::Submitted { wave: 0, early: false, ticket };
+        let rank = marks(&[
+            (0, Moment::Began),
+            (0, phase("agreeing")),
+            (10, phase("moving")),
+            (10, Moment::Submitting),
+            (13, submitted(first)),
+            (20, Moment::Announced(first)),
+            (25, Moment::FirstEnqueued(first)),
+            (30, Moment::AllEnqueued(first)),
+            (90, Moment::Landed(first)),
+            (92, Moment::Arrived(first)),
+            (92, phase("prepared")),
+            (100, phase("moving")),
+            (101, submitted(second)),
+            (110, Moment::FirstEnqueued(second)),
+            (150, Moment::Landed(second)),
+            (160, Moment::CommitEnqueued(0)),
+            (200, Moment::Committed(0)),
+            (210, Moment::Ended),
+        ]);
+        let table = Table::of(&[rank.clone(), marks(&[(5, Moment::Began), (6, Moment::Ended)])]);
+        let us = Duration::from_micros;
+        assert_eq!((table.total, table.idle), (us(210), (us(10), us(20))));
+        let row = |name| *table.rows.iter().find(|row| row.name == name).unwrap();
+        assert_eq!(
+            row("moving"),
+            Wait { name: "moving", count: 2, sum: us(96), mean: us(96), most: us(110) }
+        );
+        assert_eq!((row("call of submit").most, row("all enqueued to landed").most), (us(3), us(60)));
+        assert_eq!((row("commit enqueued to complete").most, row("prepared").most), (us(40), us(8)));
+        assert!(table.rows.iter().all(|row| row.name != "draining"), "nothing that was not");
+        let text = table.to_string();
+        assert!(text.starts_with("last exchange: 210 us") && text.contains("landed to arrived"), "{text}");
+    }
 }

@@ -121,6 +121,23 @@ impl Launch {
         running.child.kill().map_err(|error| lost(format!("it cannot be killed: {error}")))
     }
 
+    /// Stops a rank (`SIGSTOP`), or lets it run on (`SIGCONT`).
+    ///
+    /// # Errors
+    /// There is no such rank, or it has ended.
+    #[cfg(target_os = "linux")]
+    pub fn hold(&mut self, rank: RankId, stopped: bool) -> Result<(), EngineError> {
+        let lost = |detail: String| EngineError::RankLost { rank, detail };
+        let running = self.ranks.iter().find(|(other, _)| *other == rank);
+        let (_, running) = running.ok_or_else(|| lost("it was not started here".into()))?;
+        let signal = if stopped { rustix::process::Signal::STOP } else { rustix::process::Signal::CONT };
+        let id = i32::try_from(running.child.id()).ok().and_then(rustix::process::Pid::from_raw);
+        let id = id.ok_or_else(|| lost("it has no number".into()))?;
+        // Not waited for yet, so the number is still its own.
+        rustix::process::kill_process(id, signal)
+            .map_err(|error| lost(format!("it cannot be stopped: {error}")))
+    }
+
     /// Waits for all ranks, each of which has deadlines of its own.
     ///
     /// # Errors

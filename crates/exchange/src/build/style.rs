@@ -46,6 +46,11 @@ impl Style {
         let busiest = remaining(layers, topology, layout).into_iter().max().unwrap_or(0);
         let least = layout.largest_staged() as u64;
         let most = Ports::limit(busiest);
+        if limits.wave_cost >= busiest {
+            // One agreement takes longer than all bytes: the fewest waves are the best.
+            let ways = if limits.followers { vec![false, true] } else { vec![false] };
+            return ways.into_iter().map(|followers| style(followers, vec![u64::MAX])).collect();
+        }
         let mut fixed: Vec<u64> = CUTS.into_iter().map(|cuts| (busiest / cuts).max(least)).collect();
         fixed.push(most);
         // Where an agreement takes longer than such waves, nobody gains by small ones.
