@@ -34,7 +34,7 @@ mod tests {
                 std::hint::black_box((0..10_000u64).sum::<u64>());
             }
             busy.send(()).unwrap();
-            drop(stopped.recv());
+            let _ = stopped.recv();
         });
         let thread = thread.unwrap();
         has_been_busy.recv().unwrap();
