@@ -95,13 +95,20 @@ pub(super) fn read(page: &dyn Read, from: RankId, tail: &mut u64) -> Result<Vec<
     Ok(messages)
 }
 
+/// Another rank's page, and how far it is read.
+#[derive(Debug)]
+struct Other {
+    page: Arc<ForeignSegment>,
+    tail: u64,
+}
+
 /// The pages of all ranks, as one of them uses them for messages.
 #[derive(Debug)]
 pub(super) struct Board {
     own: Arc<Segment>,
     head: Mutex<u64>,
-    /// By rank, none for this one, with how far each is read.
-    others: Mutex<Vec<Option<(Arc<ForeignSegment>, u64)>>>,
+    /// By rank, none for this one.
+    others: Mutex<Vec<Option<Other>>>,
 }
 
 impl Board {
@@ -110,7 +117,7 @@ impl Board {
         own: Arc<Segment>,
         others: impl IntoIterator<Item = Option<Arc<ForeignSegment>>>,
     ) -> Self {
-        let others = others.into_iter().map(|page| page.map(|page| (page, 0))).collect();
+        let others = others.into_iter().map(|page| page.map(|page| Other { page, tail: 0 })).collect();
         Self { own, head: Mutex::new(0), others: Mutex::new(others) }
     }
 }
@@ -127,7 +134,7 @@ impl Bulletin for Board {
         let mut others = self.others.lock().unwrap_or_else(PoisonError::into_inner);
         for (rank, other) in others.iter_mut().enumerate() {
             let rank = RankId::at(rank);
-            if let Some((page, tail)) = other {
+            if let Some(Other { page, tail }) = other {
                 said.extend(read(&**page, rank, tail)?.into_iter().map(|message| (rank, message)));
             }
         }
