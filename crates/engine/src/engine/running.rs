@@ -85,9 +85,7 @@ impl Progress {
             return self.end(running, RoundOutcome::DryRun, 0);
         }
         let Some(session) = &self.session else { return Ok(()) };
-        // A rank whose communicator is gone has no bulletin: it fails, and says so through the store, which all read.
-        let bulletin = lock(&shared.core).lanes[at].communicator.as_ref().and_then(|lane| lane.bulletin());
-        session.board.begin_with(bulletin)?;
+        session.board.begin()?;
         let quiesced = shared.state() == State::Quiesced;
         if !quiesced {
             // A host that wants something else meanwhile has had it refused, or has it cancelled below.

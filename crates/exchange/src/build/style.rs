@@ -45,7 +45,7 @@ impl Style {
         }
         let busiest = remaining(layers, topology, layout).into_iter().max().unwrap_or(0);
         let least = layout.largest_staged() as u64;
-        let most = Ports::limit(busiest);
+        let most = Ports::limit(busiest).min(busiest.max(least));
         if limits.wave_cost >= busiest {
             // One agreement takes longer than all bytes: the fewest waves are the best.
             let ways = if limits.followers { vec![false, true] } else { vec![false] };
