@@ -81,16 +81,16 @@ fn run(rank: usize, world: &World, queue: &Queue) {
 }
 
 impl Pulls for Engine {
-    fn pull(&self, transfer: &Transfer) -> Result<(), CommError> {
+    fn pull(&self, transfer: &Transfer) -> Result<usize, CommError> {
         self.push(Op::Pull(transfer.source.index()));
-        Ok(())
+        Ok(0)
     }
 
     fn bytes(&self, _: &Transfer) -> u64 {
         1
     }
 
-    fn fences(&self) -> Result<Vec<Fence>, CommError> {
+    fn fences(&self, _queues: u64) -> Result<Vec<Fence>, CommError> {
         if self.planted == Planted::FenceEarly {
             return Ok(Vec::new());
         }

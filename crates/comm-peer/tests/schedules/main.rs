@@ -10,6 +10,9 @@
 #[allow(dead_code, unreachable_pub, unused_imports)] // What only the crate needs of it.
 #[path = "../../src/lane.rs"]
 mod lane;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../src/pace.rs"]
+mod pace;
 #[path = "../../src/pulls.rs"]
 mod pulls;
 #[allow(dead_code, unreachable_pub, unused_imports)]

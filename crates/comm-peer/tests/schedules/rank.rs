@@ -137,7 +137,7 @@ pub(crate) fn exchange(fate: Fate, planted: Planted) {
         }
         let (engine, copies) = Engine::start(rank, world.clone(), planted);
         let signals = Own { words: words.clone(), rank };
-        let shared = Shared::new(RankId::at(rank), Box::new(engine.clone()), Box::new(signals));
+        let shared = Shared::new(RankId::at(rank), Box::new(engine.clone()), Box::new(signals), None);
         let served = shared.clone();
         let progress = spawn(move || served.serve());
         let rank = Rank { rank, world: world.clone(), shared, fate, planted };
