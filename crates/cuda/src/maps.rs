@@ -244,7 +244,7 @@ impl MapBlock {
         }
     }
 
-    /// Puts maps in force, in the order of `stream`, that were not sent ahead. Waits for room only where [`SPARES`] changes are under way.
+    /// Puts maps in force, in the order of `stream`, that were not sent ahead. Waits for room only where six changes are under way.
     ///
     /// # Errors
     /// The driver refused, or the device is stuck.
