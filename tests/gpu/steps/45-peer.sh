@@ -2,29 +2,32 @@
 # stopped or killed in the middle of an exchange.
 if [ "$ranks" -ge 2 ]; then
   heading
-  full="--backend peer --ranks $ranks --iters 6"
-  [ -z "$quick" ] || full="--backend peer --ranks $ranks --layers 2 --iters 3"
-  for placement in few2 shift random plan; do
+  # An option may be given once: how many exchanges is said by each line.
+  full="--backend peer --ranks $ranks"
+  [ -z "$quick" ] || full="$full --layers 2"
+  for placement in few2 shift $([ -n "$brief" ] || echo random plan); do
     # shellcheck disable=SC2086
-    exchange 8 processes $full --processes --placement $placement --timeline "$out/peer.$placement"
+    exchange 8 processes $full --iters 6 --processes --placement $placement --timeline "$out/peer.$placement"
   done
   # shellcheck disable=SC2086
   {
-    exchange 8 'staging 128 MiB' $full --placement shift --staging-bytes 134217728
-    exchange 8 'staging 64 MiB' $full --placement shift --staging-bytes 67108864
-    exchange 8 'no staging' $full --placement few2 --drain-only
+    exchange 8 'staging 128 MiB' $full --iters 6 --placement shift --staging-bytes 134217728
+    [ -n "$brief" ] || exchange 8 'staging 64 MiB' $full --iters 6 --placement shift --staging-bytes 67108864
+    [ -n "$brief" ] || exchange 8 'no staging' $full --iters 6 --placement few2 --drain-only
     exchange 8 'steps of 20 ms' $full --placement random --iters 3 --warmup 1 --step-ms 20
-    exchange 8 'steps of 20 ms, in place' $full --placement few2 --iters 3 --warmup 1 --step-ms 20 --drain-only
-    for most in 50 150; do exchange 8 "at most $most GB/s" $full --placement random --iters 3 --max-gbps $most; done
-    seconds=$([ -n "$quick" ] && echo 2 || echo 8)
+    [ -n "$brief" ] || exchange 8 'steps of 20 ms, in place' $full --placement few2 --iters 3 --warmup 1 --step-ms 20 --drain-only
+    for most in 50 $([ -n "$brief" ] || echo 150); do exchange 8 "at most $most GB/s" $full --placement random --iters 3 --max-gbps $most; done
+    seconds=$([ -n "$quick" ] && echo 2 || { [ -n "$brief" ] && echo 4 || echo 8; })
     exchange $((seconds + 8)) 'small, beside all-reduces' --backend peer --ranks "$ranks" --beside 1048576 --layers 1 --tensors 65536,1024 \
       --placement few2 --iters 50000 --for-seconds "$seconds"
     exchange $((seconds + 8)) 'full size, beside all-reduces' $full --beside 1048576 --placement random --iters 200 --for-seconds "$seconds"
     # Inside a node by copy engines, between two by NCCL.
-    [ $((ranks % 2)) -ne 0 ] || exchange 8 'two nodes' $full --placement random --nodes 2
+    [ $((ranks % 2)) -ne 0 ] || exchange 8 'two nodes' $full --iters 6 --placement random --nodes 2
   }
   if [ "$ranks" -ge 3 ] && [ -z "$quick" ]; then
-    for way in '' --stop; do
+    # One that is killed is among `checks`, too.
+    for way in $([ -n "$brief" ] || echo kill) --stop; do
+      [ "$way" != kill ] || way=''
       fate=$([ -z "$way" ] && echo killed || echo stopped)
       # shellcheck disable=SC2086
       step "a rank of $ranks that is $fate" 25 60 "$eplb" bench faults --backend peer --ranks "$ranks" --kill 1 $way --after-ms 20 --layers 2 \
