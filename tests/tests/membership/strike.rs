@@ -36,6 +36,7 @@ pub(crate) struct Strike {
 /// What a rank reads of the decision that cannot read that a wave is committed at a step.
 #[derive(Debug, Default)]
 struct Hearing {
+    /// What it read last, also before it was deaf.
     last: Option<Vec<u8>>,
     /// Whether it has missed something: from then on nothing changes for it.
     missed: bool,
@@ -43,7 +44,7 @@ struct Hearing {
 
 impl Hearing {
     fn hear(&mut self, said: Option<Vec<u8>>) -> Option<Vec<u8>> {
-        self.missed |= said.as_deref().is_some_and(is_for_a_step);
+        self.missed |= said != self.last && said.as_deref().is_some_and(is_for_a_step);
         if !self.missed {
             self.last = said;
         }
@@ -67,11 +68,6 @@ impl Strike {
         self.deaf.lock().unwrap().as_ref().is_some_and(|hearing| hearing.missed)
     }
 
-    /// Whether it is deaf at this moment.
-    fn is_deaf(&self) -> bool {
-        self.armed.load(Ordering::SeqCst) && self.deaf.lock().unwrap().is_some()
-    }
-
     /// From now on this rank reads what there is.
     pub(crate) fn cure(&self) {
         if !self.mine {
@@ -81,8 +77,12 @@ impl Strike {
 
     /// What this rank reads where a decision was read.
     fn hear(&self, said: Option<Vec<u8>>) -> Option<Vec<u8>> {
-        match self.deaf.lock().unwrap().as_mut().filter(|_| self.armed.load(Ordering::SeqCst)) {
-            Some(hearing) => hearing.hear(said),
+        match self.deaf.lock().unwrap().as_mut() {
+            Some(hearing) if self.armed.load(Ordering::SeqCst) => hearing.hear(said),
+            Some(hearing) => {
+                hearing.last.clone_from(&said);
+                said
+            }
             None => said,
         }
     }
@@ -154,7 +154,6 @@ impl Store for Watched {
                 self.strike.at(self.strike.case.kind);
             }
             if let Ok(CasOutcome::Current(read)) = &done
-                && self.strike.is_deaf()
                 && self.strike.hear(read.clone()) != *read
             {
                 return Err(StoreError::Timeout {
