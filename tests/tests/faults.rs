@@ -179,7 +179,7 @@ fn nothing_planted_is_nothing_caught() {
 #[test]
 fn a_transfer_left_out_is_caught() {
     let around = Around::planted(|_| Planted::DropTransfer { nth: 0 }, Strike::Always);
-    assert!(caught(run(Shared(around.clone()), 0..4).1) && around.struck() > 0);
+    assert!(caught(run(Shared(around.clone()), 0..100).1) && around.struck() > 0);
 }
 
 #[test]
@@ -191,14 +191,14 @@ fn a_tensor_not_moved_is_caught() {
             _ => |memory: &Arc<HostMemory>| Planted::SkipTensor { nth: 0, tensor: 2, memory: memory.clone() },
         };
         let around = Around::planted(planted(tensor), Strike::Always);
-        assert!(caught(run(Shared(around.clone()), 0..4).1) && around.struck() > 0, "tensor {tensor}");
+        assert!(caught(run(Shared(around.clone()), 0..100).1) && around.struck() > 0, "tensor {tensor}");
     }
 }
 
 #[test]
 fn a_fence_removed_behind_the_transfers_is_caught() {
     let around = Around::planted(|_| Planted::DoneEarly { late: Duration::from_millis(5) }, Strike::Always);
-    assert!(caught(run(Shared(around.clone()), 0..4).1) && around.struck() > 0);
+    assert!(caught(run(Shared(around.clone()), 0..100).1) && around.struck() > 0);
 }
 
 #[test]
@@ -209,7 +209,7 @@ fn a_stray_write_is_caught() {
         only: Some(RankId(1)),
         ..Arc::into_inner(Around::planted(planted, Strike::Always)).unwrap()
     });
-    assert!(caught(run(Shared(around.clone()), 0..4).1) && around.struck() > 0);
+    assert!(caught(run(Shared(around.clone()), 0..100).1) && around.struck() > 0);
 }
 
 /// One rank's stream with a fault.
@@ -225,12 +225,12 @@ impl Hooks for OneStream {
 
 #[test]
 fn a_commit_skipped_on_one_rank_is_caught() {
-    assert!(caught(run(OneStream(StreamFault::CommitSkipped), 0..4).1));
+    assert!(caught(run(OneStream(StreamFault::CommitSkipped), 0..400).1));
 }
 
 #[test]
 fn a_copy_left_out_of_a_commit_is_caught() {
-    assert!(caught(run(OneStream(StreamFault::LastCopySkipped), 0..4).1));
+    assert!(caught(run(OneStream(StreamFault::LastCopySkipped), 0..400).1));
 }
 
 /// One rank reads or writes another board than the others.
@@ -342,13 +342,13 @@ impl Hooks for OneBoard {
 fn a_map_switched_one_step_early_is_caught() {
     // The liar is not the leader, which knows the step without reading it.
     let hooks = OneBoard { lie: Some(Lie::EarlyStep), liar: Some(RankId(3)), misled: None };
-    assert!(caught(run(hooks, 0..4).1));
+    assert!(caught(run(hooks, 0..400).1));
 }
 
 #[test]
 fn a_drained_slot_filled_too_soon_is_caught() {
     let hooks = OneBoard { lie: Some(Lie::DrainedLongAgo), liar: None, misled: None };
-    assert!(caught(run(hooks, 0..12).1));
+    assert!(caught(run(hooks, 0..400).1));
 }
 
 #[test]
