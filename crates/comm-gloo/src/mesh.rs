@@ -128,7 +128,16 @@ impl Caller<'_> {
             // An earlier start of this rank took part: the group of that start is over.
             return Err(again(format!("{} was started again", self.rank)));
         }
-        let all = self.gather(&mut watch).map_err(|stop| stop.setback(self))?;
+        let all = match self.gather(&mut watch) {
+            Ok(all) => all,
+            Err(stop) => {
+                // A rank that compared the facts of all may have left with what it found before this one saw them.
+                if matches!(stop, Stop::Fault(_)) {
+                    self.compare_at_last(&**store, deadline)?;
+                }
+                return Err(stop.setback(self));
+            }
+        };
         facts::check(self.rank, &all).map_err(Setback::Never)?;
         // All are there. One that has died meanwhile costs no more than an attempt.
         let deadline = deadline.min(Instant::now() + self.options.attempt);
@@ -164,7 +173,21 @@ impl Caller<'_> {
     /// The facts of all ranks.
     fn gather(&self, watch: &mut Watch<'_>) -> Result<Vec<Facts>, Stop> {
         let keys: Vec<String> = (0..self.world_size).map(fact_key).collect();
-        let found = watch.wait(&keys)?;
+        Self::decode(watch.wait(&keys)?)
+    }
+
+    /// Whether ranks that have told their facts, all of them, do not fit: no other generation would.
+    fn compare_at_last(&self, store: &dyn Store, deadline: Instant) -> Result<(), Setback> {
+        let mut found = Vec::with_capacity(self.world_size);
+        for rank in 0..self.world_size {
+            let Ok(Some(bytes)) = store.get(&fact_key(rank), deadline) else { return Ok(()) };
+            found.push(bytes);
+        }
+        let all = Self::decode(found).map_err(|stop| stop.setback(self))?;
+        facts::check(self.rank, &all).map_err(Setback::Never)
+    }
+
+    fn decode(found: Vec<Vec<u8>>) -> Result<Vec<Facts>, Stop> {
         let decode = |(rank, bytes): (usize, Vec<u8>)| {
             Facts::decode(&bytes).ok_or_else(|| {
                 Stop::Mismatch(
