@@ -307,3 +307,37 @@ fn second_copies_stay_where_a_layer_does() {
     assert!(plan.after.mean > plan.before.unwrap().mean);
     assert_eq!(plan.duplicates, 0);
 }
+
+#[test]
+fn a_way_around_that_costs_no_more_than_the_start_takes_its_place_on_the_curve() {
+    // Experts of the dead rank are put back at the start, which spends the budget of ranks; the way around finds
+    // better places for them at the same number of moves.
+    let loads = ndarray::array![
+        [324.0, 400.0, 49.0, 576.0, 121.0, 100.0, 784.0, 784.0, 1444.0, 256.0, 1521.0],
+        [36.0, 225.0, 961.0, 841.0, 441.0, 169.0, 25.0, 441.0, 289.0, 1225.0, 576.0],
+        [529.0, 225.0, 400.0, 441.0, 784.0, 49.0, 25.0, 256.0, 256.0, 625.0, 1024.0],
+    ];
+    let current = ndarray::array![
+        [2, 8, 0, 6, 8, 7, 1, 9, 0, 10, 8, 5, 4, 3],
+        [2, 3, 4, 5, 8, 2, 7, 9, 2, 10, 1, 10, 6, 0],
+        [0, 7, 2, 9, 6, 4, 8, 4, 7, 6, 10, 5, 3, 1],
+    ];
+    let topology = Topology::new(&[2, 5, 4, 3]).unwrap().with_speed(&[2.0, 2.0, 0.5, 0.5]).unwrap();
+    let options = Options {
+        policy: Policy::Incremental,
+        target: Some(0.8),
+        budget: Budget { moves: Some(20), moves_per_rank: Some(1), ..Budget::default() },
+        expert_bytes: vec![2, 3, 4],
+        max_replicas: Some(3),
+        ..Options::default()
+    };
+    let case = Case {
+        loads,
+        topology: topology.with_dead(&[RankId::at(3)]).unwrap(),
+        current: Placement::new(11, current).unwrap(),
+        options,
+    };
+    let curve = case.curve();
+    assert!(curve.is_sorted_by(|a, b| a.moves < b.moves && a.balancedness < b.balancedness), "{curve:?}");
+    assert_eq!(curve.last().unwrap().balancedness, case.plan(&case.loads, 1).after.mean);
+}

@@ -100,9 +100,9 @@ pub(crate) fn curve(request: &Request<'_>, workers: &Workers) -> Result<Vec<Curv
     let mut points = vec![here(&market)];
     market.spend(|market| points.push(here(market)));
     market.detour(|market| {
-        // A way around may cost fewer moves than the way before.
+        // A way around may cost fewer moves than the way before, or no more than the start.
         let (moves, _) = market.spent();
-        while points.len() > 1 && points.last().is_some_and(|last: &CurvePoint| last.moves >= moves) {
+        while points.last().is_some_and(|last: &CurvePoint| last.moves >= moves) {
             points.pop();
         }
         points.push(here(market));
