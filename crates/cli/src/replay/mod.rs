@@ -11,7 +11,7 @@ use eplb_core::Placement;
 use eplb_engine::EngineError;
 use eplb_plan::{Planner, Policy};
 use eplb_report::ReplayReport;
-use eplb_report::replay::Policy as Shown;
+use eplb_report::replay::{Crossing, Policy as Shown};
 use eplb_sim::{PolicyRun, Replay, ReplayError, Run, Schedule};
 use eplb_trace::Trace;
 use eplb_trace::output::AtomicFile;
@@ -308,6 +308,8 @@ fn report(
             plan_ms: p.plan_ms_median(),
             plan_ms_range: p.plan_ms_range(),
             rebalances: p.rebalances.iter().map(|r| r.step).collect(),
+            crossing: (args.plan.nodes > 1)
+                .then(|| Crossing { part: p.mean_crossing(), price: args.plan.objective.price_of(1.0) }),
             last: &p.last_placement,
         })
         .collect();

@@ -105,8 +105,14 @@ fn the_price_paid_is_told_step_by_step_on_average() {
     // Whole groups on nodes: nothing crosses.
     let strict = run(&["--policy", "balanced", "--strict"]);
     assert_eq!(value(&strict, 0, "crossing_mean"), 0.0);
-    let told = eplb(&[&base[..], &nodes, &["--policy", "balanced", "--node-price", "0.3"]].concat());
+    let folder = Folder::new();
+    let html = folder.path("report.html");
+    let reported = ["--policy", "balanced", "--node-price", "0.3", "--report", html.to_str().unwrap()];
+    let told = eplb(&[&base[..], &nodes, &reported].concat());
     names(&String::from_utf8(told.stdout).unwrap(), &["across nodes", "price"]);
+    let (crossing, paid) = (value(&priced, 0, "crossing_mean"), value(&priced, 0, "price_paid_mean"));
+    let cells = format!("<td>{:.2}%</td><td>{paid:.4}</td>", crossing * 100.0);
+    names(&std::fs::read_to_string(&html).unwrap(), &["price paid", &cells]);
     let one_node = eplb(&[&base[..], &["--steps", "60:90", "--policy", "static"]].concat());
     assert!(!String::from_utf8(one_node.stdout).unwrap().contains("across nodes"));
 }

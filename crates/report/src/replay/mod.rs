@@ -37,8 +37,26 @@ pub struct Policy<'a> {
     pub plan_ms_range: (f64, f64),
     /// Steps at which a plan came into force.
     pub rebalances: Vec<usize>,
+    /// What crosses nodes; `None` where there is one node.
+    pub crossing: Option<Crossing>,
     /// The placement at the end.
     pub last: &'a Placement,
+}
+
+/// Tokens that cross nodes under a policy, and what that costs.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Crossing {
+    /// Part of the tokens that cross beyond what whole groups would, mean over the scored steps, 0..1.
+    pub part: f64,
+    /// What it would cost if all tokens crossed, in times of a perfectly balanced rank.
+    pub price: f64,
+}
+
+impl Crossing {
+    /// The price paid, in times of a perfectly balanced rank.
+    pub fn paid(self) -> f64 {
+        self.price * self.part
+    }
 }
 
 /// Balance against moves of a policy with another target or price.
@@ -170,21 +188,29 @@ impl ReplayReport<'_> {
     }
 
     fn table(&self) -> String {
-        let mut html = String::from(
+        let nodes = self.policies.iter().any(|p| p.crossing.is_some());
+        let mut html = format!(
             "<section><h2>Policies side by side</h2><div class=\"scroll\"><table><thead><tr><th>policy</th><th>balancedness, mean\
-             </th><th>plans every</th><th>worst 1% of steps</th><th>time lost to stragglers</th><th>moves</th><th>slots moved per step</th><th>bytes moved\
+             </th><th>plans every</th><th>worst 1% of steps</th><th>time lost to stragglers</th>{}<th>moves</th><th>slots moved per step</th><th>bytes moved\
              </th><th>link time</th><th>plan, median (range)</th></tr></thead><tbody>\n",
+            if nodes { "<th>tokens across nodes</th><th>price paid</th>" } else { "" }
         );
         for (index, p) in self.policies.iter().enumerate() {
             html.push_str(&format!(
                 "<tr><th><span class=\"chip\" style=\"background:{}\"></span>{}</th><td>{:.4}</td><td>{}</td><td>{:.4}</td>\
-                 <td>{:.1}%</td><td>{}</td><td>{:.3}%</td><td>{}</td><td>{:.2} s</td><td>{:.2} ms ({:.2}\u{2013}{:.2})</td></tr>\n",
+                 <td>{:.1}%</td>{}<td>{}</td><td>{:.3}%</td><td>{}</td><td>{:.2} s</td><td>{:.2} ms ({:.2}\u{2013}{:.2})</td></tr>\n",
                 chart::colour(index),
                 escape(p.name),
                 p.mean,
                 if p.interval == 1 { "step".into() } else { format!("{} steps", p.interval) },
                 p.p01,
                 p.waiting * 100.0,
+                match p.crossing {
+                    Some(crossing) =>
+                        format!("<td>{:.2}%</td><td>{:.4}</td>", crossing.part * 100.0, crossing.paid()),
+                    None if nodes => "<td></td><td></td>".into(),
+                    None => String::new(),
+                },
                 grouped(p.moves as u64),
                 p.moves_fraction * 100.0,
                 bytes(p.bytes),
@@ -197,8 +223,9 @@ impl ReplayReport<'_> {
         if let Some(oracle) = self.oracle {
             let mean = oracle.iter().sum::<f64>() / oracle.len().max(1) as f64;
             html.push_str(&format!(
-                "<tr class=\"bound\"><th>bound</th><td>{mean:.4}</td><td colspan=\"8\">no placement and no split could be \
-                 better, step by step</td></tr>\n"
+                "<tr class=\"bound\"><th>bound</th><td>{mean:.4}</td><td colspan=\"{}\">no placement and no split could be \
+                 better, step by step</td></tr>\n",
+                if nodes { 10 } else { 8 }
             ));
         }
         html.push_str(&format!(
@@ -326,6 +353,11 @@ mod tests {
     use ndarray::array;
 
     fn html(name: &str) -> String {
+        html_with(name, None)
+    }
+
+    /// A report of two policies; the first crosses nodes as given.
+    fn html_with(name: &str, crossing: Option<Crossing>) -> String {
         let topology = Topology::uniform(2, 4).unwrap();
         let start = Placement::new(3, array![[0, 1, 2, 0]]).unwrap();
         let last = Placement::new(3, array![[0, 2, 1, 0]]).unwrap();
@@ -344,6 +376,7 @@ mod tests {
             plan_ms: 0.25,
             plan_ms_range: (0.2, 0.9),
             rebalances: vec![20],
+            crossing: crossing.filter(|_| name == "incremental"),
             last,
         };
         ReplayReport {
@@ -408,8 +441,26 @@ mod tests {
     }
 
     #[test]
+    fn what_crosses_nodes_and_its_price_stand_beside_the_balance() {
+        let (one, several) = ("<th>price paid</th>", Crossing { part: 0.125, price: 0.3 });
+        assert!(!html("day.npz").contains(one), "with one node nothing crosses");
+        let page = html_with("day.npz", Some(several));
+        let row = |name: &str| {
+            let from = page.split_once(&format!("</span>{name}</th>")).unwrap().1;
+            from.split_once("</tr>").unwrap().0.to_owned()
+        };
+        assert!(page.contains(one) && row("incremental").contains("<td>12.50%</td><td>0.0375</td>"));
+        // Every row has as many cells as the head.
+        let head = page.split_once("<thead>").unwrap().1.split_once("</thead>").unwrap().0;
+        for name in ["incremental", "static"] {
+            assert_eq!(row(name).matches("<td>").count() + 1, head.matches("<th>").count(), "{name}");
+        }
+        assert!(page.contains("<td colspan=\"10\">"));
+    }
+
+    #[test]
     fn every_element_that_is_opened_is_closed() {
-        let page = html("<b>&\".npz");
+        let page = html_with("<b>&\".npz", Some(Crossing { part: 0.5, price: 1.0 }));
         assert!(page.contains("&lt;b&gt;&amp;&quot;.npz"));
         let mut open = Vec::new();
         let (before, script) = page.split_once("<script>").unwrap();

@@ -10,6 +10,9 @@ evenly.</dd>\
 <dt>worst 1% of steps</dt><dd>The balancedness that 99 of 100 steps reach.</dd>\
 <dt>time lost to stragglers</dt><dd>An estimate: how much of the time of the mixture layers the ranks wait for the slowest, if a layer \
 takes as long as its busiest rank has tokens.</dd>\
+<dt>tokens across nodes, price paid</dt><dd>Where ranks are on several nodes: the part of the tokens that experts serve on a node that is \
+neither where they come from nor the home of their group, and that part times the price that was asked for. A plan is worth the time of its worst rank, \
+perfect balance being 1, and the price paid on top.</dd>\
 <dt>move</dt><dd>A slot whose expert was not on that rank before: its bytes cross a link.</dd>\
 <dt>policies</dt><dd><em>incremental</em> changes what is in place as little as the wanted balance needs; <em>balanced</em> and \
 <em>deepseek</em> plan afresh each time; <em>split</em> moves nothing and only divides tokens over replicas anew, which even shares do not \
