@@ -5,7 +5,9 @@ use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use eplb_comm::{Carried, CommError, Communicator, Fence, FenceState, Progress, Ticket, places_apart};
+use eplb_comm::{
+    Carried, CommError, Communicator, Fence, FenceState, Launcher, Progress, Ticket, places_apart,
+};
 use eplb_core::{RankId, Transfer};
 
 use crate::cut::{self, Limits, Message};
@@ -62,6 +64,12 @@ impl Pump {
             }
         }
         start.elapsed()
+    }
+}
+
+impl Launcher for Pump {
+    fn step(&self, id: u64) -> Duration {
+        Pump::step(self, id)
     }
 }
 
@@ -204,6 +212,10 @@ impl Communicator for NcclCommunicator {
 
     fn carried(&self) -> Carried {
         self.shared.counters.carried()
+    }
+
+    fn launcher(&self) -> Option<Arc<dyn Launcher>> {
+        (self.attended && self.peers.len() > 1).then(|| Arc::new(self.pump()) as _)
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use eplb_core::{RankId, Transfer};
 
@@ -33,6 +33,14 @@ pub struct Carried {
     pub local_bytes: u64,
     /// Transfers that were completed.
     pub transfers: u64,
+}
+
+/// Launches the waves of a communicator from a server's steps: [`Communicator::launcher`].
+pub trait Launcher: Debug + Send + Sync {
+    /// To be called before the server enqueues the work of step `id`, on the thread that does. Ids rise strictly and are the same
+    /// on all ranks, which are at most one step apart; calls may be left out while nothing is submitted. Waves that are due are enqueued
+    /// before the same step on every rank. Returns the time that it took.
+    fn step(&self, id: u64) -> Duration;
 }
 
 /// Carries out the transfers of waves between the memories of ranks.
@@ -102,6 +110,11 @@ pub trait Communicator: Debug + Send {
         None
     }
 
+    /// What launches its waves, if the server's steps must do so; else it launches them itself.
+    fn launcher(&self) -> Option<Arc<dyn Launcher>> {
+        None
+    }
+
     /// Tells a recorder from now on what happens when. Backends that have nothing to tell ignore it.
     fn observe(&mut self, timeline: &Arc<Timeline>) {
         let _ = timeline;
@@ -152,6 +165,10 @@ impl<C: Communicator + ?Sized> Communicator for Box<C> {
 
     fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
         (**self).bulletin()
+    }
+
+    fn launcher(&self) -> Option<Arc<dyn Launcher>> {
+        (**self).launcher()
     }
 
     fn observe(&mut self, timeline: &Arc<Timeline>) {

@@ -7,7 +7,7 @@ use std::time::Instant;
 use eplb_core::{RankId, Transfer};
 
 use crate::bulletin::Bulletin;
-use crate::communicator::{Carried, Communicator, Progress, Ticket};
+use crate::communicator::{Carried, Communicator, Launcher, Progress, Ticket};
 use crate::error::CommError;
 use crate::fence::Fence;
 use crate::timeline::Timeline;
@@ -95,6 +95,10 @@ impl<I: Intercept> Communicator for Intercepted<I> {
 
     fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
         self.inner.bulletin()
+    }
+
+    fn launcher(&self) -> Option<Arc<dyn Launcher>> {
+        self.inner.launcher()
     }
 
     fn observe(&mut self, timeline: &Arc<Timeline>) {

@@ -25,7 +25,7 @@ pub mod stream;
 pub mod timeline;
 
 pub use bulletin::{Bulletin, BulletinError};
-pub use communicator::{Carried, Communicator, Progress, Ticket};
+pub use communicator::{Carried, Communicator, Launcher, Progress, Ticket};
 pub use error::CommError;
 pub use fence::{Fence, FenceState};
 pub use intercept::{Intercept, Intercepted};

@@ -11,7 +11,7 @@ use std::time::Instant;
 use eplb_core::{RankId, Topology, Transfer};
 
 use crate::bulletin::Bulletin;
-use crate::communicator::{Carried, Communicator, Progress, Ticket};
+use crate::communicator::{Carried, Communicator, Launcher, Progress, Ticket};
 use crate::error::CommError;
 use crate::fence::{Fence, FenceState};
 use crate::timeline::Timeline;
@@ -167,6 +167,10 @@ impl Communicator for Mixed {
         let first = self.topology.node_of(RankId(0));
         let together = self.topology.all_ranks().all(|rank| self.topology.node_of(rank) == first);
         self.inside.bulletin().filter(|_| together)
+    }
+
+    fn launcher(&self) -> Option<Arc<dyn Launcher>> {
+        self.between.launcher()
     }
 
     fn observe(&mut self, timeline: &Arc<Timeline>) {

@@ -15,7 +15,7 @@ use crate::pool::{DeviceBlock, PinnedBlock};
 use crate::stream::CudaStream;
 
 /// Most entries of a list: tensors of the slots of a commit.
-const ENTRIES: usize = 4096;
+pub(crate) const ENTRIES: usize = 4096;
 
 /// Lists that may be on their way at a time.
 const LISTS: usize = 4;
@@ -102,7 +102,8 @@ impl RowCopies {
     }
 }
 
-fn entry(from: Rows, to: Rows) -> RowCopy {
+/// One copy, as an entry of a list.
+pub(crate) fn entry(from: Rows, to: Rows) -> RowCopy {
     let number = |n: usize| n as u64;
     if from.is_gapless() && to.is_gapless() {
         return RowCopy::run(from.base, to.base, number(from.bytes()));

@@ -10,6 +10,7 @@ use eplb_core::{Fill, SlotCommit};
 
 use crate::batch::RowCopies;
 use crate::call::check;
+use crate::copy::Rows;
 use crate::error::CudaError;
 use crate::event::{CudaFence, Events};
 use crate::kernels::Kernels;
@@ -57,15 +58,6 @@ impl DeviceStream {
         self.stream = stream;
     }
 
-    /// Where a commit's bytes come from; `None` if it only changes the map.
-    fn source(&self, commit: &SlotCommit) -> Option<Place> {
-        match commit.fill {
-            Fill::InPlace(_) | Fill::Empty => None,
-            Fill::Staged { offset, .. } => Some(Place::staged(commit.layer, offset)),
-            Fill::FromSlot { slot, .. } => Some(Place::slot(commit.layer, slot)),
-        }
-    }
-
     fn fence(&self) -> Result<Fence, CommError> {
         let rank = self.memory.rank();
         let fence = self.events.record(&self.stream, rank).map_err(|error| error.at(rank))?;
@@ -73,23 +65,42 @@ impl DeviceStream {
     }
 }
 
+/// Where a commit's bytes come from; `None` if it only changes the map.
+fn source(commit: &SlotCommit) -> Option<Place> {
+    match commit.fill {
+        Fill::InPlace(_) | Fill::Empty => None,
+        Fill::Staged { offset, .. } => Some(Place::staged(commit.layer, offset)),
+        Fill::FromSlot { slot, .. } => Some(Place::slot(commit.layer, slot)),
+    }
+}
+
+/// What commits copy, and whether all of it may be copied at once: none reads what another writes.
+///
+/// # Errors
+/// A place that does not exist.
+pub(crate) fn copies(
+    memory: &DeviceMemory,
+    commits: &[SlotCommit],
+) -> Result<(Vec<(Rows, Rows)>, bool), CommError> {
+    let (mut copies, mut apart) = (Vec::new(), true);
+    for commit in commits {
+        let to = Place::slot(commit.layer, commit.slot);
+        memory.extent().locate(memory.layout(), to)?;
+        if let Some(from) = source(commit) {
+            apart &= !commits.iter().any(|other| Place::slot(other.layer, other.slot) == from);
+            for tensor in 0..memory.layout().layer(commit.layer).tensors().len() {
+                copies.push((memory.rows(from, tensor)?, memory.rows(to, tensor)?));
+            }
+        }
+    }
+    Ok((copies, apart))
+}
+
 impl Stream for DeviceStream {
     fn commit(&mut self, commits: &[SlotCommit]) -> Result<Fence, CommError> {
         let rank = self.memory.rank();
-        let mut copies = Vec::new();
-        // In one launch copies run at once: none may read what another writes.
-        let mut apart = true;
-        for commit in commits {
-            // Checked before the first copy is enqueued: a commit is taken whole or not at all.
-            let to = Place::slot(commit.layer, commit.slot);
-            self.memory.extent().locate(self.memory.layout(), to)?;
-            if let Some(from) = self.source(commit) {
-                apart &= !commits.iter().any(|other| Place::slot(other.layer, other.slot) == from);
-                for tensor in 0..self.memory.layout().layer(commit.layer).tensors().len() {
-                    copies.push((self.memory.rows(from, tensor)?, self.memory.rows(to, tensor)?));
-                }
-            }
-        }
+        // Checked before the first copy is enqueued: a commit is taken whole or not at all.
+        let (copies, apart) = copies(&self.memory, commits)?;
         if let Some(batch) = self.batch.as_mut().filter(|_| apart && !copies.is_empty()) {
             // SAFETY: as below; a commit names each slot once, and reads none that it writes.
             let launched = unsafe { batch.enqueue(&self.stream, &self.events, rank, &copies) };

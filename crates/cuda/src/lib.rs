@@ -7,6 +7,7 @@
 //! This crate alone uses cudarc, and of it the raw driver calls only: its safe layer synchronizes and frees where a guest
 //! in a server's process must not.
 
+pub mod ahead;
 mod batch;
 mod call;
 pub mod capture;
@@ -31,9 +32,11 @@ pub mod pool;
 pub mod probe;
 pub mod ring;
 pub mod server;
+mod spare;
 pub mod stream;
 pub mod tally;
 
+pub use ahead::{CommitList, CommitLists};
 pub use batch::RowCopies;
 pub use capture::keep_out_of_captures;
 pub use compute::DeviceStream;

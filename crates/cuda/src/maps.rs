@@ -1,21 +1,23 @@
 //! The maps of a layer set in device memory, at addresses that never change.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use cudarc::driver::sys;
-use eplb_comm::CommError;
+use eplb_comm::kernels::RowCopy;
+use eplb_comm::{CommError, FenceState};
 use eplb_core::RankId;
 
 use crate::call::check;
 use crate::context::Context;
 use crate::error::CudaError;
 use crate::event::{CudaFence, Events};
-use crate::pool::{DeviceBlock, PinnedBlock};
+use crate::pool::DeviceBlock;
+use crate::spare::{Spare, Spares};
 use crate::stream::CudaStream;
 
-/// Changes of maps that may be under way at a time: two of a wave, those of the wave before, and of an abort.
-const SPARES: usize = 6;
+/// Changes of maps that may be on their way at a time: five that a wave may need, as many of the wave before, and of an abort.
+const SPARES: usize = 12;
 /// Longest wait for a change to leave the device, when all are under way.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Every map begins at a multiple of this many bytes.
@@ -87,16 +89,7 @@ pub struct MapBlock {
     force: DeviceBlock,
     uploads: Arc<CudaStream>,
     events: Arc<Events>,
-    spares: Mutex<Vec<Spare>>,
-}
-
-/// Room for maps on their way.
-#[derive(Debug)]
-struct Spare {
-    host: PinnedBlock,
-    device: DeviceBlock,
-    /// Behind the last use of either.
-    used: Option<Arc<CudaFence>>,
+    spares: Spares,
 }
 
 /// Maps that are on the device, or on their way there, and not in force yet.
@@ -120,17 +113,13 @@ impl MapBlock {
         first: &MapEntries<'_>,
     ) -> Result<Arc<Self>, CudaError> {
         let (_, bytes) = shape.offsets();
-        let spare = || -> Result<Spare, CudaError> {
-            let (host, device) = (PinnedBlock::new(context, bytes)?, DeviceBlock::new(context, bytes)?);
-            Ok(Spare { host, device, used: None })
-        };
         let block = Arc::new(Self {
             shape,
             rank,
             force: DeviceBlock::new(context, bytes)?,
             uploads: CudaStream::new(context, 0)?,
             events: Events::new(context, 2 * SPARES)?,
-            spares: Mutex::new((0..SPARES).map(|_| spare()).collect::<Result<_, _>>()?),
+            spares: Spares::new(context, SPARES, bytes)?,
         });
         block.write(&block.uploads, first)?;
         block.uploads.settle()?;
@@ -147,25 +136,6 @@ impl MapBlock {
     /// Their shape.
     pub fn shape(&self) -> MapShape {
         self.shape
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Spare>> {
-        self.spares.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// A spare that nothing uses any more.
-    fn take(&self) -> Result<Option<Spare>, CudaError> {
-        let mut spares = self.lock();
-        for at in 0..spares.len() {
-            let free = match &spares[at].used {
-                Some(fence) => eplb_comm::FenceState::poll(&**fence)?,
-                None => true,
-            };
-            if free {
-                return Ok(Some(spares.remove(at)));
-            }
-        }
-        Ok(None)
     }
 
     fn fill(&self, spare: &mut Spare, entries: &MapEntries<'_>) {
@@ -187,7 +157,7 @@ impl MapBlock {
     /// # Errors
     /// The driver refused.
     pub fn upload(self: &Arc<Self>, entries: &MapEntries<'_>) -> Result<Option<Upload>, CudaError> {
-        let Some(mut spare) = self.take()? else { return Ok(None) };
+        let Some(mut spare) = self.spares.take()? else { return Ok(None) };
         self.fill(&mut spare, entries);
         let sent = self.send(&spare, spare.device.base(), &self.uploads);
         let arrived = sent.and_then(|()| self.events.record(&self.uploads, self.rank));
@@ -210,13 +180,14 @@ impl MapBlock {
         unsafe { stream.to_device(spare.host.base(), to, spare.device.bytes()) }
     }
 
-    /// Puts maps in force, in the order of `stream`: those that were sent ahead.
+    /// Puts maps in force, in the order of `stream`: those that were sent ahead. The fence behind it.
     ///
     /// # Errors
     /// The driver refused.
-    pub fn switch(&self, stream: &CudaStream, mut upload: Upload) -> Result<(), CudaError> {
+    pub fn switch(&self, stream: &CudaStream, mut upload: Upload) -> Result<Arc<CudaFence>, CudaError> {
         upload.arrived.order(stream)?;
-        let Some(spare) = upload.spare.take() else { return Ok(()) };
+        let arrived = upload.arrived.clone();
+        let Some(spare) = upload.spare.take() else { return Ok(arrived) };
         let copied = {
             let _entered = stream.context().enter()?;
             // SAFETY: both blocks are of one size and live until the fence below has passed; what was sent is there by the order above.
@@ -224,17 +195,17 @@ impl MapBlock {
                 sys::cuMemcpyAsync(self.force.base(), spare.device.base(), self.force.bytes(), stream.raw())
             })
         };
-        self.give_back(spare, stream)?;
-        copied
+        let fence = self.give_back(spare, stream)?;
+        copied.map(|()| fence)
     }
 
     /// Keeps a spare that work on `stream` uses until that has run.
-    fn give_back(&self, mut spare: Spare, stream: &CudaStream) -> Result<(), CudaError> {
+    fn give_back(&self, mut spare: Spare, stream: &CudaStream) -> Result<Arc<CudaFence>, CudaError> {
         match self.events.record(stream, self.rank) {
             Ok(used) => {
-                spare.used = Some(used);
-                self.lock().push(spare);
-                Ok(())
+                spare.used = Some(used.clone());
+                self.spares.put(spare);
+                Ok(used)
             }
             // When its use ends cannot be known: it is never freed.
             Err(error) => {
@@ -244,14 +215,15 @@ impl MapBlock {
         }
     }
 
-    /// Puts maps in force, in the order of `stream`, that were not sent ahead. Waits for room only where six changes are under way.
+    /// Puts maps in force, in the order of `stream`, that were not sent ahead; the fence behind it. Waits for room only where twelve changes are
+    /// under way.
     ///
     /// # Errors
     /// The driver refused, or the device is stuck.
-    pub fn write(&self, stream: &CudaStream, entries: &MapEntries<'_>) -> Result<(), CudaError> {
+    pub fn write(&self, stream: &CudaStream, entries: &MapEntries<'_>) -> Result<Arc<CudaFence>, CudaError> {
         let start = Instant::now();
         let mut spare = loop {
-            if let Some(spare) = self.take()? {
+            if let Some(spare) = self.spares.take()? {
                 break spare;
             }
             if start.elapsed() > PATIENCE {
@@ -262,15 +234,59 @@ impl MapBlock {
         };
         self.fill(&mut spare, entries);
         let sent = self.send(&spare, self.force.base(), stream);
-        self.give_back(spare, stream)?;
-        sent
+        let fence = self.give_back(spare, stream)?;
+        sent.map(|()| fence)
+    }
+
+    /// The stream on which what will be needed travels.
+    pub(crate) fn uploads(&self) -> &Arc<CudaStream> {
+        &self.uploads
+    }
+
+    /// Whose maps these are.
+    pub(crate) fn rank(&self) -> RankId {
+        self.rank
+    }
+}
+
+impl Upload {
+    /// Looks whether the maps have come, so that a step need not make its stream wait for them.
+    ///
+    /// # Errors
+    /// The device is lost.
+    pub fn look(&self) -> Result<bool, CudaError> {
+        Ok(self.arrived.poll()?)
+    }
+
+    /// What is enqueued on `stream` from now on finds the maps on the device.
+    pub(crate) fn order(&self, stream: &CudaStream) -> Result<(), CudaError> {
+        self.arrived.order(stream)
+    }
+
+    /// What puts these maps in force: one copy, which may be part of a launch.
+    pub(crate) fn copy(&self) -> Option<RowCopy> {
+        let from = self.spare.as_ref()?.device.base();
+        Some(RowCopy::run(from, self.block.force.base(), self.block.force.bytes() as u64))
+    }
+
+    /// What [`Upload::copy`] says was enqueued, and is over behind `used`.
+    pub(crate) fn was_used(mut self, used: &Arc<CudaFence>) {
+        if let Some(mut spare) = self.spare.take() {
+            spare.used = Some(used.clone());
+            self.block.spares.put(spare);
+        }
+    }
+
+    /// Where they lie, to tell them from others.
+    pub(crate) fn base(&self) -> u64 {
+        self.spare.as_ref().map_or(0, |spare| spare.device.base())
     }
 }
 
 impl Drop for Upload {
     fn drop(&mut self) {
         if let Some(spare) = self.spare.take() {
-            self.block.lock().push(spare);
+            self.block.spares.put(spare);
         }
     }
 }
@@ -278,11 +294,7 @@ impl Drop for Upload {
 impl Drop for MapBlock {
     fn drop(&mut self) {
         // The blocks go with this: what is on its way must have arrived. A device that is lost says so at once.
-        let spares = std::mem::take(&mut *self.lock());
-        let deadline = Instant::now() + PATIENCE;
-        for fence in spares.iter().filter_map(|spare| spare.used.as_ref()) {
-            let _ = fence.fence().wait(self.rank, "the last change of maps", deadline);
-        }
+        self.spares.settle(self.rank, "the last change of maps", PATIENCE);
     }
 }
 

@@ -1,15 +1,17 @@
 //! The streams of a server, which a rank's commits and changes of maps are ordered with.
 
 use std::any::Any;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use eplb_comm::{CommError, Fence, FenceState, Stream};
 use eplb_core::SlotCommit;
 
+use crate::ahead::CommitList;
 use crate::compute::DeviceStream;
 use crate::error::CudaError;
 use crate::event::{CudaFence, Events};
 use crate::kernels::Kernels;
+use crate::maps::{MapBlock, MapEntries, Upload};
 use crate::memory::DeviceMemory;
 use crate::stream::CudaStream;
 
@@ -24,6 +26,8 @@ const EVENTS: usize = 64;
 /// everything enqueued on all streams so far ([`Stream::commit`], [`ServerStreams::lead_alone`]); at its end the others wait for the lead
 /// ([`ServerStreams::release`]). So a pass runs before all of it or after all of it, whatever stream it is on. Before a server
 /// has named a stream, a stream of ours is the lead.
+///
+/// A commit that was laid out ahead ([`ServerStreams::lay_out`]) is kept until the maps change in the same boundary, and both are one launch.
 #[derive(Debug)]
 pub struct ServerStreams {
     inner: DeviceStream,
@@ -37,8 +41,32 @@ pub struct ServerStreams {
     fresh: Vec<Arc<CudaFence>>,
     /// The lead is behind everything that other streams had to do.
     alone: bool,
-    /// Behind the last write.
+    /// Behind the last write of boundaries before.
     written: Option<Arc<CudaFence>>,
+    /// Behind the last write of this boundary, if nothing was enqueued on the lead since.
+    latest: Option<Arc<CudaFence>>,
+    /// The commit that comes next, if it is laid out.
+    laid_out: Option<CommitList>,
+    /// A commit of this boundary that is still to be enqueued.
+    kept: Option<(CommitList, Arc<Later>)>,
+}
+
+/// The fence behind work that is enqueued before the boundary ends.
+#[derive(Debug, Default)]
+struct Later(OnceLock<Result<Arc<CudaFence>, CommError>>);
+
+impl FenceState for Later {
+    fn poll(&self) -> Result<bool, CommError> {
+        match self.0.get() {
+            None => Ok(false),
+            Some(Ok(fence)) => fence.poll(),
+            Some(Err(error)) => Err(error.clone()),
+        }
+    }
+
+    fn as_any(&self) -> &dyn Any {
+        self
+    }
 }
 
 /// Checks what can be told of handles without the driver.
@@ -69,7 +97,20 @@ impl ServerStreams {
             inner = inner.with_kernels(kernels)?;
         }
         let (given, left, fresh) = (Vec::with_capacity(MOST_STREAMS), Vec::new(), Vec::new());
-        Ok(Self { inner, events, memory, own, given, left, fresh, alone: false, written: None })
+        Ok(Self {
+            inner,
+            events,
+            memory,
+            own,
+            given,
+            left,
+            fresh,
+            alone: false,
+            written: None,
+            latest: None,
+            laid_out: None,
+            kept: None,
+        })
     }
 
     /// From now on passes run on these streams, and on no other. False, and nothing has changed: one of them, or of those before, is being
@@ -111,6 +152,9 @@ impl ServerStreams {
             {
                 written.order(stream)?;
             }
+            if next.is_empty() {
+                written.order(&self.own)?;
+            }
         }
         self.given = next;
         self.fresh.clear();
@@ -146,6 +190,76 @@ impl ServerStreams {
     /// # Errors
     /// The driver refused.
     pub fn lead_alone(&mut self) -> Result<&Arc<CudaStream>, CudaError> {
+        self.make_kept(None)?;
+        self.stand_alone()?;
+        // What the caller enqueues is behind no fence of ours.
+        self.latest = None;
+        Ok(self.lead())
+    }
+
+    /// The commit that comes next, ahead of its step; `None`: none is known.
+    pub fn lay_out(&mut self, list: Option<CommitList>) {
+        self.laid_out = list;
+    }
+
+    /// Looks whether what was laid out has come.
+    ///
+    /// # Errors
+    /// The device is lost.
+    pub fn look(&self) -> Result<(), CudaError> {
+        self.laid_out.as_ref().map_or(Ok(true), CommitList::look).map(drop)
+    }
+
+    /// Puts maps in force: those that were sent ahead, together with a commit of this boundary that was laid out for them.
+    ///
+    /// # Errors
+    /// The driver refused.
+    pub fn switch(&mut self, block: &MapBlock, upload: Upload) -> Result<(), CudaError> {
+        let left = match self.kept.as_ref().is_some_and(|(list, _)| list.has(&upload)) {
+            true => {
+                self.make_kept(Some(upload))?;
+                return Ok(());
+            }
+            false => upload,
+        };
+        self.make_kept(None)?;
+        self.stand_alone()?;
+        self.latest = Some(block.switch(self.lead(), left)?);
+        Ok(())
+    }
+
+    /// Puts maps in force that were not sent ahead.
+    ///
+    /// # Errors
+    /// The driver refused, or the device is stuck.
+    pub fn write(&mut self, block: &MapBlock, maps: &MapEntries<'_>) -> Result<(), CudaError> {
+        let fence = block.write(self.lead_alone()?, maps)?;
+        self.latest = Some(fence);
+        Ok(())
+    }
+
+    /// Enqueues the commit of this boundary that was kept, and the change of maps that goes with it.
+    fn make_kept(&mut self, upload: Option<Upload>) -> Result<(), CudaError> {
+        let Some((list, later)) = self.kept.take() else { return Ok(()) };
+        let made = self.stand_alone().and_then(|()| {
+            // SAFETY: both sides of each copy lie in this rank's memory, which lives, and have the shape of one tensor; a commit names
+            // each slot once and reads none that it writes, or it is not laid out. That nobody else uses the slots is the order of the
+            // exchange, and that nobody reads the maps that of the streams: the lead is behind all of them, and they wait for it.
+            unsafe { list.launch(self.lead(), upload) }
+        });
+        let rank = self.memory.rank();
+        let told = match &made {
+            Ok(fence) => Ok(fence.clone()),
+            Err(error) => Err(error.clone().at(rank)),
+        };
+        // Nobody else sets it: what was kept was taken above.
+        drop(later.0.set(told));
+        self.latest = Some(made?);
+        Ok(())
+    }
+
+    /// Puts the lead behind everything that was enqueued on any stream so far.
+    fn stand_alone(&mut self) -> Result<(), CudaError> {
         if !self.alone {
             let rank = self.memory.rank();
             self.forget_passed()?;
@@ -159,13 +273,9 @@ impl ServerStreams {
                     None => self.events.record(other, rank)?.order(lead)?,
                 }
             }
-            // What was written before any stream was given ran on our own.
-            if let Some(written) = &self.written {
-                written.order(lead)?;
-            }
             self.alone = true;
         }
-        Ok(self.lead())
+        Ok(())
     }
 
     /// Ends a boundary: whatever is enqueued on any stream from now on runs after what was written.
@@ -173,16 +283,21 @@ impl ServerStreams {
     /// # Errors
     /// The driver refused.
     pub fn release(&mut self) -> Result<(), CudaError> {
+        let made = self.make_kept(None);
         // From here on the server enqueues.
         self.fresh.clear();
+        let latest = self.latest.take();
         if std::mem::take(&mut self.alone) {
-            let written = self.events.record(self.lead(), self.memory.rank())?;
+            let written = match latest {
+                Some(fence) => fence,
+                None => self.events.record(self.lead(), self.memory.rank())?,
+            };
             for other in self.given.iter().skip(1) {
                 written.order(other)?;
             }
             self.written = Some(written);
         }
-        Ok(())
+        made
     }
 
     /// A fence behind the last write, if there was any.
@@ -225,6 +340,13 @@ impl FenceState for All {
 impl Stream for ServerStreams {
     fn commit(&mut self, commits: &[SlotCommit]) -> Result<Fence, CommError> {
         let rank = self.memory.rank();
+        self.make_kept(None).map_err(|error| error.at(rank))?;
+        if let Some(list) = self.laid_out.take_if(|list| list.is_of(commits)) {
+            let later = Arc::new(Later::default());
+            self.kept = Some((list, later.clone()));
+            return Ok(Fence::new(later));
+        }
+        self.latest = None;
         if commits.iter().any(|commit| commit.fill.copies()) {
             self.lead_alone().map_err(|error| error.at(rank))?;
         }
@@ -233,6 +355,8 @@ impl Stream for ServerStreams {
 
     fn record(&mut self) -> Result<Fence, CommError> {
         let rank = self.memory.rank();
+        self.make_kept(None).map_err(|error| error.at(rank))?;
+        self.latest = None;
         self.forget_passed().map_err(|error| error.at(rank))?;
         let mut fences = self.left.clone();
         let streams = if self.given.is_empty() { std::slice::from_ref(&self.own) } else { &self.given[..] };

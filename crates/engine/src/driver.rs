@@ -582,6 +582,6 @@ fn name(phase: Phase) -> &'static str {
 }
 
 /// The changes of a wave in one rank's own slots.
-fn own_commits(wave: &Wave, rank: RankId, topology: &Topology) -> Vec<SlotCommit> {
+pub(crate) fn own_commits(wave: &Wave, rank: RankId, topology: &Topology) -> Vec<SlotCommit> {
     wave.commits.iter().copied().filter(|commit| topology.rank_of(commit.slot) == rank).collect()
 }

@@ -10,7 +10,8 @@ use super::decision::Decision;
 use super::gates::{AllOf, FailsAfter, Later, Never, Unless};
 use super::log::FaultLog;
 use super::{Faults, Planted};
-use crate::communicator::{Carried, Communicator, Progress, Ticket};
+use crate::bulletin::Bulletin;
+use crate::communicator::{Carried, Communicator, Launcher, Progress, Ticket};
 use crate::error::CommError;
 use crate::fence::{Fence, FenceState};
 use crate::host::HostFence;
@@ -265,6 +266,18 @@ impl<C: Communicator> Communicator for FaultyCommunicator<C> {
         let mut carried = self.inner.carried();
         carried.link_bytes += self.miscounted;
         carried
+    }
+
+    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
+        self.inner.check(transfers)
+    }
+
+    fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
+        self.inner.bulletin()
+    }
+
+    fn launcher(&self) -> Option<Arc<dyn Launcher>> {
+        self.inner.launcher()
     }
 }
 

@@ -4,6 +4,11 @@
 //! slots. Then every slot that the maps of the pass name is read once more, by work that is left to itself: its results are looked at a
 //! pass later, so that passes are still under way on the device when the engine commits.
 
+mod audit;
+pub(crate) mod derived;
+mod kernel;
+mod tally;
+
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,9 +17,14 @@ use eplb_comm::conformance::RankMemory;
 use eplb_comm::{Fence, Memory};
 use eplb_core::{ExpertId, LayerId, RankId, SlotId};
 use eplb_cuda::module::Kernel;
-use eplb_cuda::{Context, CudaStream, DeviceBlock, DeviceMemory, Events, Inspector, Module, PinnedBlock};
-use eplb_engine::engine::{DeviceChoices, DeviceMapsView, DeviceTokens, Engine, IdType, Maps, Pass, SetId};
-use ndarray::{Array2, Axis};
+use eplb_cuda::{Context, CudaStream, DeviceBlock, DeviceMemory, Events, Inspector, PinnedBlock};
+use eplb_engine::engine::{DeviceMapsView, Engine, Maps, Pass, SetId};
+use ndarray::Array2;
+
+use audit::Audit;
+use derived::Derived;
+use kernel::{bytes, module, number, write};
+use tally::Tallied;
 
 use super::mail::Letter;
 use super::model::TOP_K;
@@ -28,37 +38,6 @@ const LETTERS: usize = 4096;
 const MOST_TOKENS: usize = 1024;
 /// Streams of passes.
 const STREAMS: usize = 2;
-
-/// Sums over the bytes of slots: `sum_of` of `model.rs`, a block for each.
-const SOURCE: &str = r#"
-typedef unsigned long long u64;
-struct Tensor { u64 base, rows, row_bytes, pitch, slot_stride; };
-__device__ u64 mix(u64 z) {
-  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9ull;
-  z = (z ^ (z >> 27)) * 0x94d049bb133111ebull;
-  return z ^ (z >> 31);
-}
-extern "C" __global__ void serve_sums(const unsigned* slots, unsigned count, const Tensor* tensors, unsigned tensor_count, u64* sums) {
-  __shared__ u64 total;
-  if (threadIdx.x == 0) total = 0;
-  __syncthreads();
-  u64 sum = 0, before = 0;
-  for (unsigned t = 0; t < tensor_count; ++t) {
-    const Tensor tensor = tensors[t];
-    const unsigned char* slot = (const unsigned char*)(tensor.base + slots[blockIdx.x] * tensor.slot_stride);
-    const u64 bytes = tensor.rows * tensor.row_bytes;
-    for (u64 at = threadIdx.x; at < bytes; at += blockDim.x) {
-      const u64 row = at / tensor.row_bytes;
-      // Past the caches of this multiprocessor: what is asked about are the bytes in memory.
-      sum += mix((before + at) << 8 | __ldcv(slot + row * tensor.pitch + (at - row * tensor.row_bytes)));
-    }
-    before += bytes;
-  }
-  atomicAdd(&total, sum);
-  __syncthreads();
-  if (threadIdx.x == 0) sums[blockIdx.x] = total;
-}
-"#;
 
 /// A rank's streams, kernel and buffers.
 #[derive(Debug)]
@@ -84,8 +63,12 @@ pub(crate) struct Card {
     pub(crate) patience: Duration,
     /// Begins (true) and ends the capture of a stream, in tests that try passes under capture between those that run.
     pub(crate) capture: Option<fn(u64, bool)>,
+    /// Told before and after each call of the engine for a step, in tests that look at what it does.
+    pub(crate) mark: Option<fn(&str)>,
     /// Planted by tests: the step whose maps counts of slots are folded with.
     pub(crate) folded_as: Option<u64>,
+    /// What is derived from weights, and where it is looked at.
+    derived: Option<(Derived, PinnedBlock)>,
     maps: DeviceMapsView,
     _uploads: Vec<PinnedBlock>,
 }
@@ -99,42 +82,6 @@ struct Lane {
     sums: DeviceBlock,
     sums_host: PinnedBlock,
     maps_host: PinnedBlock,
-}
-
-/// What a pass counts, on its way to the device.
-#[derive(Debug)]
-struct Tallied {
-    host: PinnedBlock,
-    device: DeviceBlock,
-}
-
-/// What a pass reads of all slots, behind everything else.
-#[derive(Debug)]
-struct Audit {
-    sums: DeviceBlock,
-    sums_host: PinnedBlock,
-    /// The maps of the pass, and the fences behind the reads.
-    open: Option<(Arc<Maps>, u64, Vec<Fence>)>,
-}
-
-fn number(bytes: &[u8]) -> u64 {
-    bytes.iter().rev().fold(0, |sum, &byte| sum << 8 | u64::from(byte))
-}
-
-/// Bytes of a pinned block.
-///
-/// # Safety
-/// No copy to it is under way, and it lives as long as the result is used.
-unsafe fn bytes(block: &PinnedBlock) -> &[u8] {
-    // SAFETY: initialised when it was taken; the rest is the caller's promise.
-    unsafe { std::slice::from_raw_parts(block.base(), block.bytes()) }
-}
-
-fn write(block: &mut PinnedBlock, words: impl Iterator<Item = u8>) {
-    for (at, byte) in words.enumerate().take(block.bytes()) {
-        // SAFETY: inside the block, which nobody else uses: copies from it were waited for.
-        unsafe { block.base().add(at).write(byte) };
-    }
 }
 
 impl Card {
@@ -172,18 +119,10 @@ impl Card {
         let all = upload((0..own.len() as u32).flat_map(u32::to_ne_bytes).collect())?;
         fill_slots(memory, &engine.maps(set))?;
         let count = own.len() * maps.shape.layers;
-        let audit = || -> Result<Audit, Failure> {
-            let (sums, sums_host) =
-                (DeviceBlock::new(context, 8 * count)?, PinnedBlock::new(context, 8 * count)?);
-            Ok(Audit { sums, sums_host, open: None })
-        };
-        let audits = [audit()?, audit()?];
+        let audits = [Audit::new(context, count)?, Audit::new(context, count)?];
         let shape = maps.shape;
         let bytes = (8 * shape.layers * shape.slots).max(4 * shape.layers * TOP_K * MOST_TOKENS);
-        let tallied = || -> Result<Tallied, Failure> {
-            Ok(Tallied { host: PinnedBlock::new(context, bytes)?, device: DeviceBlock::new(context, bytes)? })
-        };
-        let tallies = [tallied()?, tallied()?];
+        let tallies = [Tallied::new(context, bytes)?, Tallied::new(context, bytes)?];
         let counted = Array2::zeros((shape.layers, shape.experts));
         let lanes = (0..STREAMS).map(|_| Lane::new(context, &maps)).collect::<Result<Vec<_>, _>>()?;
         let rank = engine.rank();
@@ -203,7 +142,9 @@ impl Card {
             launches: true,
             patience: PATIENCE,
             capture: None,
+            mark: None,
             folded_as: None,
+            derived: None,
             maps,
             _uploads: uploads,
         })
@@ -248,55 +189,6 @@ impl Card {
         // SAFETY: the arguments are those that the source declares; all blocks live as long as this card, which waits for its work.
         unsafe { self.kernel.launch(&self.lanes[lane].stream, (count, 256), &mut arguments) }?;
         Ok(())
-    }
-
-    /// Looks at what an earlier pass read of all slots.
-    fn look(&mut self, at: usize, server: &Server, seen: &mut Seen) -> Result<(), Failure> {
-        let Some((maps, pass, fences)) = self.audits[at].open.take() else { return Ok(()) };
-        for fence in &fences {
-            self.wait(fence)?;
-        }
-        // SAFETY: the copies to it were just waited for.
-        let sums = unsafe { bytes(&self.audits[at].sums_host) };
-        for layer in 0..self.maps.shape.layers {
-            for (local, slot) in self.own.clone().enumerate() {
-                let Ok(expert) = usize::try_from(maps.phy2log[(layer, slot)]) else { continue };
-                let place = 8 * (layer * self.own.len() + local);
-                let found = number(&sums[place..place + 8]);
-                if found != server.model.sum_of_expert(layer, expert) {
-                    seen.note_wrong(|| {
-                        format!("pass {pass} read other bytes in layer {layer} slot {slot} than those of expert {expert}")
-                    });
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Compares the maps on the device, as a stream of the pass finds them, with those of the host.
-    fn compare(&self, lane: usize, maps: &Maps, seen: &mut Seen) {
-        // SAFETY: the copy to it was waited for.
-        let found = unsafe { bytes(&self.lanes[lane].maps_host) };
-        let at = |address: u64| (address - self.maps.addresses.phy2log) as usize;
-        let ints = |array: Option<&[i32]>| -> Vec<u8> {
-            array.unwrap_or_default().iter().flat_map(|entry| entry.to_ne_bytes()).collect()
-        };
-        let shares = maps.share.as_slice().unwrap_or_default();
-        let addresses = self.maps.addresses;
-        let all = [
-            ("phy2log", addresses.phy2log, ints(maps.phy2log.as_slice())),
-            ("share", addresses.share, shares.iter().flat_map(|part| part.to_ne_bytes()).collect()),
-            ("logcnt", addresses.logcnt, ints(maps.logcnt.as_slice())),
-            ("log2phy", addresses.log2phy, ints(maps.log2phy.as_slice())),
-        ];
-        for (name, address, entries) in all {
-            if entries.is_empty() || found[at(address)..at(address) + entries.len()] != entries[..] {
-                let version = maps.version;
-                seen.note_wrong(|| {
-                    format!("{name} on the device, on stream {lane}, is not that of version {version}")
-                });
-            }
-        }
     }
 }
 
@@ -353,10 +245,13 @@ impl Hands for Card {
                 seen.note_wrong(|| format!("the maps changed under the capture before step {step}"));
             }
         }
+        self.mark.inspect(|mark| mark("step"));
         let start = Instant::now();
         // SAFETY: the streams live as long as this card, which outlives the engine.
-        unsafe { engine.step_on(self.id_of(step), &streams) }?;
+        let stepped = unsafe { engine.step_on(self.id_of(step), &streams) };
         seen.calls.push((start.elapsed(), false));
+        self.mark.inspect(|mark| mark("stepped"));
+        stepped?;
         let maps = engine.maps(set);
         let mut fences = Vec::new();
         for at in 0..self.lanes.len() {
@@ -407,7 +302,6 @@ impl Hands for Card {
         Ok(sums)
     }
 
-    /// In turn: the experts that tokens chose, layer by layer, and the slots that a pass chose, at once.
     fn count(
         &mut self,
         engine: &Engine,
@@ -416,69 +310,12 @@ impl Hands for Card {
         routed: &Array2<u64>,
         chosen: &[Vec<i32>],
     ) -> Result<(), Failure> {
-        let pass = &Pass { step: self.id_of(pass.step), ..*pass };
-        let at = self.passes % 2;
-        let stream = self.lanes[at].stream.clone();
-        let handle = stream.as_raw() as u64;
-        let tally = &mut self.tallies[at];
-        if self.passes % 4 < 2 && self.launches {
-            write(&mut tally.host, chosen.iter().flatten().flat_map(|expert| expert.to_ne_bytes()));
-            let words = 4 * chosen[0].len();
-            // SAFETY: these blocks live as long as this card, and are used again two passes later, behind a wait for the stream.
-            unsafe { stream.to_device(tally.host.base(), tally.device.base(), words * chosen.len()) }?;
-            for (layer, chosen) in chosen.iter().enumerate() {
-                let ids = tally.device.base() + (layer * words) as u64;
-                let tokens = (chosen.len() / TOP_K) as u32;
-                let choices = DeviceChoices {
-                    ids,
-                    row_stride: TOP_K as u64,
-                    valid: 0,
-                    mask: 0,
-                    tokens,
-                    k: TOP_K as u32,
-                };
-                // SAFETY: as above; the ids are as many as said.
-                unsafe { engine.record_topk(set, pass, layer, (IdType::I32, &choices), false, handle) }?;
-            }
-        } else {
-            write(&mut tally.host, routed.iter().flat_map(|count| count.to_ne_bytes()));
-            let tokens = DeviceTokens { data: tally.device.base(), kind: IdType::I64, slots: true };
-            // The maps that the counts are folded with: those of the pass, unless a test wants others.
-            let pass = Pass { step: self.folded_as.unwrap_or(pass.step), ..*pass };
-            // SAFETY: as above; the counts are in the shape of the maps.
-            let taken = unsafe {
-                stream.to_device(tally.host.base(), tally.device.base(), 8 * routed.len())?;
-                engine.record_counts(set, &pass, tokens, handle)
-            }?;
-            if !taken {
-                return Ok(());
-            }
-        }
-        for (layer, chosen) in chosen.iter().enumerate() {
-            for &expert in chosen {
-                self.counted[(layer, expert as usize)] += 1;
-            }
-        }
-        Ok(())
+        self.tally(engine, set, pass, routed, chosen)
     }
 
     fn end(&mut self, server: &Server, maps: &Arc<Maps>, seen: &mut Seen) -> Result<(), Failure> {
-        let at = self.passes % 2;
-        self.look(at, server, seen)?;
-        let count = self.own.len();
-        for layer in 0..self.maps.shape.layers {
-            let place = (8 * layer * count) as u64;
-            let sums = self.audits[at].sums.base() + place;
-            let lane = layer % STREAMS;
-            self.launch(lane, layer, (self.all.base(), count as u32), sums)?;
-            let to = self.audits[at].sums_host.base().wrapping_add(place as usize);
-            // SAFETY: both lie in blocks of this card, which waits before it uses them again.
-            unsafe { self.lanes[lane].stream.to_host(sums, to, 8 * count) }?;
-        }
-        let fences = (0..STREAMS).map(|lane| self.fence(lane)).collect::<Result<_, _>>()?;
-        self.audits[at].open = Some((maps.clone(), self.passes as u64, fences));
-        self.passes += 1;
-        Ok(())
+        self.compare_derived(server, maps, seen)?;
+        self.read_all(server, maps, seen)
     }
 
     fn finish(
@@ -490,24 +327,7 @@ impl Hands for Card {
     ) -> Result<(), Failure> {
         self.look(0, server, seen)?;
         self.look(1, server, seen)?;
-        // What was counted on the device reaches the host a little later.
-        let start = Instant::now();
-        loop {
-            let counted = engine.counted(set)?.sum_axis(Axis(0));
-            if counted == self.counted {
-                return Ok(());
-            }
-            if counted.sum() == self.counted.sum() || start.elapsed() > self.patience {
-                let (found, expected) = (counted.sum(), self.counted.sum());
-                seen.note_wrong(|| {
-                    format!(
-                        "other experts were counted than chosen: {found} choices counted, {expected} made"
-                    )
-                });
-                return Ok(());
-            }
-            std::thread::sleep(Duration::from_millis(1));
-        }
+        self.compare_counts(engine, set, seen)
     }
 }
 
@@ -519,13 +339,5 @@ impl Drop for Card {
                 let _ = self.wait(&fence);
             }
         }
-    }
-}
-
-/// The kernel: the image that `EPLB_SERVE_IMAGE` names, or what NVRTC makes of the source.
-fn module(context: &Arc<Context>) -> Result<Arc<Module>, Failure> {
-    match std::env::var_os("EPLB_SERVE_IMAGE") {
-        Some(path) => Ok(Module::load(context, &std::fs::read(path)?)?),
-        None => Ok(Module::compile(context, SOURCE)?),
     }
 }

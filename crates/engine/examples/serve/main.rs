@@ -5,8 +5,9 @@
 //! cargo run --release -p eplb-engine --example serve -- --ranks 8 --steps 600
 //! ```
 //!
-//! With `--gpu peer` (or `nccl`, `pynccl`) each rank has a CUDA device: slots and maps lie there, and passes run on two streams of it. With
-//! `--processes 1` each such rank is a process.
+//! With `--gpu peer` (or `nccl`, `nccl-steps`, `pynccl`) each rank has a CUDA device: slots and maps lie there, and passes run on two streams of
+//! it. With `--processes 1` each such rank is a process. `--rounds` ends it after so many rounds, `--storm 0.04` fails each wave on each rank with that
+//! chance, `--quiesce` and `--reform` do so every so many steps, `--hook 1` derives a tensor after each commit, `--moves` limits what a round moves, and `--moment` is how many steps other experts are popular for.
 //!
 //! Prints the time of a step with and without balancing (each token and choice takes `--token-us` on the device of the rank
 //! that serves it, so a rank with more tokens is slower), what the rounds did, and how long steps stood in the engine.
@@ -15,6 +16,7 @@ mod card;
 mod mail;
 mod model;
 mod rank;
+mod storm;
 #[cfg(unix)]
 mod wire;
 
@@ -32,9 +34,11 @@ use eplb_plan::Policy;
 use eplb_trace::Trace;
 
 use card::Card;
+use card::derived::Derived;
 use mail::{Mail, Post};
 use model::{Model, small_tensors};
 use rank::{Hands, Plain, Seen, Server};
+use storm::Stormy;
 
 /// What may be chosen on the command line.
 struct Options {
@@ -46,6 +50,20 @@ struct Options {
     steps: u64,
     token_us: u64,
     interval_ms: u64,
+    /// Rounds after which it ends; none: after the steps.
+    rounds: Option<u64>,
+    /// Chance of a rank to fail a wave.
+    storm: f64,
+    /// Most experts that a round moves.
+    moves: Option<usize>,
+    /// Steps from one moment of the trace to the next.
+    moment: Option<u64>,
+    margin: u64,
+    /// Steps after which all ranks close everything and open it again, or form a new epoch.
+    quiesce: Option<u64>,
+    reform: Option<u64>,
+    /// Whether a tensor is derived from weights after commits.
+    hook: bool,
     /// What carries experts between devices; none: host memory.
     gpu: Option<String>,
     /// Size of an expert on a device.
@@ -74,14 +92,16 @@ impl Options {
     }
 
     fn transport(&self) -> Result<Arc<dyn Transport>, String> {
-        Ok(match self.gpu.as_deref() {
+        let inner: Arc<dyn Transport> = match self.gpu.as_deref() {
             None => LocalTransport::new(1),
             Some("peer") if self.processes => DevicePeerTransport::processes(),
             Some("peer") => DevicePeerTransport::threads(),
             Some("nccl") => Arc::new(NcclTransport::new(Backend::Nccl)),
+            Some("nccl-steps") => Arc::new(NcclTransport::in_steps(Backend::Nccl)),
             Some("pynccl") => Arc::new(NcclTransport::new(Backend::PyNccl)),
-            Some(other) => return Err(format!("--gpu is {other:?}; it is peer, nccl or pynccl")),
-        })
+            Some(other) => return Err(format!("--gpu is {other:?}; it is peer, nccl, nccl-steps or pynccl")),
+        };
+        Ok(if self.storm > 0.0 { Stormy::around(inner, self.storm) } else { inner })
     }
 }
 
@@ -95,6 +115,14 @@ fn options() -> Result<Options, String> {
         steps: 600,
         token_us: 10,
         interval_ms: 100,
+        rounds: None,
+        storm: 0.0,
+        moves: None,
+        moment: None,
+        margin: 8,
+        quiesce: None,
+        reform: None,
+        hook: false,
         gpu: None,
         expert_kib: 256,
         processes: false,
@@ -114,9 +142,23 @@ fn options() -> Result<Options, String> {
             "--tokens" => options.tokens = number()? as usize,
             "--steps" => options.steps = number()?,
             "--token-us" => options.token_us = number()?,
+            "--rounds" => options.rounds = Some(number()?),
+            "--storm" => {
+                let chance = value.parse().ok().filter(|chance| (0.0..=1.0).contains(chance));
+                options.storm = chance.ok_or_else(|| format!("--storm is {value:?}, which is no chance"))?;
+            }
+            "--moves" => options.moves = Some(number()? as usize),
+            "--moment" => options.moment = Some(number()?),
+            "--margin" => options.margin = number()?,
+            "--quiesce" => options.quiesce = Some(number()?.max(1)),
+            "--reform" => options.reform = Some(number()?.max(1)),
+            "--hook" => options.hook = number()? > 0,
             "--interval-ms" => options.interval_ms = number()?,
             _ => return Err(format!("{name} is not known")),
         }
+    }
+    if options.processes && options.rounds.is_some() {
+        return Err("--rounds is for ranks that are threads: those of processes end after --steps".into());
     }
     Ok(options)
 }
@@ -128,7 +170,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         return processes(&options, &trace);
     }
     let mut wrong = 0;
-    for balancing in [false, true] {
+    // What many rounds do is compared with what must come out, not with a run that never moves.
+    let runs = if options.rounds.is_some() { &[true][..] } else { &[false, true] };
+    for &balancing in runs {
         let server = server(&options, &trace, Mail::boxed(options.ranks))?;
         let (store, transport) = (Arc::new(InProcessStore::new()), options.transport()?);
         let serve =
@@ -241,6 +285,9 @@ fn tell(options: &Options, balancing: bool, ranks: &[Served]) -> u64 {
         let mean = |of: fn(&Report) -> f64| {
             moved.iter().map(|report| of(report)).sum::<f64>() / moved.len().max(1) as f64
         };
+        let count = |name: &str| reports.iter().filter(|report| report.outcome.name() == name).count();
+        let (aborted, late) = (count("aborted"), count("too_late"));
+        println!("  rounds broken off: {aborted}; that came too late for a step: {late}");
         println!(
             "  rounds: {} of {} moved experts: {} moves, {} waves; balancedness {:.3} before, {:.3} planned, {:.3} reached, \
              bound {:.3}; ms planning {:.2}, in all {:.1}",
@@ -259,7 +306,10 @@ fn tell(options: &Options, balancing: bool, ranks: &[Served]) -> u64 {
         println!(
             "  maps changed before {switches} of the ranks' steps; in the engine these took, on rank 0:"
         );
-        for line in metrics.lines().filter(|line| line.starts_with("eplb_stall") || line.contains("hold")) {
+        for line in metrics
+            .lines()
+            .filter(|line| line.starts_with("eplb_stall") || line.contains("hold") || line.contains("launch"))
+        {
             println!("    {line}");
         }
     }
@@ -289,7 +339,7 @@ fn server(options: &Options, trace: &Trace, mail: Box<dyn Post>) -> Result<Serve
         topology: Topology::uniform(options.ranks, options.slots)?,
         mail,
         tokens: options.tokens,
-        steps_per_moment: (options.steps / trace.steps() as u64).max(1),
+        steps_per_moment: options.moment.unwrap_or(options.steps / trace.steps() as u64).max(1),
         token_time: Duration::from_micros(options.token_us),
         over: AtomicBool::new(false),
     })
@@ -304,17 +354,19 @@ fn serve(
     balancing: bool,
 ) -> Result<Served, String> {
     let interval = balancing.then_some(options.interval_ms as f64 / 1e3);
-    let config = EngineConfig {
+    let mut config = EngineConfig {
         policy: Policy::Incremental,
         trigger: TriggerConfig { interval_s: interval, rest_s: 0.0, ..TriggerConfig::default() },
         window: 8,
         sample_ms: (options.interval_ms / 4).max(1),
-        poll_ms: 5,
+        poll_ms: (options.interval_ms / 4).clamp(1, 5),
+        margin: options.margin,
         ..EngineConfig::default()
     };
+    config.budget.moves = options.moves;
     let world = World::Group { rank: RankId::at(rank), world_size: options.ranks, store, transport };
     let text = |error: &dyn std::fmt::Display| format!("rank {rank}: {error}");
-    let made = start(server, config, world, options.gpu.as_ref().map(|_| device));
+    let made = start(server, config, world, options.gpu.as_ref().map(|_| (device, options.hook)));
     let (engine, set, mut hands) = made.map_err(|error| {
         server.mail.leave();
         text(&error)
@@ -325,10 +377,20 @@ fn serve(
             rounds = engine.rounds();
             reports.extend(engine.last_report(set));
         }
-        // All ranks end after the same step, whether they share this or not.
-        if step + 1 >= options.steps {
+        // All ranks end after the same step, whether they share this or not; rounds are counted by one that they do share it with.
+        let enough = rank == 0 && options.rounds.is_some_and(|most| rounds >= most);
+        if enough || step + 1 >= options.steps {
             server.over.store(true, Ordering::SeqCst);
         }
+        // All ranks after the same step, and none is at the next before it is through.
+        if options.quiesce.is_some_and(|every| (step + 1) % every == 0) {
+            engine.quiesce(mail::LONGEST)?;
+            engine.reopen(mail::LONGEST)?;
+        }
+        if options.reform.is_some_and(|every| (step + 1) % every == 0) {
+            engine.reform(mail::LONGEST)?;
+        }
+        Ok(())
     });
     let metrics = engine.metrics(false);
     let ended = engine.shutdown(Duration::from_secs(20)).map_err(|error| text(&error));
@@ -347,11 +409,15 @@ fn start(
     server: &Server,
     config: EngineConfig,
     world: World,
-    device: Option<usize>,
+    device: Option<(usize, bool)>,
 ) -> Result<Made, Box<dyn Error>> {
     let mut builder = Engine::builder(config, world);
-    if let Some(ordinal) = device {
+    let derived = Derived::default();
+    if let Some((ordinal, hook)) = device {
         builder.device(Device::new(ordinal)?)?;
+        if hook {
+            builder.after_commit(derived.hook());
+        }
     }
     let (model, topology) = (&server.model, &server.topology);
     let set = builder.layer_set("main", topology.clone(), model.experts(), model.layers())?;
@@ -359,8 +425,11 @@ fn start(
         builder.lend_layer(set, layer, &model.tensors)?;
     }
     let engine = builder.start()?;
-    if device.is_some() {
-        let card = Card::new(&engine, set)?;
+    if let Some((_, hook)) = device {
+        let mut card = Card::new(&engine, set)?;
+        if hook {
+            card.derive(&engine, set, &derived)?;
+        }
         return Ok((engine, set, Box::new(card)));
     }
     let maps = engine.maps(set);

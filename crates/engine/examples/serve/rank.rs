@@ -170,13 +170,13 @@ impl Server {
         (step / self.steps_per_moment) as usize
     }
 
-    /// Serves steps until one is the last. `between` is called after each, with its id.
+    /// Serves steps until one is the last. `between` is called after each, with its id, while no pass is under way.
     pub(crate) fn serve(
         &self,
         engine: &Engine,
         set: SetId,
         hands: &mut dyn Hands,
-        mut between: impl FnMut(u64),
+        mut between: impl FnMut(u64) -> Result<(), Failure>,
     ) -> Result<Seen, Failure> {
         let result = self.steps(engine, set, hands, &mut between);
         if result.is_err() {
@@ -190,7 +190,7 @@ impl Server {
         engine: &Engine,
         set: SetId,
         hands: &mut dyn Hands,
-        between: &mut dyn FnMut(u64),
+        between: &mut dyn FnMut(u64) -> Result<(), Failure>,
     ) -> Result<Seen, Failure> {
         let mut seen = Seen::default();
         let mut version = 0;
@@ -206,7 +206,7 @@ impl Server {
             self.pass(engine, set, hands, step, &maps, &mut seen)?;
             hands.end(self, &maps, &mut seen)?;
             seen.times.push(start.elapsed());
-            between(step);
+            between(step)?;
             let rank = engine.rank().index();
             self.mail.meet(rank)?;
             let over = self.over.load(Ordering::SeqCst);

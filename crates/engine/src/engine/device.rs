@@ -4,10 +4,11 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
+use eplb_core::SlotCommit;
 use eplb_cuda::kernels::Kernels;
 use eplb_cuda::{
-    Context, CudaError, DeviceMemory, MOST_STREAMS, MapAddresses, MapBlock, MapEntries, MapShape,
-    ServerStreams, Upload, check_streams,
+    CommitList, CommitLists, Context, CudaError, DeviceMemory, MOST_STREAMS, MapAddresses, MapBlock,
+    MapEntries, MapShape, ServerStreams, Upload, check_streams,
 };
 
 use super::maps::Maps;
@@ -74,11 +75,38 @@ pub struct DeviceMapsView {
     pub shape: MapShape,
 }
 
-/// What a layer set has on a device, beside its slots.
+/// What the forward path of a layer set has on a device, beside its slots.
 #[derive(Debug)]
 pub(super) struct DeviceSide {
     pub(super) streams: ServerStreams,
     maps: Arc<MapBlock>,
+}
+
+/// What a layer set has there for whoever prepares its steps.
+#[derive(Debug, Clone)]
+pub(super) struct DeviceAhead {
+    pub(super) maps: Arc<MapBlock>,
+    memory: Arc<DeviceMemory>,
+    /// Where there are kernels.
+    commits: Option<Arc<CommitLists>>,
+}
+
+impl DeviceAhead {
+    /// Sends maps ahead. Without room they travel when they are needed.
+    pub(super) fn upload(&self, maps: &Maps) -> Result<Option<Upload>, CudaError> {
+        entries(maps).map_or(Ok(None), |entries| self.maps.upload(&entries))
+    }
+
+    /// Sends a commit ahead, behind the maps that may go with it.
+    pub(super) fn lay_out(
+        &self,
+        commits: Vec<SlotCommit>,
+        ready: &[Ready],
+    ) -> Result<Option<CommitList>, CudaError> {
+        let Some(lists) = &self.commits else { return Ok(None) };
+        let uploads: Vec<&Upload> = ready.iter().filter_map(|ready| ready.upload.as_ref()).collect();
+        lists.lay_out(&self.memory, commits, &uploads)
+    }
 }
 
 /// Entries of maps; `None` if they do not lie as they are made.
@@ -101,20 +129,21 @@ impl DeviceSide {
         memory: Arc<DeviceMemory>,
         kernels: Option<Arc<Kernels>>,
         first: &Maps,
-    ) -> Result<(Self, Arc<MapBlock>), CudaError> {
+    ) -> Result<(Self, DeviceAhead), CudaError> {
         let (layers, experts, columns) = first.log2phy.dim();
         let shape = MapShape { layers, experts, slots: first.phy2log.ncols(), columns };
         let maps = MapBlock::new(memory.context(), memory.rank(), shape, &contiguous(first)?)?;
+        let lists = kernels.clone().map(|kernels| CommitLists::new(&memory, &maps, kernels));
+        let ahead = DeviceAhead { maps: maps.clone(), memory: memory.clone(), commits: lists.transpose()? };
         let streams = ServerStreams::new(memory, kernels)?;
-        Ok((Self { streams, maps: maps.clone() }, maps))
+        Ok((Self { streams, maps }, ahead))
     }
 
     /// Puts maps in force on the device, behind all passes before and ahead of all that follow.
     pub(super) fn switch(&mut self, maps: &Maps, upload: Option<Upload>) -> Result<(), CudaError> {
-        let lead = self.streams.lead_alone()?;
         match upload {
-            Some(upload) => self.maps.switch(lead, upload),
-            None => self.maps.write(lead, &contiguous(maps)?),
+            Some(upload) => self.streams.switch(&self.maps, upload),
+            None => self.streams.write(&self.maps, &contiguous(maps)?),
         }
     }
 }
@@ -128,13 +157,14 @@ pub(super) struct Ready {
 
 impl Ready {
     /// Sends them ahead, where there is a device.
-    pub(super) fn new(maps: Maps, block: Option<&Arc<MapBlock>>) -> Result<Self, CudaError> {
-        let upload = match (block, entries(&maps)) {
-            // Without room they travel when they are needed.
-            (Some(block), Some(entries)) => block.upload(&entries)?,
-            _ => None,
-        };
+    pub(super) fn new(maps: Maps, ahead: Option<&DeviceAhead>) -> Result<Self, CudaError> {
+        let upload = ahead.map_or(Ok(None), |ahead| ahead.upload(&maps))?;
         Ok(Self { maps, upload })
+    }
+
+    /// Looks whether they have come, so that a step need not make its stream wait for them.
+    pub(super) fn look(&self) -> Result<(), CudaError> {
+        self.upload.as_ref().map_or(Ok(true), Upload::look).map(drop)
     }
 }
 
@@ -206,7 +236,7 @@ impl Engine {
     /// Where the device copies of a set's maps lie; `None` if it lies in host memory. What stands there are the maps of [`Engine::maps`], for
     /// what is enqueued on the streams of the pass after [`Engine::step_on`] has returned.
     pub fn device_maps(&self, set: SetId) -> Option<DeviceMapsView> {
-        let block = self.shared.sets.get(set.0)?.device_maps.as_ref()?;
+        let block = &self.shared.sets.get(set.0)?.device.as_ref()?.maps;
         Some(DeviceMapsView { addresses: block.addresses(), shape: block.shape() })
     }
 }

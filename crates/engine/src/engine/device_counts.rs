@@ -146,7 +146,7 @@ impl Engine {
         }
         let kernels = counts.kernels.as_ref().map_err(|why| RecordError::NoKernels { why: why.clone() })?;
         let width = set.topology.slots();
-        let map = set.device_maps.as_ref().filter(|_| slots).map(|maps| {
+        let map = set.device.as_ref().map(|device| &device.maps).filter(|_| slots).map(|maps| {
             let row = maps.addresses().phy2log + 4 * (layer * width) as u64;
             (row, width as u32)
         });

@@ -42,6 +42,9 @@ pub(super) struct Numbers {
     /// The last ones, nanoseconds.
     pub(super) recent: Vec<u64>,
     pub(super) held: Duration,
+    /// Calls of steps that launch waves, all of them and the longest.
+    pub(super) launches: Duration,
+    pub(super) longest_launch: Duration,
     /// Measured balancedness, by layer set.
     pub(super) measured: BTreeMap<usize, f64>,
 }
@@ -71,6 +74,13 @@ impl Meters {
 
     pub(super) fn held(&self, held: Duration) {
         lock(&self.0).held = held;
+    }
+
+    /// A step looked for waves to launch, and launched what was due.
+    pub(super) fn launched(&self, time: Duration) {
+        let mut numbers = lock(&self.0);
+        numbers.launches += time;
+        numbers.longest_launch = numbers.longest_launch.max(time);
     }
 
     pub(super) fn measured(&self, set: usize, balancedness: f64) {

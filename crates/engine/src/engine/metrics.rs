@@ -87,6 +87,14 @@ impl Engine {
         text.one(("stall_longest_seconds", "gauge", "The longest of them."), rank, longest);
         let held = numbers.held.as_secs_f64();
         text.one(("commit_hold_seconds_total", "counter", "Waits of steps for a decision."), rank, held);
+        let launched = numbers.launches.as_secs_f64();
+        text.one(
+            ("launch_seconds_total", "counter", "Time of steps in launching waves, where steps do that."),
+            rank,
+            launched,
+        );
+        let longest = numbers.longest_launch.as_secs_f64();
+        text.one(("launch_longest_seconds", "gauge", "The longest of it in one step."), rank, longest);
         text.head("stall_seconds", "summary", "Time of the last of them.");
         let mut recent = numbers.recent;
         recent.sort_unstable();

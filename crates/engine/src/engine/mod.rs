@@ -30,10 +30,13 @@
 //! passes delays at most a round's waves: `tick` lets them go on.
 
 mod builder;
+mod closed;
 mod config;
 mod control;
 mod device;
 mod device_counts;
+mod draft;
+mod facts;
 mod handover;
 mod joined;
 mod lead;

@@ -126,7 +126,7 @@ impl Progress {
 
     /// Runs until the engine is stopped.
     fn run(mut self) {
-        if self.shared.sets.iter().any(|set| set.device_maps.is_some())
+        if self.shared.sets.iter().any(|set| set.device.is_some())
             && let Err(error) = eplb_cuda::keep_out_of_captures()
         {
             tracing::warn!(%error, "captures of graphs by the server may fail while this thread works");
@@ -184,8 +184,14 @@ impl Progress {
 
     /// Drops the communicators.
     pub(super) fn close(&mut self) {
-        let communicators: Vec<_> =
-            lock(&self.shared.core).lanes.iter_mut().filter_map(|lane| lane.communicator.take()).collect();
+        let communicators: Vec<_> = lock(&self.shared.core)
+            .lanes
+            .iter_mut()
+            .filter_map(|lane| {
+                lane.launcher = None;
+                lane.communicator.take()
+            })
+            .collect();
         // Outside the lock: a communicator may take its time to end.
         drop(communicators);
     }
@@ -361,6 +367,8 @@ impl Progress {
         }
         let mut core = lock(&shared.core);
         for (lane, communicator) in core.lanes.iter_mut().zip(made) {
+            lane.bulletin = communicator.bulletin();
+            lane.launcher = communicator.launcher();
             lane.communicator = Some(communicator);
         }
         Ok(())

@@ -6,13 +6,13 @@ use eplb_comm::store::deadlines::after;
 use eplb_core::{LayerId, Placement, SlotId};
 use ndarray::Array2;
 
-use super::builder::facts;
+use super::facts::facts;
 use super::progress::Progress;
 use super::shared::{BARRED, PUBLISH, Set, Shared, lock};
 use crate::error::EngineError;
 use crate::process::session::at;
 use crate::process::standing::{Standing, reconcile, wanting};
-use crate::process::{Session, Source, Stage};
+use crate::process::{Session, Source, Stage, Transport};
 
 impl Progress {
     /// Leaves the epoch and joins the next; what is in force then is what the ranks with the newest placement hold.
@@ -23,7 +23,7 @@ impl Progress {
             Some(session) => session.rejoin(None)?,
             None => Session::join(self.store.clone(), shared.rank, shared.world_size, &shared.deadlines)?,
         };
-        agree(&shared, &mut session, self.transport.name(), self.source.as_deref(), false)?;
+        agree(&shared, &mut session, &*self.transport, self.source.as_deref(), false)?;
         self.enter(session);
         self.open()?;
         // Only now is it known that all ranks go on from the same.
@@ -47,11 +47,11 @@ impl Progress {
 pub(super) fn agree(
     shared: &Shared,
     session: &mut Session,
-    backend: &str,
+    transport: &dyn Transport,
     source: Option<&dyn Source>,
     fresh: bool,
 ) -> Result<(), EngineError> {
-    session.compare(&facts(shared, backend))?;
+    session.compare(&facts(shared, transport))?;
     let mut all = Vec::new();
     for which in 0..shared.sets.len() {
         all.push(settle(shared, session, which, fresh)?);

@@ -3,13 +3,14 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use eplb_comm::{Carried, CommError, Communicator, Fence, Progress as Transferred, Ticket};
 use eplb_core::metrics::balancedness;
-use eplb_core::{Placement, RankId, Share, Transfer};
+use eplb_core::{Placement, Share};
+use eplb_cuda::CommitList;
 use eplb_exchange::{Cause, Exchange, ExchangePlan, Outcome, Phase};
 use eplb_plan::Dispatch;
 
 use super::SetId;
+use super::closed::Closed;
 use super::device::Ready;
 use super::maps::{Wanted, make};
 use super::progress::{LONGEST_PAUSE, Progress};
@@ -18,7 +19,7 @@ use super::shared::{BARRED, EXCHANGE, PUBLISH, Shared, lock};
 use super::spans::Shown;
 use super::state::{Event, State};
 use super::wire::{Done, Plan};
-use crate::driver::Ended;
+use crate::driver::{Ended, own_commits};
 use crate::error::EngineError;
 
 /// Longest wait for copies of an exchange that is given up, while its communicator is kept.
@@ -39,19 +40,23 @@ pub(super) struct Running {
 }
 
 impl Running {
-    /// The maps that steps will need in a wave, so that none has to make them.
-    fn make_ready(&self, shared: &Shared, wave: usize) -> Result<Vec<Ready>, EngineError> {
+    /// The maps that steps will need in a wave, and on a device its commit, so that none has to make them.
+    fn make_ready(
+        &self,
+        shared: &Shared,
+        wave: usize,
+    ) -> Result<(Vec<Ready>, Option<CommitList>), EngineError> {
         let set = &shared.sets[self.plan.set];
-        if wave >= self.waves.waves().len() {
-            return Ok(Vec::new());
-        }
+        let Some(commits) = self.waves.waves().get(wave) else { return Ok((Vec::new(), None)) };
         let wanted = self.wanted.as_ref().map(|wanted| (wanted, set.topology.as_ref()));
-        let maps = self.waves.maps_of(wave);
-        let ready = maps.iter().map(|map| {
-            let maps = make(map, set.experts, set.columns, wanted)?;
-            Ok(Ready::new(maps, set.device_maps.as_ref())?)
-        });
-        ready.collect()
+        let mut ready = Vec::new();
+        for map in self.waves.maps_of(wave) {
+            let maps = make(&map, set.experts, set.columns, wanted)?;
+            ready.push(Ready::new(maps, set.device.as_ref())?);
+        }
+        let commits = own_commits(commits, shared.rank, &set.topology);
+        let list = set.device.as_ref().map(|device| device.lay_out(commits, &ready)).transpose()?;
+        Ok((ready, list.flatten()))
     }
 }
 
@@ -85,7 +90,9 @@ impl Progress {
             return self.end(running, RoundOutcome::DryRun, 0);
         }
         let Some(session) = &self.session else { return Ok(()) };
-        session.board.begin()?;
+        // A rank that is quiesced says there that it gives up.
+        let bulletin = lock(&shared.core).lanes[at].bulletin.clone();
+        session.board.begin_with(bulletin)?;
         let quiesced = shared.state() == State::Quiesced;
         if !quiesced {
             // A host that wants something else meanwhile has had it refused, or has it cancelled below.
@@ -155,8 +162,13 @@ impl Progress {
                 running.phase = Some(running.shown.phase(phase, wave));
             }
             running.seen = Some((phase, wave));
-            if let (Some(ready), Some(lane)) = (ready, lock(&shared.core).lanes.get_mut(running.plan.set)) {
-                lane.ready = ready;
+            if let Some(lane) = lock(&shared.core).lanes.get_mut(running.plan.set) {
+                if let Some((ready, list)) = ready {
+                    lane.ready = ready;
+                    lane.driver.stream().lay_out(list);
+                }
+                lane.ready.iter().try_for_each(Ready::look)?;
+                lane.driver.stream().look()?;
             }
             if changed {
                 // While this rank is quiesced the exchange is not its state.
@@ -205,6 +217,7 @@ impl Progress {
             let lane = &mut core.lanes[running.plan.set];
             lane.version += committed as u64;
             lane.ready.clear();
+            lane.driver.stream().lay_out(None);
             let pending = lane.reshared || *lane.driver.phy2log() != lane.published;
             // A communicator that was stopped is of no more use.
             lane.communicator = (outcome == Outcome::Completed && communicator.backend() != Closed::NAME)
@@ -325,6 +338,8 @@ impl Progress {
             let mut core = lock(&shared.core);
             let left = core.moving.take().and_then(|at| {
                 let lane = &mut core.lanes[at];
+                lane.ready.clear();
+                lane.driver.stream().lay_out(None);
                 let left = lane.driver.abandon(why)?;
                 lane.version += left.committed as u64;
                 Some(left)
@@ -367,56 +382,4 @@ fn is_fatal(cause: &Cause) -> bool {
             | Cause::PeerSilent { .. }
             | Cause::Protocol { .. }
     )
-}
-
-/// The communicator of a rank that has closed its own: nothing goes through it.
-#[derive(Debug)]
-struct Closed {
-    rank: RankId,
-}
-
-impl Closed {
-    const NAME: &'static str = "closed";
-
-    fn boxed(rank: RankId) -> Box<dyn Communicator> {
-        Box::new(Self { rank })
-    }
-
-    fn error(&self) -> CommError {
-        CommError::Aborted { rank: self.rank, cause: "this rank is quiesced".into() }
-    }
-}
-
-impl Communicator for Closed {
-    fn backend(&self) -> &'static str {
-        Self::NAME
-    }
-
-    fn rank(&self) -> RankId {
-        self.rank
-    }
-
-    fn world_size(&self) -> usize {
-        1
-    }
-
-    fn submit(&mut self, _: &Arc<[Transfer]>, _: Fence, _: Instant) -> Result<Ticket, CommError> {
-        Err(self.error())
-    }
-
-    fn poll(&mut self, _: Ticket) -> Result<Transferred, CommError> {
-        Err(self.error())
-    }
-
-    fn done(&mut self, _: Ticket) -> Result<Fence, CommError> {
-        Err(self.error())
-    }
-
-    fn abort(&mut self, _: &str) -> Fence {
-        Fence::passed()
-    }
-
-    fn carried(&self) -> Carried {
-        Carried::default()
-    }
 }

@@ -6,15 +6,15 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use eplb_comm::Communicator;
+use eplb_comm::{Bulletin, Communicator, Launcher};
 use eplb_core::{ModelLayout, Placement, RankId, Topology};
-use eplb_cuda::{Context, MapBlock};
+use eplb_cuda::Context;
 use eplb_exchange::Limits;
 use eplb_plan::Options;
 use ndarray::Array2;
 
 use super::config::EngineConfig;
-use super::device::{Given, Ready};
+use super::device::{DeviceAhead, Given, Ready};
 use super::device_counts::DeviceCounts;
 use super::handover::Handover;
 use super::maps::{History, Wanted, make};
@@ -46,8 +46,8 @@ pub(super) struct Set {
     pub(super) columns: usize,
     pub(super) layout: Arc<ModelLayout>,
     pub(super) memory: Slots,
-    /// Their maps on the device, where they lie on one.
-    pub(super) device_maps: Option<Arc<MapBlock>>,
+    /// Their maps on the device, and what steps will need there, where they lie on one.
+    pub(super) device: Option<DeviceAhead>,
     /// What is counted there.
     pub(super) device_counts: Option<DeviceCounts>,
     pub(super) limits: Limits,
@@ -86,6 +86,10 @@ impl Set {
 pub(super) struct Lane {
     pub(super) driver: Driver<Hooked>,
     pub(super) communicator: Option<Box<dyn Communicator>>,
+    /// Where the ranks of the communicator made last say something to each other at once: kept when that is closed, to say so.
+    pub(super) bulletin: Option<Arc<dyn Bulletin>>,
+    /// What launches its waves, where steps do.
+    pub(super) launcher: Option<Arc<dyn Launcher>>,
     /// The entries of `phy2log` that were published last.
     pub(super) published: Arc<Array2<i32>>,
     pub(super) wanted: Option<Wanted>,

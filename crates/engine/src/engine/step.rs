@@ -105,7 +105,7 @@ impl Shared {
 
     /// Whether the slots lie on a device.
     fn is_on_device(&self) -> bool {
-        self.sets.iter().any(|set| set.device_maps.is_some())
+        self.sets.iter().any(|set| set.device.is_some())
     }
 
     /// Refuses streams where there is no device.
@@ -155,6 +155,10 @@ impl Shared {
             let released = lane.driver.stream().release();
             published?;
             released?;
+        }
+        if let (Some(id), Some(launcher)) = (id, core.moving.and_then(|at| core.lanes[at].launcher.as_ref()))
+        {
+            self.meters.launched(launcher.step(id));
         }
         if core.moving.is_none() {
             self.clear(EXCHANGE | PUBLISH);

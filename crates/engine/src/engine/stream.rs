@@ -8,7 +8,7 @@ use eplb_comm::host::{HostMemory, copy};
 use eplb_comm::store::deadlines::after;
 use eplb_comm::{CommError, Fence, Place, Stream};
 use eplb_core::{ExpertId, Fill, LayerId, RankId, SlotCommit, SlotId};
-use eplb_cuda::Upload;
+use eplb_cuda::{CommitList, CudaError, Upload};
 
 use super::SetId;
 use super::device::DeviceSide;
@@ -125,6 +125,18 @@ impl Hooked {
     pub(super) fn switch(&mut self, maps: &Maps, upload: Option<Upload>) -> Result<(), CommError> {
         let rank = self.rank;
         self.device().map_or(Ok(()), |side| side.switch(maps, upload)).map_err(|error| error.at(rank))
+    }
+
+    /// The commit that comes next, ahead of its step. In host memory there is nothing to be done ahead.
+    pub(super) fn lay_out(&mut self, list: Option<CommitList>) {
+        if let Some(side) = self.device() {
+            side.streams.lay_out(list);
+        }
+    }
+
+    /// Looks whether what was sent ahead has come.
+    pub(super) fn look(&mut self) -> Result<(), CudaError> {
+        self.device().map_or(Ok(()), |side| side.streams.look())
     }
 
     /// Ends a boundary: what passes enqueue from now on runs after what was written.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use eplb_comm::Communicator;
-use eplb_comm_nccl::{Backend, Options as NcclOptions, Rendezvous, connect};
+use eplb_comm_nccl::{Backend, Launch, Options as NcclOptions, Rendezvous, connect};
 use eplb_comm_peer::PeerCommunicator;
 use eplb_cuda::DeviceMemory;
 
@@ -112,16 +112,30 @@ impl NcclTransport {
         Self::with_options(backend, NcclOptions::default())
     }
 
-    /// With options of its own. Waves are launched by the communicator's thread.
+    /// With options of its own.
     pub fn with_options(backend: Backend, options: NcclOptions) -> Self {
-        let launch = eplb_comm_nccl::Launch::Thread;
-        Self { backend, options: NcclOptions { launch, ..options } }
+        Self { backend, options }
+    }
+
+    /// As [`NcclTransport::new`], with waves launched by [`Engine::step`](crate::engine::Engine::step) of one agreed id on every rank, on the
+    /// server's thread: so in one order with the collectives that the server launches itself. For servers that have such in flight. Ranks must then run
+    /// steps in step, at most one apart; while they run none, a wave waits, and its round is broken off at `exchange.transfer`.
+    pub fn in_steps(backend: Backend) -> Self {
+        Self::with_options(backend, NcclOptions { launch: Launch::Pump, ..NcclOptions::default() })
     }
 }
 
 impl Transport for NcclTransport {
     fn name(&self) -> &'static str {
         self.backend.name()
+    }
+
+    fn overlaps(&self) -> bool {
+        false
+    }
+
+    fn launches_in_steps(&self) -> bool {
+        self.options.launch == Launch::Pump
     }
 
     fn connect(&self, _: Meeting) -> Result<Box<dyn Communicator>, EngineError> {

@@ -33,6 +33,16 @@ pub trait Transport: Debug + Send + Sync {
     /// Name of the backend.
     fn name(&self) -> &'static str;
 
+    /// Whether an exchange is over sooner if parts of a wave go while the wave before moves: not where submissions are carried one after another.
+    fn overlaps(&self) -> bool {
+        true
+    }
+
+    /// Whether waves are launched by the server's steps, on its thread, and not by a thread of the communicator.
+    fn launches_in_steps(&self) -> bool {
+        false
+    }
+
     /// Takes memory of a kind that it can carry experts to and from, zeroed.
     ///
     /// # Errors

@@ -6,22 +6,20 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use eplb_comm::Communicator;
-use eplb_comm::fault::{Faults, FaultyCommunicator, Strike};
 use eplb_comm::store::InProcessStore;
 use eplb_comm_nccl::Backend;
 use eplb_core::{RankId, Topology};
-use eplb_cuda::DeviceMemory;
-use eplb_engine::EngineError;
 use eplb_engine::engine::{Device, Engine, EngineConfig, RoundOutcome, SetId, TriggerConfig, World};
-use eplb_engine::process::{DevicePeerTransport, Meeting, NcclTransport, Transport};
+use eplb_engine::process::{DevicePeerTransport, NcclTransport, Transport};
 use eplb_plan::Policy;
 use eplb_trace::Trace;
 
 use super::serve::card::Card;
+use super::serve::card::derived::Derived;
 use super::serve::mail::Mail;
 use super::serve::model::{Model, small_tensors};
 use super::serve::rank::{Seen, Server};
+use super::serve::storm::Stormy;
 
 pub(crate) const RANKS: usize = 3;
 /// Longest wait of a test for anything.
@@ -38,33 +36,6 @@ fn word(name: &str) -> Option<String> {
 
 fn number(name: &str, default: u64) -> u64 {
     word(name).map_or(default, |number| number.parse().unwrap())
-}
-
-/// Now and then a wave fails after a part of it was carried.
-#[derive(Debug)]
-struct Stormy {
-    inner: Arc<dyn Transport>,
-    made: AtomicU64,
-    chance: f64,
-}
-
-impl Transport for Stormy {
-    fn name(&self) -> &'static str {
-        self.inner.name()
-    }
-
-    fn connect(&self, meeting: Meeting) -> Result<Box<dyn Communicator>, EngineError> {
-        self.inner.connect(meeting)
-    }
-
-    fn connect_device(
-        &self,
-        meeting: Meeting<Arc<DeviceMemory>>,
-    ) -> Result<Box<dyn Communicator>, EngineError> {
-        let seed = self.made.fetch_add(1, Ordering::SeqCst);
-        let faults = Faults { seed, fail: Strike::Chance(self.chance), ..Faults::default() };
-        Ok(Box::new(FaultyCommunicator::new(self.inner.connect_device(meeting)?, faults)))
-    }
 }
 
 /// Writes a line into the log of the fakes: what comes between two of them is known.
@@ -88,10 +59,11 @@ fn refuses(engine: &Engine, handles: &[u64]) {
 fn transport() -> Arc<dyn Transport> {
     let inner: Arc<dyn Transport> = match word("backend").as_deref() {
         Some("nccl") => Arc::new(NcclTransport::new(Backend::Nccl)),
+        Some("nccl-steps") => Arc::new(NcclTransport::in_steps(Backend::Nccl)),
         _ => DevicePeerTransport::threads(),
     };
     match word("storm") {
-        Some(chance) => Arc::new(Stormy { inner, made: AtomicU64::new(1), chance: chance.parse().unwrap() }),
+        Some(chance) => Stormy::around(inner, chance.parse().unwrap()),
         None => inner,
     }
 }
@@ -152,12 +124,20 @@ fn serving_on_the_fakes() {
         for layer in 0..2 {
             builder.lend_layer(set, layer, &server.model.tensors)?;
         }
+        let derived = Derived::default();
+        if word("hook").is_some() {
+            builder.after_commit(derived.hook());
+        }
         let engine = builder.start()?;
         let mut card = Card::new(&engine, set)?;
         card.launches = word("kernels").as_deref() != Some("no");
+        card.mark = word("marks").is_some().then_some(mark as fn(&str));
         card.capture = word("captures").is_some().then_some(capture as fn(u64, bool));
         card.patience = Duration::from_secs(number("patience", 60));
         card.folded_as = word("folded_as").map(|step| step.parse().unwrap());
+        if word("hook").is_some() {
+            card.derive(&engine, set, &derived)?;
+        }
         Ok((engine, set, card))
     };
     let (moved, aborted) = (AtomicU64::new(0), AtomicU64::new(0));
@@ -178,7 +158,16 @@ fn serving_on_the_fakes() {
         }
         mark("serving");
         let mut known = 0;
-        let seen = server.serve(&engine, set, &mut card, |_| {
+        let seen = server.serve(&engine, set, &mut card, |step| {
+            // All ranks after the same step, and none is at the next before it is through.
+            let is_turn = |word: &str| number(word, 0) > 0 && (step + 1) % number(word, 0) == 0;
+            if is_turn("quiesce") {
+                engine.quiesce(LONG)?;
+                engine.reopen(LONG)?;
+            }
+            if is_turn("reform") {
+                engine.reform(LONG)?;
+            }
             if rank == 0 && engine.rounds() > known {
                 known = engine.rounds();
                 match engine.last_report(set).map(|report| report.outcome) {
@@ -190,6 +179,7 @@ fn serving_on_the_fakes() {
             if rank == 0 && known >= rounds {
                 server.over.store(true, Ordering::SeqCst);
             }
+            Ok(())
         });
         mark("over");
         let state = engine.state();

@@ -20,4 +20,5 @@ mod serve {
     pub(crate) mod mail;
     pub(crate) mod model;
     pub(crate) mod rank;
+    pub(crate) mod storm;
 }

@@ -69,9 +69,13 @@ pub(crate) fn serve(case: &str, delay_us: u32, fault: Option<&str>) -> Run {
     }
 }
 
-fn assert_right(run: &Run) {
+fn assert_serves(run: &Run) {
     assert!(run.wrong == 0 && !run.said.contains("FAILED"), "{}", run.said);
     assert!(run.switches.len() == RANKS && run.switches.iter().all(|&switches| switches > 0), "{}", run.said);
+}
+
+fn assert_right(run: &Run) {
+    assert_serves(run);
     assert_eq!(audit(&run.log, run.aborted > 0), Vec::<String>::new());
 }
 
@@ -118,6 +122,123 @@ fn waves_travel_over_nccl() {
     let run = serve("slots=72 rounds=4 backend=nccl", 100, None);
     assert_right(&run);
     assert!(run.moved > 0 && run.log.count("ncclSend") > 0, "{}", run.said);
+}
+
+/// Sends of NCCL by the threads that serve passes, and by others.
+fn sends(run: &Run) -> (usize, usize) {
+    let servers: Vec<&str> =
+        run.log.0.iter().filter(|call| call.name == "rank").map(|call| call.text("thread")).collect();
+    let of = |call: &&crate::log::Call| call.name == "ncclSend";
+    let serving = run.log.first("serving").unwrap_or(0);
+    let (by, others): (Vec<_>, Vec<_>) =
+        run.log.0[serving..].iter().filter(of).partition(|call| servers.contains(&call.text("thread")));
+    (by.len(), others.len())
+}
+
+#[test]
+fn waves_are_launched_by_steps_where_that_is_asked_for() {
+    let run = serve("slots=72 rounds=4 backend=nccl-steps", 100, None);
+    // Not by the audit of commits: the server's thread gathers small tensors for NCCL on another stream, as it is to.
+    assert_serves(&run);
+    let (by_steps, others) = sends(&run);
+    assert!(run.moved > 0 && by_steps > 0 && others == 0, "{by_steps} and {others}: {}", run.said);
+    // And by a thread where it is not: the check tells them apart.
+    let (by_steps, others) = sends(&serve("slots=72 rounds=2 backend=nccl", 100, None));
+    assert!(by_steps == 0 && others > 0, "{by_steps} and {others}");
+}
+
+#[test]
+fn staged_waves_are_launched_by_steps_and_fail_without_a_trace() {
+    let run = serve(&format!("slots=64 rounds={} backend=nccl-steps storm=0.1", rounds()), 100, None);
+    assert_serves(&run);
+    assert!(run.moved > 0 && run.aborted > 0, "{}", run.said);
+}
+
+#[test]
+fn ranks_that_close_and_open_again_go_on_where_they_were() {
+    let run = serve("slots=64 rounds=8 quiesce=40", 100, None);
+    assert_serves(&run);
+    assert!(run.moved > 0 && run.log.count("serving") == RANKS, "{}", run.said);
+}
+
+#[test]
+fn ranks_that_form_new_epochs_go_on_where_they_were() {
+    let run = serve("slots=72 rounds=4 reform=60 storm=0.05", 100, None);
+    assert_serves(&run);
+    assert!(run.moved > 0, "{}", run.said);
+}
+
+#[test]
+fn what_is_derived_from_weights_follows_them() {
+    for slots in [64, 72] {
+        let run = serve(&format!("slots={slots} rounds=6 hook=1"), 300, None);
+        assert_right(&run);
+        assert!(run.moved > 0, "{}", run.said);
+    }
+    // Planted: one of the launches that derive, or look, is forgotten.
+    let run = serve("slots=64 rounds=4 hook=1", 100, Some("serve_sums:150"));
+    assert!(run.wrong > 0, "{}", run.said);
+}
+
+/// What the serving threads asked the driver for in steps that made a commit, by name; the kernel where there is one.
+fn commits(log: &Log) -> Vec<Vec<String>> {
+    let mut open: std::collections::BTreeMap<&str, Vec<String>> = std::collections::BTreeMap::new();
+    let mut steps = Vec::new();
+    for call in &log.0 {
+        let thread = call.text("thread");
+        match &*call.name {
+            "step" => drop(open.insert(thread, Vec::new())),
+            "stepped" => steps.extend(open.remove(thread)),
+            // Marks for profilers, which the driver sees nothing of.
+            name if name.starts_with("nvtx") => {}
+            name => {
+                if let Some(calls) = open.get_mut(thread) {
+                    let kernel = call.text("kernel");
+                    calls.push(if kernel.is_empty() { name } else { kernel }.to_owned());
+                }
+            }
+        }
+    }
+    steps.retain(|calls| calls.iter().any(|call| call == "eplb_commit"));
+    steps
+}
+
+/// On two streams: both are recorded, the first waits for the second, one launch makes the commit and changes the maps, and the second waits for it.
+const COMMIT: [&str; 6] = [
+    "cuEventRecord",
+    "cuEventRecord",
+    "cuStreamWaitEvent",
+    "eplb_commit",
+    "cuEventRecord",
+    "cuStreamWaitEvent",
+];
+
+/// Whether most commits ask the driver for no more than [`COMMIT`]. A step that is quicker than what was sent ahead waits for that in its stream,
+/// with a call or two more.
+fn are_brief(steps: &[Vec<String>]) -> bool {
+    let brief = steps.iter().filter(|calls| **calls == COMMIT).count();
+    let waits = |calls: &&Vec<String>| {
+        calls.len() <= COMMIT.len() + 2 && !calls.iter().any(|call| call.contains("Memcpy"))
+    };
+    brief > 0 && 2 * steps.iter().filter(waits).count() > steps.len()
+}
+
+#[test]
+fn a_step_with_a_commit_makes_one_launch() {
+    let mut run = serve("slots=64 rounds=8 marks=1", 0, None);
+    assert_right(&run);
+    let steps = commits(&run.log);
+    assert!(are_brief(&steps), "{:?}", steps.iter().take(12).collect::<Vec<_>>());
+    // Planted: every commit sends its list when it is due, as it once did.
+    let mut planted = Vec::new();
+    for call in std::mem::take(&mut run.log.0) {
+        if call.text("kernel") == "eplb_commit" {
+            planted.push(crate::log::Call { name: "cuMemcpyHtoDAsync".into(), ..call.clone() });
+            planted.last_mut().unwrap().fields.remove("kernel");
+        }
+        planted.push(call);
+    }
+    assert!(!are_brief(&commits(&Log(planted))));
 }
 
 #[test]

@@ -15,4 +15,5 @@ mod serve {
     pub(crate) mod mail;
     pub(crate) mod model;
     pub(crate) mod rank;
+    pub(crate) mod storm;
 }

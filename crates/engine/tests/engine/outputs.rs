@@ -5,41 +5,23 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use eplb_comm::fault::{Faults, FaultyCommunicator, FaultyStream, StreamFault, Strike};
+use eplb_comm::fault::{FaultyStream, StreamFault, Strike};
 use eplb_comm::store::InProcessStore;
-use eplb_comm::{CommError, Communicator, Fence, Stream};
+use eplb_comm::{CommError, Fence, Stream};
 use eplb_core::{RankId, SlotCommit, Topology};
 use eplb_engine::EngineError;
 use eplb_engine::engine::{Engine, EngineConfig, InlineStream, RoundOutcome, SetId, TriggerConfig, World};
-use eplb_engine::process::{LocalTransport, Meeting, Transport};
+use eplb_engine::process::{LocalTransport, Transport};
 use eplb_plan::Policy;
 use eplb_trace::Trace;
 
 use super::serve::mail::Mail;
 use super::serve::model::{Model, small_tensors};
 use super::serve::rank::{Plain, Seen, Server};
+use super::serve::storm::Stormy;
 use super::support::{LONG, fill};
 
 const RANKS: usize = 3;
-
-/// Now and then a wave fails after a part of it was carried.
-#[derive(Debug)]
-struct Stormy {
-    inner: Arc<LocalTransport>,
-    made: AtomicU64,
-}
-
-impl Transport for Stormy {
-    fn name(&self) -> &'static str {
-        "local"
-    }
-
-    fn connect(&self, meeting: Meeting) -> Result<Box<dyn Communicator>, EngineError> {
-        let seed = self.made.fetch_add(1, Ordering::SeqCst);
-        let faults = Faults { seed, fail: Strike::Chance(0.04), ..Faults::default() };
-        Ok(Box::new(FaultyCommunicator::new(self.inner.connect(meeting)?, faults)))
-    }
-}
 
 /// A stream that carries a commit out one boundary after it was asked to: the maps are a step early.
 #[derive(Debug)]
@@ -104,8 +86,7 @@ fn serve(rounds: u64, slots: usize, stormy: bool, planted: Planted) -> Outcome {
     config.budget.moves = Some(12);
     let store = Arc::new(InProcessStore::new());
     let local = LocalTransport::new(1);
-    let transport: Arc<dyn Transport> =
-        if stormy { Arc::new(Stormy { inner: local, made: AtomicU64::new(1) }) } else { local };
+    let transport: Arc<dyn Transport> = if stormy { Stormy::around(local, 0.04) } else { local };
     let start = |rank: usize| -> Result<(Engine, SetId), EngineError> {
         let (store, transport) = (store.clone(), transport.clone());
         let world = World::Group { rank: RankId::at(rank), world_size: RANKS, store, transport };
@@ -147,6 +128,7 @@ fn serve(rounds: u64, slots: usize, stormy: bool, planted: Planted) -> Outcome {
             if rank == 0 && known >= rounds {
                 server.over.store(true, Ordering::SeqCst);
             }
+            Ok(())
         });
         let state = engine.state();
         engine.shutdown(LONG).map_err(|error| error.to_string())?;

@@ -1,0 +1,106 @@
+//! Tokens counted on the device, and on the host beside it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use eplb_cuda::{Context, DeviceBlock, PinnedBlock};
+use eplb_engine::engine::{DeviceChoices, DeviceTokens, Engine, IdType, Pass, SetId};
+use ndarray::{Array2, Axis};
+
+use super::super::model::TOP_K;
+use super::super::rank::{Failure, Seen};
+use super::Card;
+use super::kernel::write;
+
+/// What a pass counts, on its way to the device.
+#[derive(Debug)]
+pub(super) struct Tallied {
+    host: PinnedBlock,
+    device: DeviceBlock,
+}
+
+impl Tallied {
+    /// Room for `bytes` bytes of counts or choices.
+    pub(super) fn new(context: &Arc<Context>, bytes: usize) -> Result<Self, Failure> {
+        Ok(Self { host: PinnedBlock::new(context, bytes)?, device: DeviceBlock::new(context, bytes)? })
+    }
+}
+
+impl Card {
+    /// In turn: the experts that tokens chose, layer by layer, and the slots that a pass chose, at once.
+    pub(super) fn tally(
+        &mut self,
+        engine: &Engine,
+        set: SetId,
+        pass: &Pass,
+        routed: &Array2<u64>,
+        chosen: &[Vec<i32>],
+    ) -> Result<(), Failure> {
+        let pass = &Pass { step: self.id_of(pass.step), ..*pass };
+        let at = self.passes % 2;
+        let stream = self.lanes[at].stream.clone();
+        let handle = stream.as_raw() as u64;
+        let tally = &mut self.tallies[at];
+        if self.passes % 4 < 2 && self.launches {
+            write(&mut tally.host, chosen.iter().flatten().flat_map(|expert| expert.to_ne_bytes()));
+            let words = 4 * chosen[0].len();
+            // SAFETY: these blocks live as long as this card, and are used again two passes later, behind a wait for the stream.
+            unsafe { stream.to_device(tally.host.base(), tally.device.base(), words * chosen.len()) }?;
+            for (layer, chosen) in chosen.iter().enumerate() {
+                let ids = tally.device.base() + (layer * words) as u64;
+                let tokens = (chosen.len() / TOP_K) as u32;
+                let choices = DeviceChoices {
+                    ids,
+                    row_stride: TOP_K as u64,
+                    valid: 0,
+                    mask: 0,
+                    tokens,
+                    k: TOP_K as u32,
+                };
+                // SAFETY: as above; the ids are as many as said.
+                unsafe { engine.record_topk(set, pass, layer, (IdType::I32, &choices), false, handle) }?;
+            }
+        } else {
+            write(&mut tally.host, routed.iter().flat_map(|count| count.to_ne_bytes()));
+            let tokens = DeviceTokens { data: tally.device.base(), kind: IdType::I64, slots: true };
+            // The maps that the counts are folded with: those of the pass, unless a test wants others.
+            let pass = Pass { step: self.folded_as.unwrap_or(pass.step), ..*pass };
+            // SAFETY: as above; the counts are in the shape of the maps.
+            let taken = unsafe {
+                stream.to_device(tally.host.base(), tally.device.base(), 8 * routed.len())?;
+                engine.record_counts(set, &pass, tokens, handle)
+            }?;
+            if !taken {
+                return Ok(());
+            }
+        }
+        for (layer, chosen) in chosen.iter().enumerate() {
+            for &expert in chosen {
+                self.counted[(layer, expert as usize)] += 1;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the engine has counted what tokens chose.
+    pub(super) fn compare_counts(&self, engine: &Engine, set: SetId, seen: &mut Seen) -> Result<(), Failure> {
+        // What was counted on the device reaches the host a little later.
+        let start = Instant::now();
+        loop {
+            let counted = engine.counted(set)?.sum_axis(Axis(0));
+            if counted == self.counted {
+                return Ok(());
+            }
+            if counted.sum() == self.counted.sum() || start.elapsed() > self.patience {
+                let (found, expected) = (counted.sum(), self.counted.sum());
+                seen.note_wrong(|| {
+                    format!(
+                        "other experts were counted than chosen: {found} choices counted, {expected} made"
+                    )
+                });
+                return Ok(());
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
