@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Compiles the kernels: `kernels/build.sh FOLDER [--fetch]` writes FOLDER/{dispatch,rows,checksum}.fatbin with machine code for
+# Compiles the kernels: `kernels/build.sh FOLDER [--fetch]` writes FOLDER/{dispatch,rows,checksum,crowd}.fatbin with machine code for
 # Ampere, Hopper and Blackwell, and PTX of the last for what comes later. Warnings are errors, and so are registers that
 # spill. Exit code 3: there is no nvcc, and nothing was compiled.
 set -euo pipefail
@@ -17,7 +17,7 @@ mkdir -p "$out"
 targets=()
 for arch in 80 90 100; do targets+=(-gencode "arch=compute_$arch,code=sm_$arch"); done
 targets+=(-gencode arch=compute_100,code=compute_100)
-for kernel in dispatch rows checksum; do
+for kernel in dispatch rows checksum crowd; do
   log=$("$nvcc" -std=c++17 -O3 -fatbin "${targets[@]}" -Werror all-warnings -Xptxas -v \
     -o "$out/$kernel.fatbin" "$here/$kernel.cu" 2>&1) || { printf '%s\n' "$log"; exit 1; }
   if grep 'spill' <<<"$log" | grep -qv ' 0 bytes spill stores, 0 bytes spill loads'; then

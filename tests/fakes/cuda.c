@@ -552,6 +552,25 @@ EXPORT CUresult cuLaunchKernel(const char *kernel, unsigned x, unsigned y, unsig
   return push(stream, (Op){.kind = CALL, .function = copy_list, .argument = list});
 }
 
+/* Room for 2 blocks on each multiprocessor; the launch of a kernel that waits for all its blocks. Planted: it is refused. */
+EXPORT CUresult cuOccupancyMaxActiveBlocksPerMultiprocessor(int *blocks, const char *kernel, int threads, size_t shared) {
+  (void)kernel; (void)threads; (void)shared;
+  *blocks = 2;
+  return SUCCESS;
+}
+static void crowd_round(void *argument) {
+  usleep(20);
+  free(argument);
+}
+EXPORT CUresult cuLaunchCooperativeKernel(const char *kernel, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned v, unsigned w,
+                                          unsigned shared, Stream *stream, void **arguments) {
+  (void)y; (void)z; (void)v; (void)w; (void)shared; (void)arguments;
+  record("cuLaunchCooperativeKernel kernel=%s stream=%p blocks=%u threads=%u", kernel, (void *)stream, x, threads);
+  char nothing = 0;
+  if (planted("cuLaunchCooperativeKernel")) return INVALID_VALUE;
+  return call(stream, crowd_round, &nothing, sizeof nothing);
+}
+
 /* Handles between processes: a legacy one names the process and its file, virtual memory travels as descriptors. */
 typedef struct { char reserved[64]; } IpcHandle;
 typedef struct { int process, file; size_t bytes; } Named;

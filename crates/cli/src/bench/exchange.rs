@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::ValueEnum;
 use eplb_comm_nccl::{Backend, Launch, Served};
 use eplb_cuda::ipc::HandleKind;
-use eplb_engine::bench::{Carrier, Commit, ExchangeBench, ExchangeReport, Moves};
+use eplb_engine::bench::{Carrier, Commit, Crowded, ExchangeBench, ExchangeReport, Moves};
 use serde_json::{Value, json};
 
 use super::processes::{self, Own};
@@ -115,6 +115,14 @@ pub(crate) struct Exchange {
     /// All-reduce this many bytes meanwhile, as a server does, over a communicator of its own on the same devices
     #[arg(long, value_name = "BYTES")]
     beside: Option<usize>,
+
+    /// Launch cooperative kernels meanwhile, one after the other on each device, each of which takes every multiprocessor
+    #[arg(long)]
+    crowd: bool,
+
+    /// Check every byte after each so many exchanges, too, and not after the first and the last alone
+    #[arg(long, value_name = "N")]
+    check_every: Option<usize>,
 
     /// Let that server launch the waves, each before one step on all ranks, instead of a thread of our own
     #[arg(long, requires = "beside")]
@@ -245,6 +253,8 @@ impl Exchange {
             gather_below: self.gather_below,
             margin: self.margin,
             beside_bytes: self.beside,
+            crowd: self.crowd,
+            check_every: self.check_every,
             launch: if self.launch_in_steps { Launch::Pump } else { Launch::Thread },
             lent: self.lent,
             step: Duration::from_secs_f64(self.step_ms / 1e3),
@@ -346,7 +356,7 @@ fn carried_by(report: &ExchangeReport, args: &Exchange) -> &'static str {
 pub(super) fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Value {
     let carried: serde_json::Map<String, Value> =
         report.carried_bytes.iter().map(|&(name, bytes)| (name.to_owned(), json!(bytes))).collect();
-    json!({
+    let mut object = json!({
         "backend": carried_by(report, args),
         "carried_bytes": carried,
         "placement": bench.moves.to_string(),
@@ -366,6 +376,10 @@ pub(super) fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exch
         "verified": report.verified,
         "link_gbps": optional(report.link_gbps),
         "link_share": optional(report.link_gbps.map(|link| report.gbps_worst_rank / link)),
+        "bytes_busiest_port": report.bytes_busiest_port,
+        "port_gbps": optional(report.port_gbps),
+        "ms_bound": optional(report.ms_bound()),
+        "bound_share": optional(report.ms_bound().map(|bound| bound / report.ms_median)),
         "nodes": bench.nodes,
         "max_gbps": optional(bench.max_gbps),
         "pull_cpu_moving": optional(report.pull_cpu.map(|(moving, _)| moving)),
@@ -375,12 +389,27 @@ pub(super) fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exch
         "min_ctas": bench.min_ctas,
         "max_ctas": bench.max_ctas,
         "iters": report.ms.len(),
+        "checks": report.checks,
+    });
+    if let (Value::Object(all), Value::Object(more)) = (&mut object, beside(bench, report, args)) {
+        all.extend(more);
+    }
+    object
+}
+
+/// What ran beside.
+fn beside(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Value {
+    let crowded = |of: fn(&Crowded) -> f64| optional(report.crowded.iter().map(of).reduce(f64::max));
+    json!({
         "launch": if args.launch_in_steps { "steps" } else { "thread" },
         "lent": args.lent,
         "beside_bytes": bench.beside_bytes,
         "beside_steps": report.served.iter().map(|served| served.steps).max(),
         "beside_ms_worst": optional(worst(report, |served| served.worst).map(|us| us / 1e3)),
         "launch_us": optional(worst(report, |served| served.launch_worst)),
+        "crowd_launches": report.crowded.iter().map(|crowded| crowded.launches).min(),
+        "crowd_blocks": report.crowded.iter().map(|crowded| crowded.blocks).max(),
+        "crowd_ms_worst": crowded(|crowded| crowded.worst.as_secs_f64() * 1e3),
     })
 }
 
@@ -388,8 +417,17 @@ fn text(report: &ExchangeReport, args: &Exchange) -> String {
     let link = report.link_gbps.map_or(String::new(), |link| {
         format!(", {:.0}% of the {link:.1} GB/s of plain copies", 100.0 * report.gbps_worst_rank / link)
     });
+    let bound = report.ms_bound().map_or(String::new(), |bound| {
+        format!(
+            "busiest port: {:.2} GB, at least {bound:.2} ms at the {:.1} GB/s that it gives alone, {:.0}% of the time taken\n",
+            report.bytes_busiest_port as f64 / 1e9,
+            report.port_gbps.unwrap_or(0.0),
+            100.0 * bound / report.ms_median
+        )
+    });
     format!(
         "{} {} on {} ranks: {:.2} ms (median; least {:.2}, first {:.2}), {:.1} GB/s into the worst rank{link}\n\
+         {bound}\
          {} moves, {} staged, {} waves, staging {} MiB; {}\n",
         carried_by(report, args),
         args.placement,

@@ -8,7 +8,7 @@ use eplb_cuda::forward::Load;
 use serde_json::json;
 
 use super::exchange::{self, Exchange};
-use crate::output::{Failure, number, print_json};
+use crate::output::{Failure, number, optional, print_json};
 
 /// Arguments of `eplb bench interference`: those of `eplb bench exchange`, and what runs beside. The result is JSON.
 #[derive(Debug, clap::Args)]
@@ -65,6 +65,12 @@ pub(super) fn run(args: &Interference) -> Result<ExitCode, Failure> {
         "gbps_worst_rank": number(report.gbps),
         "gbps_worst_rank_alone": number(report.gbps_alone),
         "memory_gbps": number(report.memory_gbps),
+        "copy_gbps": number(report.copy_gbps),
+        "slowdown_allowed": number(report.allowed),
+        "slowdown_copies": optional(report.copies.map(|copies| copies.slowdown)),
+        "gbps_copies": optional(report.copies.map(|copies| copies.gbps)),
+        "memory_gbps_copies": optional(report.copies.map(|copies| copies.memory_gbps)),
+        "max_gbps": optional(bench.max_gbps),
         "verified": report.verified,
     }))?;
     if !report.verified {

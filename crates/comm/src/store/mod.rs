@@ -25,6 +25,7 @@ use std::time::Instant;
 pub mod callback;
 pub mod conformance;
 pub mod deadlines;
+pub mod eager;
 pub mod error;
 mod fields;
 pub mod file;

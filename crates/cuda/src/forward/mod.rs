@@ -1,5 +1,6 @@
 //! Something like a forward pass, for benches of what runs beside one: matrix products captured in a graph, replayed without pause.
 
+mod bandwidth;
 mod cublas;
 mod ticks;
 
@@ -12,6 +13,7 @@ use crate::context::Context;
 use crate::error::CudaError;
 use crate::pool::{DeviceBlock, PinnedBlock};
 use crate::stream::CudaStream;
+pub use bandwidth::copy_gbps;
 use cublas::{Cublas, Product};
 pub use ticks::Ticks;
 
@@ -27,6 +29,11 @@ pub enum Load {
 }
 
 impl Load {
+    /// Bytes that a copy takes by which the memory is judged.
+    pub fn copy_bytes(self) -> usize {
+        if self == Self::Tiny { 1 << 20 } else { 1 << 30 }
+    }
+
     fn product(self) -> Product {
         match self {
             Self::Grouped => Product { batch: 32, rows: 64, inner: 7168, columns: 2048 },

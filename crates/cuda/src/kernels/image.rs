@@ -23,6 +23,7 @@ pub(super) const DISPATCH: Source =
 pub(super) const ROWS: Source = Source { name: "rows", text: include_str!("../../../../kernels/rows.cu") };
 pub(super) const CHECKSUM: Source =
     Source { name: "checksum", text: include_str!("../../../../kernels/checksum.cu") };
+pub(super) const CROWD: Source = Source { name: "crowd", text: include_str!("../../../../kernels/crowd.cu") };
 
 /// Folders that are looked in, in this order: `EPLB_KERNELS` alone if it is set, else the folder given and `kernels` beside
 /// the program.

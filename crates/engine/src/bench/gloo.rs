@@ -63,7 +63,7 @@ pub(super) fn ranks(
         detail: "making its communicator panicked".into(),
     };
     let parts = made.into_iter().enumerate().map(|(rank, made)| made.unwrap_or_else(|_| Err(lost(rank))));
-    Ok(Ranks { parts: parts.collect::<Result<_, _>>()?, device_bytes: None, beside: None })
+    Ok(Ranks { parts: parts.collect::<Result<_, _>>()?, device_bytes: None, beside: None, crowds: None })
 }
 
 /// A rank's part of the plain loop.
@@ -75,7 +75,7 @@ struct Link {
 
 impl links::Plain for Link {
     fn copy(&mut self, task: &Task) -> Result<Duration, EngineError> {
-        let numbered = (0u32..).zip(task.transfers());
+        let numbered = (0u32..).zip(task.transfers.iter());
         let own = numbered.filter_map(|(number, transfer)| match self.rank {
             rank if rank == transfer.source => Some(Plain { peer: transfer.dest, sends: true, number }),
             rank if rank == transfer.dest => Some(Plain { peer: transfer.source, sends: false, number }),

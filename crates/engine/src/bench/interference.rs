@@ -11,11 +11,12 @@ use std::time::{Duration, Instant};
 
 use eplb_core::{Fill, ModelLayout, Placement, RankId, Topology};
 use eplb_cuda::CudaStream;
-use eplb_cuda::forward::{Forward, Load, Ticks};
+use eplb_cuda::forward::{self, Forward, Load, Ticks};
 use eplb_exchange::ExchangePlan;
 
+use super::links::{self, Which};
 use super::threads::Threads;
-use super::{ExchangeBench, Setup, Team, bytes_into, ranks};
+use super::{ExchangeBench, Setup, Team, ports, ranks};
 use crate::error::EngineError;
 
 /// Replays that are enqueued ahead: the device never waits for the host, and a commit waits for little.
@@ -53,9 +54,31 @@ pub struct InterferenceReport {
     /// Bytes that the exchanges read and wrote on the device where they were most, per second, in 10^9 bytes: sent, received and
     /// committed.
     pub memory_gbps: f64,
-    /// Whether every byte was right at the end.
+    /// Bytes that a copy inside the device reads and writes per second, in 10^9, on the device where they are fewest, with nothing beside.
+    pub copy_gbps: f64,
+    /// What an exchange may cost a product that is bound by memory: 1 and 1.2 times the share that [`InterferenceReport::memory_gbps`] is of
+    /// [`InterferenceReport::copy_gbps`].
+    pub allowed: f64,
+    /// The same product beside plain copies of the last exchange's bytes, with no protocol and no commits; `None` where ranks cannot copy
+    /// plainly.
+    pub copies: Option<BesideCopies>,
+    /// Whether every byte was right at the end of the exchanges.
     pub verified: bool,
 }
+
+/// A forward pass beside copies of the copy engines, with nothing of ours around them: what an exchange cannot be cheaper than.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BesideCopies {
+    /// As [`InterferenceReport::slowdown`].
+    pub slowdown: f64,
+    /// As [`InterferenceReport::gbps`].
+    pub gbps: f64,
+    /// As [`InterferenceReport::memory_gbps`].
+    pub memory_gbps: f64,
+}
+
+/// What a byte may cost a product, as a multiple of its share of the memory's bandwidth.
+const ALLOWED: f64 = 1.2;
 
 impl ExchangeBench {
     /// Measures exchanges beside a forward pass, for about `time` in each part. The number of iterations is not used.
@@ -79,6 +102,10 @@ impl ExchangeBench {
         let one = exchanges.run(&mut threads, 1)?.seconds;
         let count = ((time.as_secs_f64() / one.max(1e-6)) as usize).clamp(2, MOST_EXCHANGES);
         let quiet = exchanges.run(&mut threads, count)?;
+        let mut copy_gbps = f64::INFINITY;
+        for stream in &streams {
+            copy_gbps = copy_gbps.min(forward::copy_gbps(stream, load.copy_bytes())?);
+        }
         let passes = Passes::start(&streams, load, self.patience)?;
         // The device comes to its clocks and temperature.
         std::thread::sleep(time / 2);
@@ -92,9 +119,15 @@ impl ExchangeBench {
         std::thread::sleep(time / 4);
         passes.set(Part::After);
         std::thread::sleep(time);
-        let samples = passes.finish()?;
+        // Plain copies overwrite slots.
         let wrong = threads.check()?;
-        Ok(report(&samples, &quiet, &moved, wrong))
+        passes.set(Part::Copies);
+        let copied = exchanges.copy(&mut threads, planned.last(), time)?;
+        passes.set(Part::Nothing);
+        std::thread::sleep(time / 4);
+        let samples = passes.finish()?;
+        let rates = Rates { quiet: &quiet, moved: &moved, copied: copied.as_ref(), copy_gbps };
+        Ok(report(&samples, &rates, wrong))
     }
 }
 
@@ -117,6 +150,16 @@ struct Moved {
     memory_bytes: u64,
 }
 
+impl Moved {
+    fn gbps(&self) -> f64 {
+        self.bytes as f64 / self.seconds / 1e9
+    }
+
+    fn memory_gbps(&self) -> f64 {
+        self.memory_bytes as f64 / self.seconds / 1e9
+    }
+}
+
 impl Exchanges<'_> {
     fn plan(&mut self, count: usize) -> Result<Vec<Arc<ExchangePlan>>, EngineError> {
         let mut plans = Vec::new();
@@ -132,6 +175,32 @@ impl Exchanges<'_> {
     fn run(&mut self, threads: &mut Threads, count: usize) -> Result<Moved, EngineError> {
         let plans = self.plan(count)?;
         self.carry_out(threads, &plans)
+    }
+
+    /// Copies what a plan carries over links again and again, for so long, with no protocol around it. `None` where ranks cannot.
+    fn copy(
+        &self,
+        threads: &mut Threads,
+        plan: Option<&Arc<ExchangePlan>>,
+        time: Duration,
+    ) -> Result<Option<Moved>, EngineError> {
+        let Setup { topology, layout, .. } = self.setup;
+        let Some(plan) = plan else { return Ok(None) };
+        let transfers = Which::Planned.transfers(plan, topology);
+        let (bytes, memory_bytes) = copied_bytes(plan, topology, layout);
+        let mut moved = Moved { exchanges: 0, waves: 0, seconds: 0.0, bytes: 0, memory_bytes: 0 };
+        let start = Instant::now();
+        while start.elapsed() < time {
+            let task = links::Task::new(&transfers, 1, Instant::now() + threads.patience / 2);
+            if threads.copy(&task)?.is_none() {
+                return Ok(None);
+            }
+            moved.exchanges += 1;
+            moved.bytes += bytes;
+            moved.memory_bytes += memory_bytes;
+        }
+        moved.seconds = start.elapsed().as_secs_f64();
+        Ok(Some(moved))
     }
 
     /// Carries out plans without a pause between them.
@@ -150,11 +219,22 @@ impl Exchanges<'_> {
         };
         for plan in plans {
             moved.waves += plan.waves().len();
-            moved.bytes += bytes_into(plan, layout, topology.ranks()).into_iter().max().unwrap_or(0);
+            moved.bytes += ports(plan, layout, topology.ranks()).most_received();
             moved.memory_bytes += memory_bytes(plan, topology, layout);
         }
         Ok(moved)
     }
+}
+
+/// Bytes of plain copies that go into the rank that gets most, and that they read and write on the device where that is most.
+fn copied_bytes(plan: &ExchangePlan, topology: &Topology, layout: &ModelLayout) -> (u64, u64) {
+    let mut touched = vec![0u64; topology.ranks()];
+    for transfer in plan.waves().iter().flat_map(|wave| &wave.transfers).filter(|t| !t.is_local()) {
+        for rank in [transfer.source, transfer.dest] {
+            touched[rank.index()] += layout.layer(transfer.layer).expert_bytes() as u64;
+        }
+    }
+    (ports(plan, layout, topology.ranks()).most_received(), touched.into_iter().max().unwrap_or(0))
 }
 
 /// Bytes that a plan reads and writes on the device where that is most: what is sent, what lands, and what a commit copies.
@@ -184,8 +264,10 @@ enum Part {
     Before = 1,
     Beside = 2,
     After = 3,
+    /// Beside plain copies.
+    Copies = 4,
     /// The passes end.
-    Over = 4,
+    Over = 5,
 }
 
 /// Microseconds of replays of one rank, by part.
@@ -194,6 +276,7 @@ struct Samples {
     before: Vec<f64>,
     beside: Vec<f64>,
     after: Vec<f64>,
+    copies: Vec<f64>,
 }
 
 /// A forward pass on every rank, on a thread of its own.
@@ -275,6 +358,7 @@ fn replay(
                 (Part::Before, &mut samples.before),
                 (Part::Beside, &mut samples.beside),
                 (Part::After, &mut samples.after),
+                (Part::Copies, &mut samples.copies),
             ];
             for (which, series) in series {
                 if now == which as u8 && began == Some(now) {
@@ -299,30 +383,48 @@ fn mean(series: &[f64]) -> f64 {
     series.iter().sum::<f64>() / series.len().max(1) as f64
 }
 
-fn report(samples: &[Samples], quiet: &Moved, moved: &Moved, wrong: u64) -> InterferenceReport {
+/// What moved, and what memory carries.
+struct Rates<'a> {
+    quiet: &'a Moved,
+    moved: &'a Moved,
+    copied: Option<&'a Moved>,
+    copy_gbps: f64,
+}
+
+fn report(samples: &[Samples], rates: &Rates<'_>, wrong: u64) -> InterferenceReport {
+    let Rates { quiet, moved, copied, copy_gbps } = *rates;
     let largest = |of: &dyn Fn(&Samples) -> f64| samples.iter().map(of).fold(0.0, f64::max);
-    let ratio = |of: fn(&[f64]) -> f64| {
+    let ratio = |of: fn(&[f64]) -> f64, beside: fn(&Samples) -> &[f64]| {
         largest(&|rank| {
             let alone = (of(&rank.before) + of(&rank.after)) / 2.0;
-            if alone > 0.0 { of(&rank.beside) / alone } else { 0.0 }
+            if alone > 0.0 { of(beside(rank)) / alone } else { 0.0 }
         })
     };
     let stall = largest(&|rank| {
         (mean(&rank.beside) - median(&rank.beside)) * rank.beside.len() as f64 / moved.waves.max(1) as f64
     });
+    let memory_gbps = moved.memory_gbps();
+    let copied = copied.filter(|_| samples.iter().all(|rank| !rank.copies.is_empty()));
     InterferenceReport {
         alone_us: largest(&|rank| median(&rank.before)),
         alone_again_us: largest(&|rank| median(&rank.after)),
         beside_us: largest(&|rank| median(&rank.beside)),
-        slowdown: ratio(median),
-        slowdown_with_commits: ratio(mean),
+        slowdown: ratio(median, |rank| &rank.beside),
+        slowdown_with_commits: ratio(mean, |rank| &rank.beside),
         stall_us_per_wave: stall,
         replays: samples.iter().map(|rank| rank.beside.len()).min().unwrap_or(0),
         exchanges: moved.exchanges,
         waves: moved.waves,
-        gbps: moved.bytes as f64 / moved.seconds / 1e9,
-        gbps_alone: quiet.bytes as f64 / quiet.seconds / 1e9,
-        memory_gbps: moved.memory_bytes as f64 / moved.seconds / 1e9,
+        gbps: moved.gbps(),
+        gbps_alone: quiet.gbps(),
+        memory_gbps,
+        copy_gbps,
+        allowed: 1.0 + ALLOWED * memory_gbps / copy_gbps,
+        copies: copied.map(|copied| BesideCopies {
+            slowdown: ratio(median, |rank| &rank.copies),
+            gbps: copied.gbps(),
+            memory_gbps: copied.memory_gbps(),
+        }),
         verified: wrong == 0,
     }
 }

@@ -7,66 +7,142 @@ use std::time::{Duration, Instant};
 
 use eplb_comm::Place;
 use eplb_comm_nccl::{Backend, Options, Rendezvous, Sends};
-use eplb_core::{ModelLayout, Transfer};
+use eplb_core::{ExpertId, Landing, LayerId, ModelLayout, RankId, SlotId, Topology, Transfer};
 use eplb_cuda::{DeviceMemory, Puller};
 use eplb_exchange::ExchangePlan;
 
-use super::bytes_into;
-use super::threads::Threads;
-use super::worker::{Command, Reply};
 use crate::error::EngineError;
 
 /// Copies per rank are repeated this often and the fastest counts.
-pub(super) const ROUNDS: usize = 6;
+const ROUNDS: usize = 6;
+
+/// Experts that a ring carries into each rank, as far as there are slots.
+const RING: usize = 64;
+
+/// Which copies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Which {
+    /// What a plan carries over links.
+    Planned,
+    /// Experts into each rank, all of them from its left neighbour: what a port gives while nothing else uses it.
+    Ring,
+}
 
 /// What to copy.
 #[derive(Debug, Clone)]
 pub(super) struct Task {
-    plan: Arc<ExchangePlan>,
+    pub(super) transfers: Arc<[Transfer]>,
     /// Whether copies from one source may run beside each other.
     beside: bool,
     pub(super) deadline: Instant,
 }
 
 impl Task {
-    /// What goes over links, in the order of the plan.
-    pub(super) fn transfers(&self) -> impl Iterator<Item = &Transfer> {
-        self.plan.waves().iter().flat_map(|wave| &wave.transfers).filter(|transfer| !transfer.is_local())
-    }
-
     /// The copies of round `round`: with one stream for each source, and with all there are, in turn. The best of all counts.
-    pub(super) fn new(plan: &Arc<ExchangePlan>, round: usize, deadline: Instant) -> Self {
-        Self { plan: plan.clone(), beside: round % 2 == 1, deadline }
+    pub(super) fn new(transfers: &Arc<[Transfer]>, round: usize, deadline: Instant) -> Self {
+        Self { transfers: transfers.clone(), beside: round % 2 == 1, deadline }
     }
 }
 
-/// Bytes per second into the worst rank, in 10^9; `None` where ranks cannot copy plainly.
-pub(super) fn measure(threads: &mut Threads, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
-    let mut best: Option<Duration> = None;
-    for round in 0..ROUNDS {
-        let task = Task::new(plan, round, Instant::now() + threads.patience / 2);
-        let replies = threads.ask(|_| Command::Links(task.clone()))?;
-        let mut worst = Duration::ZERO;
-        for reply in &replies {
-            match reply {
-                Reply::Copied(Some(time)) => worst = worst.max(*time),
-                _ => return Ok(None),
+impl Which {
+    /// The copies, in the order of the plan.
+    pub(super) fn transfers(self, plan: &ExchangePlan, topology: &Topology) -> Arc<[Transfer]> {
+        match self {
+            Self::Planned => {
+                let all = plan.waves().iter().flat_map(|wave| &wave.transfers);
+                all.filter(|transfer| !transfer.is_local()).copied().collect()
             }
+            Self::Ring => ring(plan.old().layers(), topology).into(),
         }
-        best = Some(best.map_or(worst, |best| best.min(worst)));
     }
-    Ok(gbps(plan, &threads.layout, threads.len(), best))
 }
 
-/// The same from the time of the slowest rank.
-pub(super) fn gbps(
+fn ring(layers: usize, topology: &Topology) -> Vec<Transfer> {
+    let ranks = topology.ranks();
+    let mut transfers = Vec::new();
+    for dest in topology.all_ranks().filter(|_| ranks > 1) {
+        let source = RankId::at((dest.index() + ranks - 1) % ranks);
+        let slots = topology.slots_of(dest).zip(topology.slots_of(source));
+        let cells = slots.flat_map(|slots| (0..layers).map(move |layer| (layer, slots)));
+        transfers.extend(cells.take(RING).map(|(layer, (to, from))| Transfer {
+            layer: LayerId::at(layer),
+            expert: ExpertId(0),
+            source,
+            source_slot: SlotId::at(from),
+            dest,
+            dest_slot: SlotId::at(to),
+            landing: Landing::InPlace,
+        }));
+    }
+    transfers
+}
+
+/// What plain copies took.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Links {
+    /// Between the pairs of a plan: bytes into the worst rank per second, in 10^9.
+    pub(super) planned_gbps: f64,
+    /// Through one port, each way, in 10^9 bytes per second.
+    pub(super) port_gbps: f64,
+}
+
+/// Measures both kinds of copies; `time` is how long the slowest rank took for a task, `None` where ranks cannot copy plainly.
+pub(super) fn measure(
     plan: &ExchangePlan,
+    topology: &Topology,
     layout: &ModelLayout,
-    ranks: usize,
-    worst: Option<Duration>,
-) -> Option<f64> {
-    let bytes = bytes_into(plan, layout, ranks).into_iter().max().unwrap_or(0);
-    worst.filter(|_| bytes > 0).map(|time| bytes as f64 / time.as_secs_f64() / 1e9)
+    patience: Duration,
+    mut time: impl FnMut(Task) -> Result<Option<Duration>, EngineError>,
+) -> Result<Option<Links>, EngineError> {
+    let mut gbps = [0.0; 2];
+    for (gbps, which) in gbps.iter_mut().zip([Which::Planned, Which::Ring]) {
+        let transfers = which.transfers(plan, topology);
+        let busiest = Ports::of(transfers.iter(), layout, topology.ranks()).most_received();
+        let mut best: Option<Duration> = None;
+        for round in 0..ROUNDS {
+            let Some(worst) = time(Task::new(&transfers, round, Instant::now() + patience / 2))? else {
+                return Ok(None);
+            };
+            best = Some(best.map_or(worst, |best| best.min(worst)));
+        }
+        let Some(best) = best.filter(|best| busiest > 0 && !best.is_zero()) else { return Ok(None) };
+        *gbps = busiest as f64 / best.as_secs_f64() / 1e9;
+    }
+    Ok(Some(Links { planned_gbps: gbps[0], port_gbps: gbps[1] }))
+}
+
+/// Bytes over links through the ports of all ranks.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Ports {
+    into: Vec<u64>,
+    out_of: Vec<u64>,
+}
+
+impl Ports {
+    /// What transfers carry; those inside a rank take no link.
+    pub(super) fn of<'a>(
+        transfers: impl Iterator<Item = &'a Transfer>,
+        layout: &ModelLayout,
+        ranks: usize,
+    ) -> Self {
+        let mut ports = Self { into: vec![0; ranks], out_of: vec![0; ranks] };
+        for transfer in transfers.filter(|transfer| !transfer.is_local()) {
+            let bytes = layout.layer(transfer.layer).expert_bytes() as u64;
+            ports.into[transfer.dest.index()] += bytes;
+            ports.out_of[transfer.source.index()] += bytes;
+        }
+        ports
+    }
+
+    /// Into the rank that gets most.
+    pub(super) fn most_received(&self) -> u64 {
+        self.into.iter().copied().max().unwrap_or(0)
+    }
+
+    /// Through the busiest port, either way.
+    pub(super) fn busiest(&self) -> u64 {
+        self.into.iter().chain(&self.out_of).copied().max().unwrap_or(0)
+    }
 }
 
 /// Copies with no protocol around them.
@@ -81,7 +157,7 @@ impl Plain for Puller {
         let rank = self.memory().rank();
         self.use_streams(if task.beside { self.per_source() } else { 1 });
         let start = Instant::now();
-        for transfer in task.transfers().filter(|transfer| transfer.dest == rank) {
+        for transfer in task.transfers.iter().filter(|transfer| transfer.dest == rank) {
             self.pull(transfer.source.index(), Place::source(transfer), Place::landing(transfer))?;
         }
         self.finish(task.deadline)?;
@@ -122,12 +198,42 @@ impl Plain for LaterSends {
                 none.insert(made)
             }
         };
-        let transfers: Vec<Transfer> = task.transfers().copied().collect();
-        Ok(sends.carry(&transfers, task.deadline)?)
+        Ok(sends.carry(&task.transfers, task.deadline)?)
     }
 }
 
 /// Carries this rank's part of a plan plainly, if it can; how long it took.
 pub(super) fn copy(plain: &mut Option<Box<dyn Plain>>, task: &Task) -> Result<Option<Duration>, EngineError> {
     plain.as_mut().map(|plain| plain.copy(task)).transpose()
+}
+
+#[cfg(test)]
+mod tests {
+    use eplb_core::TensorLayout;
+
+    use super::*;
+
+    #[test]
+    fn a_ring_loads_every_port_alike_and_ports_are_added_up() {
+        let layout = ModelLayout::new(vec![vec![TensorLayout::contiguous("w", 10)]; 3]).unwrap();
+        let topology = Topology::uniform(4, 80).unwrap();
+        let transfers = ring(3, &topology);
+        let ports = Ports::of(transfers.iter(), &layout, 4);
+        // 20 slots of 3 layers.
+        assert_eq!(ports, Ports { into: vec![600; 4], out_of: vec![600; 4] });
+        let mut cells: Vec<_> = transfers.iter().map(|t| (t.layer, t.dest_slot)).collect();
+        cells.sort_unstable();
+        cells.dedup();
+        assert_eq!(cells.len(), transfers.len(), "no slot is written twice");
+        let of_one = transfers.iter().filter(|t| t.dest == RankId(1) || t.dest == RankId(2)).count() as u64;
+        let mut moved = transfers.clone();
+        moved.iter_mut().for_each(|t| t.source = if t.dest == RankId(1) { RankId(1) } else { RankId(3) });
+        let ports = Ports::of(moved.iter(), &layout, 4);
+        assert_eq!(
+            (ports.most_received(), ports.busiest()),
+            (600, 10 * of_one),
+            "{ports:?}: two ranks from one source"
+        );
+        assert_eq!(ring(3, &Topology::uniform(1, 4).unwrap()), []);
+    }
 }

@@ -6,6 +6,7 @@
 //! exchange and protocol as in a server.
 
 mod cpu;
+mod crowd;
 pub mod faults;
 mod gloo;
 pub mod interference;
@@ -30,6 +31,8 @@ use eplb_cuda::ipc::HandleKind;
 use eplb_exchange::{ExchangePlan, Limits};
 
 use crate::error::EngineError;
+pub use crowd::Crowded;
+use links::{Links, Ports};
 pub use placement::Moves;
 pub use ranks::{Carrier, Commit, DeviceGroup};
 use threads::Threads;
@@ -37,6 +40,9 @@ pub use timeline::{Table, Wait};
 
 /// What the threads for pulls are called, of all ranks of a process.
 const PULLING: &str = "peer-";
+
+/// Exchanges over which the processor time of threads is taken.
+const MOST_LOOKS: usize = 64;
 
 /// How long threads that have nothing to do are looked at.
 const REST: Duration = Duration::from_millis(100);
@@ -78,6 +84,8 @@ pub struct ExchangeBench {
     pub iterations: usize,
     /// Time after which no exchange begins, once one was measured; for ranks that are threads. `None` = all are made.
     pub time: Option<Duration>,
+    /// Every byte is checked after each so many exchanges, beside the first and the last.
+    pub check_every: Option<usize>,
     /// Exchanges before them, of which the first is reported by itself.
     pub warmup: usize,
     /// Staging per rank; `None` = the default of [`Limits::new`].
@@ -98,6 +106,8 @@ pub struct ExchangeBench {
     pub step: Duration,
     /// Bytes that a server's own all-reduces sum on the same devices meanwhile; `None` = no server.
     pub beside_bytes: Option<usize>,
+    /// Whether a server's cooperative kernels, each of which takes every multiprocessor, run on the same devices meanwhile.
+    pub crowd: bool,
     /// From where groups are launched; the server beside launches them before its steps with [`Launch::Pump`].
     pub launch: Launch,
     /// Whether experts travel over the communicator of the server beside, which lends it, and not over one of our own.
@@ -157,6 +167,10 @@ pub struct ExchangeReport {
     /// Plain copies between the same pairs, all at once: bytes into the worst rank per second, 10^9. `None` if they could not
     /// be measured.
     pub link_gbps: Option<f64>,
+    /// Bytes over links through the busiest port, either way, in the last exchange.
+    pub bytes_busiest_port: u64,
+    /// What a port gives each way while every rank copies from one neighbour, 10^9 bytes per second. `None` as above.
+    pub port_gbps: Option<f64>,
     /// Steps of the slowest measured exchange.
     pub steps: u64,
     /// Longest call of `step()`, microseconds.
@@ -166,11 +180,22 @@ pub struct ExchangeReport {
     pub device_bytes: Option<u64>,
     /// What the server beside did, by rank; empty without one.
     pub served: Vec<Served>,
+    /// What cooperative kernels beside did, by rank; empty without them.
+    pub crowded: Vec<Crowded>,
+    /// After how many exchanges every byte was checked.
+    pub checks: usize,
     /// Processor time that a rank's thread for pulls took while exchanges ran, over their time; and over the time of a rest after them.
     /// `None` where there are no such threads.
     pub pull_cpu: Option<(f64, f64)>,
     /// Where the time of the last exchange went, on the ranks of this process; `None` if it was not recorded.
     pub times: Option<Table>,
+}
+
+impl ExchangeReport {
+    /// The least time in which ports could have carried the last exchange, in milliseconds: the busiest one's bytes over what a port gives.
+    pub fn ms_bound(&self) -> Option<f64> {
+        self.port_gbps.map(|gbps| self.bytes_busiest_port as f64 / gbps / 1e6)
+    }
 }
 
 impl ExchangeBench {
@@ -197,12 +222,15 @@ impl ExchangeBench {
     pub fn run(&self) -> Result<ExchangeReport, EngineError> {
         let setup = self.setup()?;
         let ranks = ranks::make(self, &setup.topology, &setup.layout, setup.limits.staging_bytes)?;
-        let (device_bytes, beside) = (ranks.device_bytes, ranks.beside);
+        let (device_bytes, beside, crowds) = (ranks.device_bytes, ranks.beside, ranks.crowds);
         let mut threads = Threads::start(ranks.parts, &setup, self)?;
         let mut report = self.measure(&mut threads, &setup)?;
         report.device_bytes = device_bytes;
         if let Some(beside) = beside {
             report.served = beside.finish()?;
+        }
+        if let Some(crowds) = crowds {
+            report.crowded = crowds.finish()?;
         }
         Ok(report)
     }
@@ -275,15 +303,17 @@ impl ExchangeBench {
         let mut last = None;
         let mut before = vec![Carried::default(); self.ranks];
         let rounds = self.warmup + self.iterations;
-        let mut link_gbps = None;
+        let mut links = None;
         let begin = Instant::now();
-        let mut times = None;
+        let (mut times, mut checks) = (None, 0);
         let (mut moving, mut here) = ((Duration::ZERO, Duration::ZERO), 1);
         for round in 0..rounds {
             let plan = Arc::new(self.plan(setup, &placement, round)?);
             placement = plan.target().clone();
             planned_bytes += plan.totals().link_bytes;
-            let cpu_before = cpu::taken(PULLING);
+            // Looking takes a while: the first of many exchanges speak for all.
+            let looks = (self.warmup..self.warmup + MOST_LOOKS).contains(&round);
+            let cpu_before = looks.then(|| cpu::taken(PULLING)).flatten();
             let done = team.exchange(&plan, topology)?;
             ms.push(done.time.as_secs_f64() * 1e3);
             if round >= self.warmup {
@@ -293,18 +323,21 @@ impl ExchangeBench {
             before = done.carried;
             let over = self.time.is_some_and(|time| round >= self.warmup && begin.elapsed() >= time);
             let ends = over || round + 1 == rounds;
-            if let (true, Some(before), Some(now)) = (round >= self.warmup, cpu_before, cpu::taken(PULLING)) {
+            if let Some(before) = cpu_before
+                && let Some(now) = cpu::taken(PULLING)
+            {
                 moving = (moving.0 + now.saturating_sub(before), moving.1 + done.time);
             }
             if let (true, Some(path)) = (ends, &self.timeline) {
                 times = Some(timeline::take(path, &done.timelines)?);
             }
             here = done.here;
-            if round == 0 || ends {
+            if round == 0 || ends || self.check_every.is_some_and(|every| (round + 1) % every.max(1) == 0) {
                 bytes_wrong += team.check()?;
+                checks += 1;
             }
             if ends {
-                link_gbps = team.links(&plan)?;
+                links = team.links(&plan, topology)?;
             }
             last = Some(plan);
             if ends {
@@ -313,8 +346,8 @@ impl ExchangeBench {
         }
         let pull_cpu = pulling_cpu(moving, here);
         let Some(last) = last else { return Err(EngineError::Options("nothing was measured".into())) };
-        let into = bytes_into(&last, layout, self.ranks);
-        let bytes_worst_rank = into.into_iter().max().unwrap_or(0);
+        let ports = ports(&last, layout, self.ranks);
+        let bytes_worst_rank = ports.most_received();
         let measured = ms[self.warmup..].to_vec();
         let mut sorted = measured.clone();
         sorted.sort_by(f64::total_cmp);
@@ -334,24 +367,24 @@ impl ExchangeBench {
             staged: last.totals().staged,
             verified: bytes_wrong == 0,
             bytes_wrong,
-            link_gbps,
+            link_gbps: links.map(|links| links.planned_gbps),
+            bytes_busiest_port: ports.busiest(),
+            port_gbps: links.map(|links| links.port_gbps),
             steps,
             stall_us_max: stall.as_secs_f64() * 1e6,
             device_bytes: None,
             served: Vec::new(),
+            crowded: Vec::new(),
+            checks,
             pull_cpu,
             times,
         })
     }
 }
 
-/// Bytes over links into each rank.
-fn bytes_into(plan: &ExchangePlan, layout: &ModelLayout, ranks: usize) -> Vec<u64> {
-    let mut into = vec![0; ranks];
-    for transfer in plan.waves().iter().flat_map(|wave| &wave.transfers).filter(|t| !t.is_local()) {
-        into[transfer.dest.index()] += layout.layer(transfer.layer).expert_bytes() as u64;
-    }
-    into
+/// Bytes over links that a plan carries through the port of each rank.
+fn ports(plan: &ExchangePlan, layout: &ModelLayout, ranks: usize) -> Ports {
+    Ports::of(plan.waves().iter().flat_map(|wave| &wave.transfers), layout, ranks)
 }
 
 /// What a bench begins with.
@@ -397,8 +430,8 @@ trait Team {
     /// Carries out a plan.
     fn exchange(&mut self, plan: &Arc<ExchangePlan>, topology: &Topology) -> Result<Done, EngineError>;
 
-    /// Plain copies between the pairs of a plan: bytes into the worst rank per second, in 10^9.
-    fn links(&mut self, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError>;
+    /// What plain copies give, between the pairs of a plan and in a ring; `None` where ranks cannot copy plainly. Overwrites slots.
+    fn links(&mut self, plan: &ExchangePlan, topology: &Topology) -> Result<Option<Links>, EngineError>;
 }
 
 /// Bytes of host memory that a bench on host memory needs.

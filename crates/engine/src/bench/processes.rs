@@ -8,11 +8,26 @@ use eplb_comm::Carried;
 use eplb_core::{ModelLayout, RankId, Topology};
 use eplb_exchange::ExchangePlan;
 
+use super::links::Links;
 use super::worker::{Moved, Task, Worker};
 use super::{Done, ExchangeBench, ExchangeReport, Setup, Team};
 use super::{links, ranks};
 use crate::error::EngineError;
 use crate::process::Session;
+
+/// How far ahead of the moment at which the last rank came all of them begin.
+const LEAD: Duration = Duration::from_millis(3);
+
+/// The clock that all processes of this host share, if there is one.
+fn clock() -> Option<Duration> {
+    #[cfg(target_os = "linux")]
+    {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        Some(Duration::new(u64::try_from(now.tv_sec).ok()?, u32::try_from(now.tv_nsec).ok()?))
+    }
+    #[cfg(not(target_os = "linux"))]
+    None
+}
 
 impl ExchangeBench {
     /// Runs the exchanges as one rank of a session, on a device of its own. Every rank calls it with the same bench, and all return the
@@ -46,6 +61,8 @@ pub(super) struct AsRank {
     session: Session,
     worker: Worker,
     backend: &'static str,
+    /// Whether all ranks are on one host.
+    one_host: bool,
     device_bytes: u64,
     layout: Arc<ModelLayout>,
     patience: Duration,
@@ -63,7 +80,9 @@ impl AsRank {
         let backend = parts.parts.communicator.backend();
         let worker = Worker::new(rank, setup, parts.parts, bench);
         let (device_bytes, layout, patience) = (parts.device_bytes, setup.layout.clone(), bench.patience);
-        let mut joined = Self { session, worker, backend, device_bytes, layout, patience };
+        let hosts = session.hosts()?;
+        let one_host = hosts.iter().all(|host| *host == hosts[0]);
+        let mut joined = Self { session, worker, backend, one_host, device_bytes, layout, patience };
         joined.device_bytes = joined.largest("device bytes", parts.device_bytes)?;
         Ok(joined)
     }
@@ -85,17 +104,36 @@ impl AsRank {
         Ok(self.gather(label, &[mine])?.into_iter().flatten().max().unwrap_or(mine))
     }
 
-    /// Carries out a plan as this rank; how long it took here from the moment at which all had come.
+    /// Carries out a plan as this rank, from whenever it has heard that all have come.
     pub(super) fn exchange_own(
         &mut self,
         plan: &Arc<ExchangePlan>,
         topology: &Topology,
-    ) -> Result<(Duration, Moved), EngineError> {
+    ) -> Result<Moved, EngineError> {
         let members: Vec<RankId> = topology.all_ranks().collect();
         let board = self.session.begin_exchange(plan.hash64(), self.worker.bulletin())?;
         let start = Instant::now();
-        let moved = self.worker.exchange(Task { plan: plan.clone(), members, board, start })?;
-        Ok((moved.end.saturating_duration_since(start), moved))
+        self.worker.exchange(Task { plan: plan.clone(), members, board, start })
+    }
+
+    /// A moment at which all ranks go on together, once all have come. What is said through a store is heard by one rank up to a millisecond
+    /// before the next; so ranks of one host, which has one clock, agree on a moment that lies a little ahead.
+    fn together(&mut self) -> Result<Instant, EngineError> {
+        let Some(now) = clock().filter(|_| self.one_host) else {
+            self.gather("begin", &[])?;
+            return Ok(Instant::now());
+        };
+        let said = self.gather("begin", &[nanoseconds(now)])?;
+        let latest = said.into_iter().flatten().max().unwrap_or(0);
+        let begin = Duration::from_nanos(latest) + LEAD;
+        let (now, here) = (clock().unwrap_or(begin), Instant::now());
+        // A rank that hears of it late has begun late.
+        let begin =
+            if now < begin { here + (begin - now) } else { here.checked_sub(now - begin).unwrap_or(here) };
+        while Instant::now() < begin {
+            std::thread::yield_now();
+        }
+        Ok(begin)
     }
 }
 
@@ -114,8 +152,11 @@ impl Team for AsRank {
     }
 
     fn exchange(&mut self, plan: &Arc<ExchangePlan>, topology: &Topology) -> Result<Done, EngineError> {
-        let (time, moved) = self.exchange_own(plan, topology)?;
-        let nanoseconds = |time: Duration| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+        let members: Vec<RankId> = topology.all_ranks().collect();
+        let board = self.session.begin_exchange(plan.hash64(), self.worker.bulletin())?;
+        let start = self.together()?;
+        let moved = self.worker.exchange(Task { plan: plan.clone(), members, board, start })?;
+        let time = moved.end.saturating_duration_since(start);
         let Carried { link_bytes, local_bytes, transfers } = moved.carried;
         let mine =
             [nanoseconds(time), moved.steps, nanoseconds(moved.stall), link_bytes, local_bytes, transfers];
@@ -133,23 +174,17 @@ impl Team for AsRank {
     }
 
     /// Only where the memory of other processes is open here.
-    fn links(&mut self, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
-        let mut best: Option<Duration> = None;
-        for round in 0..links::ROUNDS {
-            // All begin together.
-            self.gather("links", &[])?;
-            let mine =
-                self.worker.links(&links::Task::new(plan, round, Instant::now() + self.patience / 2))?;
-            let nanoseconds =
-                mine.map_or(u64::MAX, |time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX));
-            let worst = self.largest("copied", nanoseconds)?;
-            if worst == u64::MAX {
-                return Ok(None);
-            }
-            let worst = Duration::from_nanos(worst);
-            best = Some(best.map_or(worst, |best| best.min(worst)));
-        }
-        let ranks = self.session.members().len();
-        Ok(links::gbps(plan, &self.layout, ranks, best))
+    fn links(&mut self, plan: &ExchangePlan, topology: &Topology) -> Result<Option<Links>, EngineError> {
+        let (layout, patience) = (self.layout.clone(), self.patience);
+        links::measure(plan, topology, &layout, patience, |task| {
+            self.together()?;
+            let mine = self.worker.links(&task)?;
+            let worst = self.largest("copied", mine.map_or(u64::MAX, nanoseconds))?;
+            Ok((worst != u64::MAX).then(|| Duration::from_nanos(worst)))
+        })
     }
+}
+
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

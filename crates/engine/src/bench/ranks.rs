@@ -17,6 +17,7 @@ use eplb_cuda::ipc::HandleKind;
 use eplb_cuda::kernels::Kernels;
 use eplb_cuda::{Context, CudaStream, DeviceMemory, DeviceStream, Inspector, Puller, probe};
 
+use super::crowd::Crowds;
 use super::links::{LaterSends, Plain};
 use super::{ExchangeBench, Inspect, Setup, gloo, host_bytes};
 use crate::error::EngineError;
@@ -65,6 +66,8 @@ pub(super) struct Ranks {
     pub(super) device_bytes: Option<u64>,
     /// The server's own collectives.
     pub(super) beside: Option<Collectives>,
+    /// The server's cooperative kernels.
+    pub(super) crowds: Option<Crowds>,
 }
 
 pub(super) fn make(
@@ -184,7 +187,8 @@ fn devices(
         (Beside::ToStart(pumps), Some(bytes)) => Some(Collectives::start(&contexts, &pumps, bytes)?),
         (Beside::ToStart(_), None) => None,
     };
-    Ok(Ranks { parts, device_bytes, beside })
+    let crowds = bench.crowd.then(|| Crowds::start(&contexts)).transpose()?;
+    Ok(Ranks { parts, device_bytes, beside, crowds })
 }
 
 /// What a rank on a device has beside its communicator.
@@ -243,7 +247,7 @@ pub(super) fn as_rank(
     setup: &Setup,
     session: &mut Session,
 ) -> Result<Own, EngineError> {
-    if bench.beside_bytes.is_some() || bench.launch == Launch::Pump {
+    if bench.beside_bytes.is_some() || bench.crowd || bench.launch == Launch::Pump {
         return Err(EngineError::Options("a server beside the exchange wants ranks that are threads".into()));
     }
     #[cfg(target_os = "linux")]
@@ -324,7 +328,7 @@ fn local(topology: &Topology, layout: &Arc<ModelLayout>, staging: usize) -> Resu
             })
         })
         .collect::<Result<_, _>>()?;
-    Ok(Ranks { parts, device_bytes: None, beside: None })
+    Ok(Ranks { parts, device_bytes: None, beside: None, crowds: None })
 }
 
 /// Memory of ranks of this process, each on a device of its own.

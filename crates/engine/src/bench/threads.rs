@@ -7,6 +7,7 @@ use crossbeam_channel::{Receiver, Sender, unbounded};
 use eplb_core::{ModelLayout, RankId, Topology};
 use eplb_exchange::ExchangePlan;
 
+use super::links::Links;
 use super::ranks::Parts;
 use super::worker::{Command, Moved, Reply, Task, Worker};
 use super::{Done, ExchangeBench, Setup, Team, links};
@@ -55,11 +56,6 @@ impl Threads {
         })
     }
 
-    /// Number of ranks.
-    pub(super) fn len(&self) -> usize {
-        self.commands.len()
-    }
-
     /// Sends each rank a command and waits for all replies, in the order of ranks.
     pub(super) fn ask(&mut self, command: impl Fn(usize) -> Command) -> Result<Vec<Reply>, EngineError> {
         for (rank, commands) in self.commands.iter().enumerate() {
@@ -84,6 +80,18 @@ impl Threads {
             Some(error) => Err(error),
             None => Ok(replies.into_iter().flatten().collect()),
         }
+    }
+}
+
+impl Threads {
+    /// Copies plainly on all ranks; how long the slowest took, `None` where they cannot.
+    pub(super) fn copy(&mut self, task: &links::Task) -> Result<Option<Duration>, EngineError> {
+        let replies = self.ask(|_| Command::Links(task.clone()))?;
+        let times = replies.iter().map(|reply| match reply {
+            Reply::Copied(time) => *time,
+            _ => None,
+        });
+        Ok(times.collect::<Option<Vec<_>>>().and_then(|times| times.into_iter().max()))
     }
 }
 
@@ -126,8 +134,9 @@ impl Team for Threads {
         Ok(done)
     }
 
-    fn links(&mut self, plan: &Arc<ExchangePlan>) -> Result<Option<f64>, EngineError> {
-        links::measure(self, plan)
+    fn links(&mut self, plan: &ExchangePlan, topology: &Topology) -> Result<Option<Links>, EngineError> {
+        let (layout, patience) = (self.layout.clone(), self.patience);
+        links::measure(plan, topology, &layout, patience, |task| self.copy(&task))
     }
 }
 

@@ -2,10 +2,12 @@
 
 use std::collections::VecDeque;
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use eplb_comm::store::deadlines::{after, left};
+use eplb_comm::store::eager::Eager;
 use eplb_comm::store::liveness::counter_key;
 use eplb_comm::store::{CasOutcome, Deadlines, Store, StoreError};
 use eplb_comm::{Bulletin, BulletinError};
@@ -24,8 +26,9 @@ pub(super) struct Link {
     operation: Duration,
     renew: Duration,
     state: Mutex<State>,
-    /// Told when there is something to write, or the board closes.
+    /// Told when there is something to write, or the board closes; and the same as a flag, for a thread that looks and does not sleep.
     work: Condvar,
+    told: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -136,12 +139,19 @@ impl Link {
             renew: deadlines.renew,
             state: Mutex::new(state),
             work: Condvar::new(),
+            told: AtomicBool::new(false),
         }
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
         // Nothing between lock and unlock leaves the state half changed when it panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// There is something to do for the writing thread.
+    fn tell(&self) {
+        self.told.store(true, Ordering::Release);
+        self.work.notify_all();
     }
 
     fn notes_key(&self, rank: RankId) -> String {
@@ -200,7 +210,7 @@ impl Link {
         }
         state.log.push_back(Numbered { exchange, note });
         state.unwritten = true;
-        self.work.notify_all();
+        self.tell();
     }
 
     pub(super) fn collect(&self) -> Vec<(RankId, Note)> {
@@ -269,7 +279,7 @@ impl Link {
         match until {
             None => {
                 state.attempt = Some((from, to));
-                self.work.notify_all();
+                self.tell();
                 None
             }
             // Not by way of the writer: it may be held up by notes.
@@ -296,7 +306,7 @@ impl Link {
         };
         // Who is between two exchanges, and reads nothing, is told of the end of the epoch by the bell.
         state.ring = !told || decision.closed;
-        self.work.notify_all();
+        self.tell();
     }
 
     pub(super) fn read_decision(&self) -> Result<Decision, StoreError> {
@@ -333,12 +343,12 @@ impl Link {
     fn lose(&self, trouble: &Trouble) {
         let mut state = self.lock();
         state.lost.get_or_insert_with(|| trouble.to_string());
-        self.work.notify_all();
+        self.tell();
     }
 
     pub(super) fn close(&self) {
         self.lock().closing = true;
-        self.work.notify_all();
+        self.tell();
     }
 
     fn is_over(&self) -> bool {
@@ -350,11 +360,22 @@ impl Link {
     pub(super) fn write(&self) {
         let mut due = Instant::now();
         let mut signs = 0u64;
+        let mut eager = Eager::new();
         loop {
             let mut state = self.lock();
             let busy = |state: &State| state.unwritten || state.attempt.is_some() || state.ring;
             while !busy(&state) && !state.closing && state.lost.is_none() && !left(due).is_zero() {
-                state = self.work.wait_timeout(state, left(due)).unwrap_or_else(PoisonError::into_inner).0;
+                if eager.looks(Instant::now()) {
+                    drop(state);
+                    // Who decides one wave soon decides the next.
+                    while eager.looks(Instant::now()) && !self.told.swap(false, Ordering::Acquire) {
+                        std::thread::yield_now();
+                    }
+                    state = self.lock();
+                } else {
+                    state =
+                        self.work.wait_timeout(state, left(due)).unwrap_or_else(PoisonError::into_inner).0;
+                }
             }
             // What was said before the board closed is still written: others may wait for it.
             if state.lost.is_some() || (state.closing && !busy(&state)) {
@@ -363,6 +384,9 @@ impl Link {
             let notes = std::mem::take(&mut state.unwritten)
                 .then(|| encode_notes(state.first, state.log.make_contiguous().iter()));
             let attempt = state.attempt.take();
+            if attempt.is_some() {
+                eager.hear(Instant::now());
+            }
             let told = state.bulletin.is_some();
             let ring = std::mem::take(&mut state.ring);
             let mut sign = None;

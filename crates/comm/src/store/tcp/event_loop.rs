@@ -17,6 +17,7 @@ use super::server::{ServerOptions, StatCells};
 use super::service::Service;
 use super::waiters::Answer;
 use crate::store::deadlines::after;
+use crate::store::eager::Eager;
 use crate::store::error::StoreError;
 
 /// Wakes the loop to stop.
@@ -77,6 +78,7 @@ pub(super) struct EventLoop {
     outgoing: usize,
     next_keepalive: Instant,
     accept_again: Option<Instant>,
+    eager: Eager,
 }
 
 impl EventLoop {
@@ -105,6 +107,7 @@ impl EventLoop {
             outgoing: 0,
             next_keepalive: after(options.deadlines.keepalive),
             accept_again: None,
+            eager: Eager::new(),
             options,
         })
     }
@@ -116,7 +119,8 @@ impl EventLoop {
     pub(super) fn run(&mut self) {
         let mut events = Events::with_capacity(256);
         loop {
-            let patience = if self.ready.is_empty() { self.until_next_alarm() } else { Duration::ZERO };
+            let at_once = !self.ready.is_empty() || self.eager.looks(Instant::now());
+            let patience = if at_once { Duration::ZERO } else { self.until_next_alarm() };
             match self.poll.poll(&mut events, Some(patience)) {
                 Ok(()) => {}
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
@@ -125,6 +129,11 @@ impl EventLoop {
             }
             if self.stop.load(Ordering::Acquire) {
                 return;
+            }
+            if !events.is_empty() {
+                self.eager.hear(Instant::now());
+            } else if at_once && self.ready.is_empty() {
+                std::thread::yield_now();
             }
             for event in &events {
                 match event.token() {

@@ -5,7 +5,7 @@ use std::fmt;
 use std::io;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{self, RecvTimeoutError, SyncSender};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError, SyncSender, TryRecvError};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use super::connection::{Connection, Input};
 use super::handshake::Welcome;
 use super::message::{Piece, Reply, Request, decode_reply, longest_message};
 use crate::store::deadlines::{Deadlines, left};
+use crate::store::eager::{Eager, has_spare_processors};
 use crate::store::error::StoreError;
 use crate::store::limits::check_key;
 use crate::store::liveness::Pulse;
@@ -25,6 +26,9 @@ const WAKER: Id = Id(1);
 
 /// Bytes of requests that are handed to the socket together. What is behind can still be withdrawn.
 const SENT_AT_ONCE: usize = 64 << 10;
+
+/// How long a caller looks for its reply before it sleeps.
+const SOON: Duration = Duration::from_micros(200);
 
 /// A connection with its thread. Any number of threads may [`Link::call`] at once; dropping it ends the thread.
 pub(super) struct Link {
@@ -185,7 +189,7 @@ impl Link {
         let _ = shared.waker.wake();
 
         let patience = left(deadline) + self.reply_grace;
-        match receiver.recv_timeout(patience) {
+        match receive(&receiver, patience) {
             Ok(Reply::Missing(positions)) => {
                 let keys = request.keys();
                 let missing = positions.iter().filter_map(|at| keys.get(*at as usize));
@@ -207,6 +211,19 @@ impl Link {
             })),
         }
     }
+}
+
+/// The reply, within `patience`. Most come at once: where there are processors to spare, they are not slept for.
+fn receive(receiver: &Receiver<Reply>, patience: Duration) -> Result<Reply, RecvTimeoutError> {
+    let begun = Instant::now();
+    while has_spare_processors() && begun.elapsed() < SOON.min(patience) {
+        match receiver.try_recv() {
+            Ok(reply) => return Ok(reply),
+            Err(TryRecvError::Disconnected) => return Err(RecvTimeoutError::Disconnected),
+            Err(TryRecvError::Empty) => std::thread::yield_now(),
+        }
+    }
+    receiver.recv_timeout(patience.saturating_sub(begun.elapsed()))
 }
 
 impl Drop for Link {
@@ -253,10 +270,18 @@ impl Socket {
     /// Until the last handle is dropped, or the store is lost for the reason returned.
     fn serve(&mut self) -> Result<(), String> {
         let mut events = Events::with_capacity(8);
+        let mut eager = Eager::new();
         loop {
-            match self.poll.poll(&mut events, Some(self.look_every)) {
+            let at_once = eager.looks(Instant::now());
+            match self.poll.poll(&mut events, Some(if at_once { Duration::ZERO } else { self.look_every })) {
                 Err(error) if error.kind() != io::ErrorKind::Interrupted => return Err(error.to_string()),
                 _ => {}
+            }
+            if !events.is_empty() {
+                eager.hear(Instant::now());
+            } else if at_once {
+                std::thread::yield_now();
+                continue;
             }
             if self.shared.lock().closing {
                 return Ok(());
