@@ -30,7 +30,7 @@ pub fn default_staging_bytes(layout: &ModelLayout, topology: &Topology) -> usize
 /// What an exchange may use.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Limits {
-    /// Staging memory per rank, in bytes. Two halves alternate between waves if it holds two of the largest expert.
+    /// Staging memory per rank, in bytes. Two parts alternate between waves if it holds two of the largest expert.
     pub staging_bytes: usize,
     /// How far draining may take a layer's planned balancedness below the smaller of before and after, 0..1.
     pub drain_floor: f64,
@@ -70,18 +70,20 @@ impl Limits {
 
     /// Bytes of staging that one wave may fill on a rank, and where the part of wave `wave` begins.
     ///
-    /// Two halves alternate where two of the largest experts fit; otherwise there is one.
+    /// Two parts alternate where two of the largest experts fit; otherwise there is one. Parts are halves, unless an odd number of
+    /// the largest experts fits: then the first has room for one more than the second, and none is lost.
     pub fn staging_part(&self, layout: &ModelLayout, wave: usize) -> (usize, usize) {
-        if self.overlaps(layout) {
-            let half =
-                self.staging_bytes / 2 / eplb_core::layout::STAGING_ALIGN * eplb_core::layout::STAGING_ALIGN;
-            (half, (wave % 2) * half)
-        } else {
-            (self.staging_bytes, 0)
+        if !self.overlaps(layout) {
+            return (self.staging_bytes, 0);
         }
+        let (align, expert) = (eplb_core::layout::STAGING_ALIGN, layout.largest_staged().max(1));
+        let experts = self.staging_bytes / expert;
+        let half = self.staging_bytes / 2 / align * align;
+        let first = if experts % 2 == 1 { experts.div_ceil(2) * expert } else { half };
+        if wave.is_multiple_of(2) { (first, 0) } else { (half.min(self.staging_bytes - first), first) }
     }
 
-    /// Whether staging has two halves, so that wave `n + 1` may land while wave `n` is committed.
+    /// Whether staging has two parts, so that wave `n + 1` may land while wave `n` is committed.
     pub fn overlaps(&self, layout: &ModelLayout) -> bool {
         self.staging_bytes >= 2 * layout.largest_staged()
     }

@@ -23,6 +23,16 @@ fn products_and_exchanges_run_side_by_side() {
             report["exchanges"].as_u64().unwrap() >= 2 && report["replays"].as_u64().unwrap() > 0,
             "{report}"
         );
+        // What memory carries, and what plain copies cost: an exchange is held against both.
+        let number = |name: &str| report[name].as_f64().unwrap_or_else(|| panic!("{name}: {report}"));
+        let allowed = 1.0 + 1.2 * number("memory_gbps") / number("copy_gbps");
+        assert!(number("copy_gbps") > 0.0 && (number("slowdown_allowed") - allowed).abs() < 1e-9, "{report}");
+        assert!(number("slowdown_copies") > 0.0 && number("gbps_copies") > 0.0);
+        // Copies carry what goes over links, and commit nothing.
+        assert!(
+            number("memory_gbps_copies") / number("gbps_copies")
+                < number("memory_gbps") / number("gbps_worst_rank")
+        );
         // Two per rank at the start, replays of the second after it.
         assert_eq!(run.log.count("cublasGemmStridedBatchedEx"), 4);
         assert!(run.log.count("cuGraphLaunch") > 20);

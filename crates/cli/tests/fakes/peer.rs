@@ -24,6 +24,43 @@ fn every_placement_arrives_by_copies_alone() {
     }
 }
 
+/// A folder with what passes for machine code of the cooperative kernel, and the variables that make the fakes take it.
+fn cooperative(folder: &tempfile::TempDir) -> [(&'static str, &str); 2] {
+    std::fs::write(folder.path().join("crowd.fatbin"), b"any").unwrap();
+    [("EPLB_FAKE_KERNELS", "1"), ("EPLB_KERNELS", folder.path().to_str().unwrap())]
+}
+
+#[test]
+fn cooperative_kernels_and_all_reduces_run_beside_many_exchanges() {
+    let folder = tempfile::tempdir().unwrap();
+    let variables = cooperative(&folder);
+    let beside = ["--ranks", "2", "--iters", "12", "--warmup", "1", "--beside", "4096", "--crowd"];
+    let arguments = [&beside[..], &["--check-every", "3", "--commit", "copies"]].concat();
+    let run = exchange_over("peer", &arguments, &variables);
+    assert!(run.ok, "{}", run.stderr);
+    let report = run.json();
+    // The first and the last of 13, and each third.
+    assert_eq!(
+        (&report["verified"], &report["iters"], &report["checks"]),
+        (&true.into(), &12.into(), &6.into())
+    );
+    assert!(
+        report["beside_steps"].as_u64() > Some(2) && report["crowd_launches"].as_u64() > Some(0),
+        "{report}"
+    );
+    assert_eq!(report["crowd_blocks"], 264, "two on each of 132 multiprocessors");
+    let launches = run.log.0.iter().filter(|call| call.name == "cuLaunchCooperativeKernel");
+    let of = |name| launches.clone().map(|call| call.text(name)).collect::<std::collections::BTreeSet<_>>();
+    assert_eq!((of("kernel"), of("threads")), (["eplb_crowd_rounds"].into(), ["1024"].into()));
+    assert_eq!(of("stream").len(), 2, "a stream on each device");
+    // One that is refused has a name, and so have ranks on which it cannot run.
+    let refused = [&variables[..], &[("EPLB_FAKE_FAULT", "cuLaunchCooperativeKernel:2")]].concat();
+    let run = exchange_over("peer", &arguments, &refused);
+    assert!(!run.ok && run.stderr.contains("cuLaunchCooperativeKernel"), "{}", run.stderr);
+    let run = exchange_over("local", &["--ranks", "2", "--crowd"], &[]);
+    assert!(!run.ok && run.stderr.contains("on devices"), "{}", run.stderr);
+}
+
 /// Runs a small bench with a process for each of 4 ranks.
 fn processes(more: &[&str], variables: &[(&str, &str)]) -> Run {
     exchange_over("peer", &[&["--processes"], more].concat(), variables)

@@ -258,6 +258,11 @@ impl ExchangeBench {
                 self.experts, self.redundant, self.ranks
             )));
         }
+        if self.crowd && matches!(self.carrier, Carrier::Local | Carrier::Gloo) {
+            return Err(EngineError::Options(
+                "cooperative kernels beside an exchange want ranks on devices".into(),
+            ));
+        }
         if self.iterations == 0 || self.tensors.is_empty() {
             return Err(EngineError::Options("at least one iteration and one tensor are needed".into()));
         }

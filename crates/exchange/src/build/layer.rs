@@ -6,6 +6,7 @@ use eplb_core::{ExpertId, Fill, Landing, LayerId, ModelLayout, RankId, SlotCommi
 
 use super::ports::Way;
 use super::service::{Change, Service};
+use super::style::Ways;
 use super::{Draft, Need};
 use crate::plan::Limits;
 
@@ -52,6 +53,8 @@ struct Taken<'a> {
     arriving: HashSet<(RankId, i32)>,
     /// Whether this wave drains a slot of the layer.
     drains: bool,
+    /// Experts of which every holder is worth its place as a source; empty if none is.
+    wanted: Vec<bool>,
     /// The layer while the wave's transfers run; `None` without loads.
     during: Option<Service<'a>>,
     /// The layer after the wave.
@@ -150,24 +153,25 @@ impl LayerState {
     }
 
     /// Adds to the wave what this layer can do in it. Changes that leave the layer above the floor come first; where there are
-    /// none, a layer with `first` takes others, so that one layer after the other passes through its worst states. `followers`: whether
-    /// slots that could wait for a drain go through staging.
+    /// none, a layer with `first` takes others, so that one layer after the other passes through its worst states. `ways`: what goes through
+    /// staging that could do without.
     pub(crate) fn draft(
         &mut self,
         draft: &mut Draft,
         topology: &Topology,
         layout: &ModelLayout,
         limits: &Limits,
-        followers: bool,
+        ways: Ways,
         first: bool,
     ) {
         if !self.has_pending() {
             return;
         }
         let before = draft.wave.commits.len();
-        self.draft_with(draft, topology, layout, limits, followers, true);
+        self.draft_with(draft, topology, layout, limits, ways, true);
         if first && draft.wave.commits.len() == before {
-            self.draft_with(draft, topology, layout, limits, true, false);
+            let ways = Ways { followers: true, ..ways };
+            self.draft_with(draft, topology, layout, limits, ways, false);
         }
         draft.wave.commits[before..].sort_by_key(|c| c.slot);
     }
@@ -178,7 +182,7 @@ impl LayerState {
         topology: &Topology,
         layout: &ModelLayout,
         limits: &Limits,
-        followers: bool,
+        ways: Ways,
         strict: bool,
     ) {
         // The loads are lent to the services while targets may still be swapped inside ranks.
@@ -193,6 +197,7 @@ impl LayerState {
             after: self.holders.iter().map(Vec::len).collect(),
             arriving: HashSet::new(),
             drains: false,
+            wanted: if ways.sources { self.wanted(topology) } else { Vec::new() },
             during: service(),
             then: service(),
             strict,
@@ -205,7 +210,7 @@ impl LayerState {
         for &slot in &pending {
             self.take_in_place(slot, &mut taken, draft, topology, limits, sizes);
         }
-        if followers {
+        if ways.followers {
             self.take_followers(&pending, &mut taken, draft, topology, limits, sizes);
         }
         for &slot in &pending {
@@ -213,6 +218,18 @@ impl LayerState {
         }
         drop(taken);
         self.row = row;
+    }
+
+    /// Experts that ranks wait for which do not hold them.
+    fn wanted(&self, topology: &Topology) -> Vec<bool> {
+        let mut wanted = vec![false; self.holders.len()];
+        for (slot, (&current, &target)) in self.current.iter().zip(&self.target).enumerate() {
+            let rank = topology.rank_of(SlotId::at(slot));
+            if let (true, Ok(expert)) = (current != target, usize::try_from(target)) {
+                wanted[expert] |= !self.holders[expert].iter().any(|&held| topology.rank_of(held) == rank);
+            }
+        }
+        wanted
     }
 
     fn change(&self, slot: usize) -> Change {
@@ -295,6 +312,9 @@ impl LayerState {
         bytes: usize,
     ) -> Option<Landing> {
         let Ok(held) = usize::try_from(self.current[slot]) else { return Some(Landing::InPlace) };
+        if taken.wanted.get(held).is_some_and(|wanted| *wanted) && draft.has_room(rank, bytes) {
+            return Some(Landing::Staged { offset: draft.stage(rank, bytes) });
+        }
         let drain = [Change { slot: SlotId::at(slot), before: self.current[slot], after: -1 }];
         // Draining is for layers that are above the floor with nothing drained, and only as far as they stay there.
         let above = taken.drains || taken.during.as_ref().is_none_or(Service::holds);

@@ -16,6 +16,9 @@
 //! 5. *Followers*: where staging and ports have room left, slots whose only copy is brought elsewhere by this very wave. So the
 //!    slots of a chain change together, and its ports are busy together, rather than one after the other.
 //!
+//! A slot that could be drained may keep its expert, as one source more, while its new one goes through staging; which pays where the other
+//! holders' ports are busy.
+//!
 //! No wave carries more than a share of all bytes through any rank's port, so that ports are busy together rather than in turn
 //! ([`ports`]). Waves are built in several styles ([`style`]), and those are kept that are predicted to take the least time ([`predict`]). Where waves overlap, a wave takes from layers first that the wave
 //! before has not changed: what it moves there depends on nothing of it.
@@ -175,7 +178,7 @@ fn waves(
             let first = layers.iter().position(LayerState::has_pending);
             for &layer in &order {
                 let first = Some(layer) == first;
-                layers[layer].draft(draft, topology, layout, limits, style.followers, first);
+                layers[layer].draft(draft, topology, layout, limits, style.ways, first);
             }
         });
         if draft.wave.commits.is_empty() {

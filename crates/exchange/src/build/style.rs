@@ -18,11 +18,31 @@ const SIZES: usize = 6;
 /// What bytes count that do not go into the busiest port, beside those that do.
 const ELSEWHERE: f64 = 0.02;
 
+/// What goes through staging that could do without.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Ways {
+    /// Slots that could wait for a drain.
+    pub(super) followers: bool,
+    /// Slots that could be drained, and are sources as long as they are not.
+    pub(super) sources: bool,
+}
+
+impl Ways {
+    /// Only what must.
+    const FEW: Self = Self { followers: false, sources: false };
+
+    /// All that are worth a try.
+    fn all(followers: bool) -> &'static [Self] {
+        const FOLLOW: Ways = Ways { followers: true, sources: false };
+        const KEEP: Ways = Ways { followers: true, sources: true };
+        if followers { &[Ways::FEW, FOLLOW, KEEP] } else { &[Ways::FEW] }
+    }
+}
+
 /// A way to build waves.
 #[derive(Debug)]
 pub(super) struct Style {
-    /// Whether slots that could wait for a drain go through staging.
-    pub(super) followers: bool,
+    pub(super) ways: Ways,
     /// Sizes of which the best is chosen for each wave.
     sizes: Vec<u64>,
     cost: u64,
@@ -38,18 +58,17 @@ impl Style {
         limits: &Limits,
     ) -> Vec<Self> {
         let overlap = limits.overlap && limits.overlaps(layout);
-        let style = |followers, sizes| Self { followers, sizes, cost: limits.wave_cost.max(1), overlap };
+        let style = |ways, sizes| Self { ways, sizes, cost: limits.wave_cost.max(1), overlap };
+        let all = Ways::all(limits.followers).iter().copied();
         if let Some(bytes) = limits.wave_bytes {
-            let ways = if limits.followers { vec![false, true] } else { vec![false] };
-            return ways.into_iter().map(|followers| style(followers, vec![bytes])).collect();
+            return all.map(|ways| style(ways, vec![bytes])).collect();
         }
         let busiest = remaining(layers, topology, layout).into_iter().max().unwrap_or(0);
         let least = layout.largest_staged() as u64;
         let most = Ports::limit(busiest).min(busiest.max(least));
         if limits.wave_cost >= busiest {
             // One agreement takes longer than all bytes: the fewest waves are the best.
-            let ways = if limits.followers { vec![false, true] } else { vec![false] };
-            return ways.into_iter().map(|followers| style(followers, vec![u64::MAX])).collect();
+            return all.map(|ways| style(ways, vec![u64::MAX])).collect();
         }
         let mut fixed: Vec<u64> = CUTS.into_iter().map(|cuts| (busiest / cuts).max(least)).collect();
         fixed.push(most);
@@ -64,9 +83,7 @@ impl Style {
             .filter(|&size| size == most || size >= least)
             .collect();
         let sizes = || fixed.iter().map(|&size| vec![size]).chain([halves.clone()]);
-        let plain = sizes().map(|sizes| style(false, sizes));
-        let follow = sizes().filter(|_| limits.followers).map(|sizes| style(true, sizes));
-        plain.chain(follow).collect()
+        all.flat_map(|ways| sizes().map(move |sizes| style(ways, sizes))).collect()
     }
 
     /// The largest size of a wave.
