@@ -58,11 +58,21 @@ fn with_plant(seed: u64, plant: Plant) -> Scenario {
     };
     if matches!(
         plant,
-        Plant::EarlyDrainSkipped | Plant::WrittenSourcesEarly | Plant::ReadSlotsEarly | Plant::OneHalf
+        Plant::EarlyDrainSkipped
+            | Plant::WrittenSourcesEarly
+            | Plant::ReadSlotsEarly
+            | Plant::OneHalf
+            | Plant::HandedOverEarly
+            | Plant::PartsSwapped
     ) {
         // The harm needs waves that overlap, and several of them.
         (scenario.overlap, scenario.wave_experts, scenario.layers) = (true, Some(1), 3);
         scenario.staging_experts = scenario.staging_experts.max(2);
+    }
+    if plant == Plant::AnnouncedFirst {
+        // The store must have reason to say something else: ranks come to the agreed step before they hear of the decision.
+        (scenario.step, scenario.note, scenario.margin, scenario.layers) = (100, 800, 10, 3);
+        (scenario.pause, scenario.look) = (0, 20);
     }
     if plant == Plant::CommitFenceRemoved {
         // The harm comes in the time that a commit takes: notes must be faster, and waves many.

@@ -1,7 +1,7 @@
 //! What must hold, and how it is found broken.
 
 use eplb_core::RankId;
-use eplb_exchange::{Cause, Outcome, Phase, Verdict};
+use eplb_exchange::{Cause, Outcome, Part, Phase, Verdict};
 use ndarray::Array2;
 
 use super::host::Host;
@@ -77,6 +77,16 @@ pub enum Violation {
         by: usize,
         /// A rank that has not committed.
         other: usize,
+    },
+    /// Parts of waves were handed over in another order than on other ranks.
+    #[error("rank {rank} hands the {part:?} part of wave {wave} over behind a later one")]
+    Order {
+        /// The rank.
+        rank: usize,
+        /// Number of the wave.
+        wave: usize,
+        /// Its part.
+        part: Part,
     },
     /// Ranks ended an exchange differently.
     #[error("exchange {exchange}: {what}")]

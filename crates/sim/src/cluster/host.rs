@@ -12,7 +12,7 @@ use ndarray::Array2;
 use super::check::Violation;
 use super::device::{Device, Work};
 use super::plant::Plant;
-use super::transport::Port;
+use super::transport::{Port, Submission};
 use super::world::{Event, PASS_TIMEOUT, World};
 
 /// A rank.
@@ -46,6 +46,8 @@ pub(super) struct Host {
     commit: Option<usize>,
     /// How long its thread was held by the record since the last look.
     held: u64,
+    /// What a planted fault hands over after what should follow it.
+    held_back: Option<Submission>,
 }
 
 impl Host {
@@ -69,6 +71,7 @@ impl Host {
             last_fence: None,
             commit: None,
             held: 0,
+            held_back: None,
         }
     }
 
@@ -121,6 +124,7 @@ impl World {
         host.outcome = None;
         // A fresh communicator; what an old one still has under way is its own.
         host.port.renew();
+        host.held_back = None;
         host.fences.clear();
         host.last_fence = None;
         host.fence_last_step();
@@ -309,7 +313,7 @@ impl World {
             }
             Action::Submit { wave, part } => {
                 self.tally.early += usize::from(part == Part::Early);
-                self.submit(rank, number, wave, part);
+                self.hand_over(rank, number, wave, part)?;
             }
             Action::Commit { wave } => {
                 let host = &mut self.hosts[rank];
@@ -320,6 +324,9 @@ impl World {
                 self.run_device(rank)?;
             }
             Action::Decide { from, to, hold } => {
+                if self.planted(rank, Plant::AnnouncedFirst) {
+                    self.announce(rank, number, to)?;
+                }
                 let micros = self.rng.u64(0..=self.scenario.note);
                 if hold {
                     // The thread waits for the answer: what it does next, it does later.
@@ -359,6 +366,46 @@ impl World {
         {
             exchange.decided(record, now);
             return self.act(rank);
+        }
+        Ok(())
+    }
+
+    /// Hands a part of a wave to the transport, with the faults that are planted in that.
+    fn hand_over(&mut self, rank: usize, number: usize, wave: usize, part: Part) -> Result<(), Violation> {
+        let plan = Arc::clone(&self.plans[number][rank]);
+        let has_early =
+            |wave: usize| wave < plan.waves().len() && !plan.transfers(wave, Part::Early).is_empty();
+        if self.planted(rank, Plant::HandedOverEarly) && part == Part::Early {
+            self.submit(rank, (number, wave, part))?;
+            if has_early(wave + 1) {
+                self.copy_ahead(rank, (number, wave + 1, Part::Early));
+            }
+            return Ok(());
+        }
+        let waits =
+            part == Part::Late && has_early(wave + 1) && plan.drains(wave + 1, Part::Early).is_empty();
+        if self.planted(rank, Plant::PartsSwapped) && waits {
+            self.hosts[rank].held_back = Some((number, wave, part));
+            return Ok(());
+        }
+        self.submit(rank, (number, wave, part))?;
+        match self.hosts[rank].held_back.take() {
+            Some(before) => self.submit(rank, before),
+            None => Ok(()),
+        }
+    }
+
+    /// Tells the others of an exchange what a rank wants to be decided, as if it were.
+    fn announce(&mut self, rank: usize, number: usize, to: Record) -> Result<(), Violation> {
+        let now = self.instant();
+        for other in (0..self.hosts.len()).filter(|&other| other != rank) {
+            let host = &mut self.hosts[other];
+            if let (true, true, Some(exchange)) =
+                (host.alive, host.exchanges == number + 1, &mut host.exchange)
+            {
+                exchange.learn(to, now);
+                self.act(other)?;
+            }
         }
         Ok(())
     }

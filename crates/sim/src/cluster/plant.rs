@@ -35,6 +35,12 @@ pub enum Plant {
     OneHalf,
     /// That another rank gave up for lateness is read as any failure.
     LatenessForgotten,
+    /// The early part of a wave is handed over before the wave two before it is committed.
+    HandedOverEarly,
+    /// The early part of a wave is handed over before the late part of the one before.
+    PartsSwapped,
+    /// What a rank wants to be decided is told to the others before the store has been asked.
+    AnnouncedFirst,
 }
 
 impl Plant {
@@ -55,6 +61,9 @@ impl Plant {
         Plant::ReadSlotsEarly,
         Plant::OneHalf,
         Plant::LatenessForgotten,
+        Plant::HandedOverEarly,
+        Plant::PartsSwapped,
+        Plant::AnnouncedFirst,
     ];
 
     /// The fault as plans know it, on all ranks alike.

@@ -32,6 +32,10 @@ pub(super) struct Port {
     pub(super) fail_next: bool,
     /// A copy that begins now does not end by itself.
     pub(super) stall_next: bool,
+    /// The last submission: all ranks hand over in one order.
+    last: Option<Submission>,
+    /// One whose copies a planted fault has let begin before it was handed over.
+    ahead: Option<Submission>,
     /// Aborted: nothing begins any more; the host has not been told yet that all is over.
     pub(super) halting: bool,
 }
@@ -80,14 +84,32 @@ pub(super) fn sides(transfer: &Transfer, transport: Transport) -> Vec<usize> {
 
 impl World {
     /// A rank hands transfers of a wave to its transport.
-    pub(super) fn submit(&mut self, rank: usize, exchange: usize, wave: usize, part: Part) {
-        let plan = Arc::clone(&self.plans[exchange][rank]);
+    pub(super) fn submit(&mut self, rank: usize, submission: Submission) -> Result<(), Violation> {
         let port = &mut self.hosts[rank].port;
-        let submission = (exchange, wave, part);
+        if port.last.is_some_and(|last| last >= submission) {
+            let (_, wave, part) = submission;
+            return Err(Violation::Order { rank, wave, part });
+        }
+        port.last = Some(submission);
         port.tickets.push(submission);
         if std::mem::take(&mut port.fail_next) {
             port.failed = Some("the transport reports an error".into());
         }
+        if port.ahead.take() != Some(submission) {
+            self.open_copies(rank, submission);
+        }
+        Ok(())
+    }
+
+    /// Lets the copies of a submission begin that is still to be handed over: a planted fault.
+    pub(super) fn copy_ahead(&mut self, rank: usize, submission: Submission) {
+        self.hosts[rank].port.ahead = Some(submission);
+        self.open_copies(rank, submission);
+    }
+
+    fn open_copies(&mut self, rank: usize, submission: Submission) {
+        let (exchange, wave, part) = submission;
+        let plan = Arc::clone(&self.plans[exchange][rank]);
         for (number, transfer) in plan.transfers(wave, part).iter().enumerate() {
             let sides = sides(transfer, self.scenario.transport);
             if !sides.contains(&rank) {
