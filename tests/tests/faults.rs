@@ -11,7 +11,7 @@ use eplb_comm::fault::{FaultLog, Faults, FaultyCommunicator, FaultyStream, Plant
 use eplb_comm::host::{HostMemory, HostStream};
 use eplb_core::{LoadMatrix, Placement, RankId, Topology};
 use eplb_engine::EngineError;
-use eplb_engine::board::{Board, Reader};
+use eplb_engine::board::{Board, BoardIntercept, InterceptedBoard, Reader};
 use eplb_engine::cluster::{Cluster, Hooks, Moved, ServingStream, Settings, Verify, weights};
 use eplb_engine::rebalance::{Rebalance, Report};
 use eplb_exchange::{Cause, Note, Phase, Record, Verdict};
@@ -107,7 +107,7 @@ impl Hooks for Shared<Around> {
         }
         let mut faults = self.0.faults.clone();
         faults.planted.extend(self.0.planted.map(|planted| (self.0.strike, planted(memory))));
-        let faulty = FaultyCommunicator::new(communicator, faults);
+        let faulty = FaultyCommunicator::around(communicator, faults);
         self.0.log.lock().unwrap().push(faulty.log());
         Box::new(faulty)
     }
@@ -245,13 +245,12 @@ enum Lie {
 }
 
 #[derive(Debug)]
-struct LyingBoard {
+struct Liar {
     lie: Lie,
-    inner: Arc<dyn Board>,
     own_hash: std::sync::Mutex<Option<Note>>,
 }
 
-impl LyingBoard {
+impl Liar {
     fn twist(&self, record: Record) -> Record {
         match (self.lie, record.verdict) {
             (Lie::EarlyStep, Verdict::Commit { step: Some(step) }) => {
@@ -262,16 +261,16 @@ impl LyingBoard {
     }
 }
 
-impl Board for LyingBoard {
-    fn publish(&self, from: RankId, note: Note) {
+impl BoardIntercept for Liar {
+    fn publish(&self, inner: &dyn Board, from: RankId, note: Note) {
         if matches!(note, Note::Plan { .. }) {
             *self.own_hash.lock().unwrap() = Some(note.clone());
         }
-        self.inner.publish(from, note);
+        inner.publish(from, note);
     }
 
-    fn collect(&self, reader: &mut Reader) -> Vec<(RankId, Note)> {
-        let mut notes = self.inner.collect(reader);
+    fn collect(&self, inner: &dyn Board, reader: &mut Reader) -> Vec<(RankId, Note)> {
+        let mut notes = inner.collect(reader);
         for (_, note) in &mut notes {
             match (self.lie, &mut *note) {
                 (Lie::DrainedLongAgo, Note::Drained { first_step, .. }) => *first_step = 0,
@@ -286,28 +285,12 @@ impl Board for LyingBoard {
         notes
     }
 
-    fn renew(&self, rank: RankId) {
-        self.inner.renew(rank);
+    fn record(&self, inner: &dyn Board) -> Record {
+        self.twist(inner.record())
     }
 
-    fn signs(&self) -> Vec<(RankId, u64)> {
-        self.inner.signs()
-    }
-
-    fn record(&self) -> Record {
-        self.twist(self.inner.record())
-    }
-
-    fn looks(&self) -> u64 {
-        self.inner.looks()
-    }
-
-    fn decide(&self, from: Record, to: Record, until: Option<Instant>) -> Option<Record> {
-        self.inner.decide(from, to, until).map(|record| self.twist(record))
-    }
-
-    fn lost(&self) -> Option<String> {
-        self.inner.lost()
+    fn decide(&self, inner: &dyn Board, from: Record, to: Record, until: Option<Instant>) -> Option<Record> {
+        inner.decide(from, to, until).map(|record| self.twist(record))
     }
 }
 
@@ -324,7 +307,7 @@ impl Hooks for OneBoard {
     fn board(&self, rank: RankId, board: Arc<dyn Board>) -> Arc<dyn Board> {
         match self.lie {
             Some(lie) if self.liar.is_none_or(|liar| liar == rank) => {
-                Arc::new(LyingBoard { lie, inner: board, own_hash: Default::default() })
+                Arc::new(InterceptedBoard::new(board, Liar { lie, own_hash: Default::default() }))
             }
             _ => board,
         }

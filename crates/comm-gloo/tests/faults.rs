@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eplb_comm::host::HostFence;
-use eplb_comm::store::Store;
+use eplb_comm::store::{InterceptedStore, Store, StoreError, StoreIntercept};
 use eplb_comm::{CommError, Communicator, Fence, Progress, Ticket};
 use eplb_comm_gloo::{GlooCommunicator, GlooError, Options, Planted};
 use eplb_core::{ExpertId, LayerId, RankId, SlotId, Transfer};
@@ -234,6 +234,45 @@ fn ranks_that_do_not_fit_are_named() {
     for result in support::connect(&memories, &support::store(), options, soon()) {
         assert!(result.unwrap_err().to_string().contains("piece_bytes"));
     }
+}
+
+/// Keeps from a rank what others have said of themselves, as if they had left before it looked. Who asks for one key alone is told.
+#[derive(Debug)]
+struct TooLate;
+
+impl StoreIntercept for TooLate {
+    fn get_many(
+        &self,
+        inner: &dyn Store,
+        keys: &[&str],
+        deadline: Instant,
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let found = inner.get_many(keys, deadline)?;
+        let hidden = |key: &&str| key.contains("/rank/");
+        Ok(keys.iter().zip(found).map(|(key, found)| found.filter(|_| !hidden(key))).collect())
+    }
+}
+
+#[test]
+fn a_rank_that_is_late_is_told_that_ranks_do_not_fit_by_what_they_left() {
+    let mut memories = small_world(3, 200_000);
+    memories[1] = small_world(3, 200_004)[1].clone();
+    let store = support::store();
+    let late: Arc<dyn Store> = Arc::new(InterceptedStore::new(store.clone(), TooLate));
+    std::thread::scope(|scope| {
+        let ranks: Vec<_> = memories
+            .iter()
+            .enumerate()
+            .map(|(rank, memory)| {
+                let (memory, store) = (memory.clone(), if rank == 0 { late.clone() } else { store.clone() });
+                scope.spawn(move || GlooCommunicator::connect(memory, 3, store, Options::default(), soon()))
+            })
+            .collect();
+        for (rank, thread) in ranks.into_iter().enumerate() {
+            let error = thread.join().unwrap().unwrap_err();
+            assert!(matches!(error, GlooError::Mismatch { .. }), "rank {rank}: {error}");
+        }
+    });
 }
 
 #[test]

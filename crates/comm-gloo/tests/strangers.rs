@@ -10,23 +10,22 @@ use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use eplb_comm::store::{CasOutcome, InProcessStore, Store, StoreError};
+use eplb_comm::store::{InProcessStore, InterceptedStore, Store, StoreError, StoreIntercept};
 use eplb_comm::{Communicator, Fence};
 use eplb_comm_gloo::{GlooError, Options, Planted};
 use eplb_core::{ExpertId, LayerId, SlotId};
 
 use support::{ring, small_world, soon};
 
-/// A store that reads along: it visits every port that a rank announces, before the other ranks learn of it, and sends junk.
+/// Reads a store along: it visits every port that a rank announces, before the other ranks learn of it, and sends junk.
 struct Eavesdropper {
-    inner: InProcessStore,
     junk: Vec<u8>,
     /// Announcements that it still spoils.
     left: Mutex<usize>,
     /// Visits of each port.
-    times: Mutex<usize>,
+    times: usize,
     /// Held open, as a stranger would.
-    visits: Mutex<Vec<TcpStream>>,
+    visits: Arc<Mutex<Vec<TcpStream>>>,
 }
 
 impl fmt::Debug for Eavesdropper {
@@ -48,14 +47,13 @@ impl Eavesdropper {
     }
 }
 
-impl Store for Eavesdropper {
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+impl StoreIntercept for Eavesdropper {
+    fn set(&self, inner: &dyn Store, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
         let mut left = self.left.lock().unwrap();
         let ports = if key.contains("/mesh/") { Self::ports(value) } else { Vec::new() };
         if !ports.is_empty() && *left > 0 {
             *left -= 1;
-            let times = *self.times.lock().unwrap();
-            for port in ports.into_iter().flat_map(|port| std::iter::repeat_n(port, times)) {
+            for port in ports.into_iter().flat_map(|port| std::iter::repeat_n(port, self.times)) {
                 let mut visit = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
                 // It may be thrown out at once.
                 let _ = visit.write_all(&self.junk);
@@ -63,52 +61,17 @@ impl Store for Eavesdropper {
             }
         }
         drop(left);
-        self.inner.set(key, value, deadline)
-    }
-
-    fn get(&self, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner.get(key, deadline)
-    }
-
-    fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
-        self.inner.add(key, delta, deadline)
-    }
-
-    fn compare_and_set(
-        &self,
-        key: &str,
-        expected: Option<&[u8]>,
-        new: &[u8],
-        deadline: Instant,
-    ) -> Result<CasOutcome, StoreError> {
-        self.inner.compare_and_set(key, expected, new, deadline)
-    }
-
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        self.inner.wait(keys, deadline)
-    }
-
-    fn wait_change(
-        &self,
-        key: &str,
-        known: Option<&[u8]>,
-        deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner.wait_change(key, known, deadline)
-    }
-
-    fn delete(&self, key: &str, deadline: Instant) -> Result<bool, StoreError> {
-        self.inner.delete(key, deadline)
-    }
-
-    fn max_value(&self) -> usize {
-        self.inner.max_value()
+        inner.set(key, value, deadline)
     }
 }
 
-fn eavesdropper(junk: Vec<u8>, announcements: usize) -> Arc<Eavesdropper> {
-    let (left, visits) = (Mutex::new(announcements), Mutex::default());
-    Arc::new(Eavesdropper { inner: InProcessStore::new(), junk, left, times: Mutex::new(1), visits })
+type Visits = Arc<Mutex<Vec<TcpStream>>>;
+
+/// A store that somebody reads along, and who came to a port.
+fn eavesdropped(junk: Vec<u8>, announcements: usize, times: usize) -> (Arc<dyn Store>, Visits) {
+    let visits = Visits::default();
+    let by = Eavesdropper { junk, left: Mutex::new(announcements), times, visits: visits.clone() };
+    (Arc::new(InterceptedStore::new(Arc::new(InProcessStore::new()), by)), visits)
 }
 
 /// An attempt is long enough for a machine that is busy with other things.
@@ -134,12 +97,11 @@ fn strangers_are_turned_away_and_cost_nothing() {
     let junk = [Vec::new(), b"GET / HTTP/1.1\r\n\r\n".repeat(40), vec![0; 4096], vec![0xff; 4096], almost];
     for junk in junk.into_iter().chain([0, 1, 2, 3, 99].map(frame)) {
         // Also before later announcements, if there were any.
-        let store = eavesdropper(junk, usize::MAX);
+        let (store, visits) = eavesdropped(junk, usize::MAX, 1);
         let memories = small_world(3, 50_000);
-        let dynamic: Arc<dyn Store> = store.clone();
         let mut group: Vec<_> =
-            support::connect(&memories, &dynamic, options, soon()).into_iter().map(Result::unwrap).collect();
-        assert!(!store.visits.lock().unwrap().is_empty(), "the ports must have been found");
+            support::connect(&memories, &store, options, soon()).into_iter().map(Result::unwrap).collect();
+        assert!(!visits.lock().unwrap().is_empty(), "the ports must have been found");
         assert!(group.iter().all(|rank| rank.generation() == Some(0)), "the first attempt must have come up");
         let deadline = soon();
         let tickets: Vec<_> =
@@ -155,22 +117,19 @@ fn strangers_are_turned_away_and_cost_nothing() {
 
 #[test]
 fn more_strangers_than_are_heard_at_a_time_cost_nothing() {
-    let store = eavesdropper(b"junk".to_vec(), usize::MAX);
-    *store.times.lock().unwrap() = 100;
+    let (store, visits) = eavesdropped(b"junk".to_vec(), usize::MAX, 100);
     let memories = small_world(2, 1000);
-    let dynamic: Arc<dyn Store> = store.clone();
-    for rank in support::connect(&memories, &dynamic, options, soon()) {
+    for rank in support::connect(&memories, &store, options, soon()) {
         assert_eq!(rank.unwrap().generation(), Some(0));
     }
-    assert!(store.visits.lock().unwrap().len() >= 200);
+    assert!(visits.lock().unwrap().len() >= 200);
 }
 
 #[test]
 fn without_the_guard_a_stranger_spoils_an_attempt() {
-    let store = eavesdropper(b"GET / HTTP/1.1\r\n\r\n".repeat(40), 2);
+    let (store, _visits) = eavesdropped(b"GET / HTTP/1.1\r\n\r\n".repeat(40), 2, 1);
     let memories = small_world(2, 1000);
-    let dynamic: Arc<dyn Store> = store.clone();
-    for rank in support::connect(&memories, &dynamic, unguarded, soon()) {
+    for rank in support::connect(&memories, &store, unguarded, soon()) {
         assert!(rank.unwrap().generation() >= Some(1), "the attempt must have been spoilt");
     }
 }
@@ -178,7 +137,7 @@ fn without_the_guard_a_stranger_spoils_an_attempt() {
 #[test]
 #[ignore = "run by another test, as another process: it dies"]
 fn a_frame_without_the_guard() {
-    let store: Arc<dyn Store> = eavesdropper(frame(1), usize::MAX);
+    let (store, _visits) = eavesdropped(frame(1), usize::MAX, 1);
     let memories = small_world(2, 1000);
     drop(support::connect(&memories, &store, unguarded, Instant::now() + Duration::from_secs(3)));
 }
@@ -197,7 +156,7 @@ fn without_the_guard_a_frame_ends_the_process() {
 
 #[test]
 fn strangers_without_end_are_an_error_with_a_deadline() {
-    let store: Arc<dyn Store> = eavesdropper(b"junk".repeat(100), usize::MAX);
+    let (store, _visits) = eavesdropped(b"junk".repeat(100), usize::MAX, 1);
     let memories = small_world(2, 1000);
     let deadline = Instant::now() + Duration::from_secs(3);
     for result in support::connect(&memories, &store, unguarded, deadline) {

@@ -25,7 +25,14 @@ pub trait Intercept: Debug + Send {
         after: Fence,
         deadline: Instant,
     ) -> Result<Ticket, CommError> {
-        inner.submit(transfers, after, deadline)
+        let ticket = inner.submit(transfers, after, deadline);
+        self.submitted(transfers);
+        ticket
+    }
+
+    /// After a wave was handed on, taken or refused.
+    fn submitted(&mut self, transfers: &[Transfer]) {
+        let _ = transfers;
     }
 
     /// In place of [`Communicator::poll`].
@@ -34,6 +41,24 @@ pub trait Intercept: Debug + Send {
     /// As [`Communicator::poll`].
     fn poll(&mut self, inner: &mut dyn Communicator, ticket: Ticket) -> Result<Progress, CommError> {
         inner.poll(ticket)
+    }
+
+    /// In place of [`Communicator::done`].
+    ///
+    /// # Errors
+    /// As [`Communicator::done`].
+    fn done(&mut self, inner: &mut dyn Communicator, ticket: Ticket) -> Result<Fence, CommError> {
+        inner.done(ticket)
+    }
+
+    /// In place of [`Communicator::abort`].
+    fn abort(&mut self, inner: &mut dyn Communicator, cause: &str) -> Fence {
+        inner.abort(cause)
+    }
+
+    /// In place of [`Communicator::carried`].
+    fn carried(&self, inner: &dyn Communicator) -> Carried {
+        inner.carried()
     }
 }
 
@@ -48,6 +73,11 @@ impl<I: Intercept> Intercepted<I> {
     /// Puts `by` around a communicator.
     pub fn new(inner: Box<dyn Communicator>, by: I) -> Self {
         Self { inner, by }
+    }
+
+    /// What happens around the calls.
+    pub fn by(&self) -> &I {
+        &self.by
     }
 }
 
@@ -78,15 +108,15 @@ impl<I: Intercept> Communicator for Intercepted<I> {
     }
 
     fn done(&mut self, ticket: Ticket) -> Result<Fence, CommError> {
-        self.inner.done(ticket)
+        self.by.done(&mut self.inner, ticket)
     }
 
     fn abort(&mut self, cause: &str) -> Fence {
-        self.inner.abort(cause)
+        self.by.abort(&mut self.inner, cause)
     }
 
     fn carried(&self) -> Carried {
-        self.inner.carried()
+        self.by.carried(&self.inner)
     }
 
     fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
@@ -111,7 +141,7 @@ mod tests {
     use super::*;
     use crate::host::HostMemory;
     use crate::local::LocalGroup;
-    use eplb_core::{ModelLayout, TensorLayout};
+    use eplb_core::{ExpertId, Landing, LayerId, ModelLayout, SlotId, TensorLayout};
 
     #[derive(Debug)]
     struct Refuses;
@@ -148,6 +178,17 @@ mod tests {
         assert_eq!(through.carried(), Carried::default());
         assert_eq!(through.abort("over").poll(), Ok(true));
         assert!(through.submit(&nothing, Fence::passed(), Instant::now()).is_err(), "it was aborted inside");
+        let nowhere = Transfer {
+            layer: LayerId(0),
+            expert: ExpertId(0),
+            source: RankId(0),
+            source_slot: SlotId(0),
+            dest: RankId(0),
+            dest_slot: SlotId(7),
+            landing: Landing::InPlace,
+        };
+        let refused = through.check(&[nowhere]);
+        assert!(matches!(refused, Err(CommError::NoSuchPlace { .. })), "{refused:?}");
         let mut refused = Intercepted::new(alone(), Refuses);
         assert!(refused.submit(&nothing, Fence::passed(), Instant::now()).is_err());
         assert!(refused.poll(Ticket(0)).is_err(), "nothing was submitted");

@@ -141,7 +141,7 @@ fn a_copy_that_panics_fails_its_wave_and_nothing_else() {
     let (_zero, one, mut two) = (group.next().unwrap(), group.next().unwrap(), group.next().unwrap());
     let panics = Planted::Panic { nth: 1, memory: memories[1].clone() };
     let faults = Faults { planted: vec![(Strike::Wave(0), panics)], ..Faults::default() };
-    let mut one = FaultyCommunicator::new(one, faults);
+    let mut one = FaultyCommunicator::around(one, faults);
     let wave: Arc<[Transfer]> = [transfer(0, 4), transfer(1, 5), transfer(2, 8)].as_slice().into();
     let tickets = (one.submit(&wave, Fence::passed(), soon()), two.submit(&wave, Fence::passed(), soon()));
     let failed = end(&mut one, tickets.0.unwrap()).unwrap_err();

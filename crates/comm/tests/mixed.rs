@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use eplb_comm::conformance::{Options, Rank, Setup, run_all};
 use eplb_comm::host::HostMemory;
 use eplb_comm::local::{LocalCommunicator, LocalGroup};
-use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Mixed, Progress, Ticket};
+use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Mixed, Progress};
 use eplb_core::{ExpertId, Landing, LayerId, ModelLayout, RankId, SlotId, TensorLayout, Topology, Transfer};
 
 fn memories(setup: &Setup) -> Result<Vec<Arc<HostMemory>>, CommError> {
@@ -77,15 +77,8 @@ fn soon() -> Instant {
 struct Counting(Arc<AtomicUsize>);
 
 impl Intercept for Counting {
-    fn submit(
-        &mut self,
-        inner: &mut dyn Communicator,
-        transfers: &Arc<[Transfer]>,
-        after: Fence,
-        deadline: Instant,
-    ) -> Result<Ticket, CommError> {
+    fn submitted(&mut self, transfers: &[Transfer]) {
         self.0.fetch_add(transfers.len(), Ordering::Relaxed);
-        inner.submit(transfers, after, deadline)
     }
 }
 

@@ -4,7 +4,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use eplb_comm::store::{CasOutcome, Deadlines, InProcessStore, Store, StoreError};
+use eplb_comm::store::{
+    Deadlines, InProcessStore, InterceptedStore, Store, StoreError, StoreIntercept, StoreOp,
+};
 use eplb_core::{Placement, RankId, Topology};
 use eplb_engine::board::{Board, Reader, StoreBoard};
 use eplb_engine::cluster::{Cluster, Hooks, Settings, weights};
@@ -142,15 +144,20 @@ fn junk_under_its_keys_loses_the_board_by_name() {
     assert_eq!(stranger.err(), Some(BoardError::NotMember { rank: RankId(5), epoch: 1 }));
 }
 
-/// A store that is lost after a number of mutations.
+/// Loses a store after a number of mutations.
 #[derive(Debug)]
 struct Mortal {
-    inner: Arc<dyn Store>,
     left: AtomicU64,
 }
 
-impl Mortal {
-    fn check(&self, mutates: bool) -> Result<(), StoreError> {
+impl StoreIntercept for Mortal {
+    fn before(&self, operation: StoreOp, keys: &[&str]) -> Result<(), StoreError> {
+        // Signs of life and the bell depend on time; only what the protocol writes counts.
+        let mutates = match operation {
+            StoreOp::Set => !keys[0].contains("alive"),
+            StoreOp::CompareAndSet | StoreOp::Delete => true,
+            _ => false,
+        };
         let less =
             |left: u64| if mutates { left.checked_sub(1) } else { Some(left).filter(|&left| left > 0) };
         let alive = self.left.fetch_update(Ordering::SeqCst, Ordering::SeqCst, less).is_ok();
@@ -159,59 +166,6 @@ impl Mortal {
         }
         self.left.store(0, Ordering::SeqCst);
         Err(StoreError::Lost { store: "mortal".into(), cause: "its time has come".into() })
-    }
-}
-
-impl Store for Mortal {
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
-        // Signs of life depend on time; only what the protocol writes counts.
-        self.check(!key.contains("alive"))?;
-        self.inner.set(key, value, deadline)
-    }
-
-    fn get(&self, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        self.check(false)?;
-        self.inner.get(key, deadline)
-    }
-
-    fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
-        self.check(false)?;
-        self.inner.add(key, delta, deadline)
-    }
-
-    fn compare_and_set(
-        &self,
-        key: &str,
-        expected: Option<&[u8]>,
-        new: &[u8],
-        deadline: Instant,
-    ) -> Result<CasOutcome, StoreError> {
-        self.check(true)?;
-        self.inner.compare_and_set(key, expected, new, deadline)
-    }
-
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        self.check(false)?;
-        self.inner.wait(keys, deadline)
-    }
-
-    fn wait_change(
-        &self,
-        key: &str,
-        known: Option<&[u8]>,
-        deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        self.check(false)?;
-        self.inner.wait_change(key, known, deadline)
-    }
-
-    fn delete(&self, key: &str, deadline: Instant) -> Result<bool, StoreError> {
-        self.check(true)?;
-        self.inner.delete(key, deadline)
-    }
-
-    fn max_value(&self) -> usize {
-        self.inner.max_value()
     }
 }
 
@@ -283,7 +237,8 @@ fn a_store_that_is_lost_at_any_moment_ends_the_exchange_by_name_and_no_rank_wait
     let loads = Array2::from_shape_fn((2, 12), |(l, e)| (1 + (l * 7 + e * 5) % 11) as f64);
     let (mut lost, mut undecided, mut done) = (0, 0, 0);
     for left in [0, 3, 6, 9, 12, 14, 16, 17, 18, 19, 20, 21, 22, 23, 24, 26, 29, 33, 40, 1000] {
-        let store = Arc::new(Mortal { inner: in_process(), left: AtomicU64::new(left) });
+        let mortal = Mortal { left: AtomicU64::new(left) };
+        let store = Arc::new(InterceptedStore::new(in_process(), mortal));
         let (topology, mut cluster) = cluster(store);
         match cluster.rebalance(&random(5, &topology), &loads) {
             Ok(moved) => {

@@ -1,72 +1,25 @@
 //! Runs one case and judges it.
 
-use std::io::{BufRead, BufReader, Write};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, Sender, channel};
 use std::time::{Duration, Instant};
 
 use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{ServerOptions, Store, StoreAddress, StoreServer};
+use eplb_tests::ranks::{Line, Ranks};
 
 use crate::case::{Case, DEAF, Kind, RANKS, deadlines};
 
 /// Longest time of a case.
 const HANG: Duration = Duration::from_secs(120);
 
-/// The processes of a case. Dropping it ends them.
-struct Ranks {
-    children: Vec<Child>,
-    lines: Receiver<(usize, String)>,
-    sender: Sender<(usize, String)>,
-}
-
-impl Ranks {
-    fn start(&mut self, case: &Case, store: SocketAddr) -> Result<(), String> {
-        let this = std::env::current_exe().map_err(|error| error.to_string())?;
-        let rank = self.children.len();
-        let mut command = Command::new(this);
-        command.args(["rank", &rank.to_string(), &format!("tcp://{store}")]).args(case.words());
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| error.to_string())?;
-        let out = child.stdout.take().ok_or("no pipe")?;
-        let sender = self.sender.clone();
-        std::thread::spawn(move || {
-            for text in BufReader::new(out).lines().map_while(Result::ok) {
-                if sender.send((rank, text)).is_err() {
-                    return;
-                }
-            }
-        });
-        self.children.push(child);
-        Ok(())
-    }
-
-    fn tell(&mut self, rank: usize) -> Result<(), String> {
-        let pipe = self.children[rank].stdin.as_mut().ok_or("no pipe")?;
-        writeln!(pipe, "go").map_err(|error| format!("rank {rank} does not listen: {error}"))
-    }
-
-    fn signal(&self, rank: usize, name: &str) -> Result<(), String> {
-        let id = self.children[rank].id();
-        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status();
-        if sent.is_ok_and(|status| status.success()) {
-            Ok(())
-        } else {
-            Err(format!("no {name} to rank {rank}"))
-        }
-    }
-}
-
-impl Drop for Ranks {
-    fn drop(&mut self) {
-        for child in &mut self.children {
-            // One that has ended cannot be killed any more.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
+/// Starts the next process of a case.
+fn start(ranks: &mut Ranks, case: &Case, store: SocketAddr) -> Result<(), String> {
+    let mut command = Command::new(std::env::current_exe().map_err(|error| error.to_string())?);
+    let rank = ranks.ids().len();
+    command.args(["rank", &rank.to_string(), &format!("tcp://{store}")]).args(case.words());
+    ranks.start(command)
 }
 
 /// What the processes have said so far.
@@ -82,10 +35,10 @@ impl Said {
     fn until(&mut self, ranks: &Ranks, who: &[usize], word: &str) -> Result<(), String> {
         let has = |lines: &Vec<String>| lines.iter().any(|line| line.starts_with(word));
         while !who.iter().all(|&rank| has(&self.lines[rank])) {
-            let left = HANG.saturating_sub(self.begun.elapsed());
-            let Ok((rank, text)) = ranks.lines.recv_timeout(left) else {
+            let Some(line) = ranks.line(self.begun + HANG) else {
                 return Err(format!("hang: waiting for {word:?} of {who:?}; heard {:?}", self.lines));
             };
+            let Line { rank, text: Some(text), .. } = line else { continue };
             if text.starts_with("wrong") || (text.starts_with("failed") && rank < self.may_fail) {
                 return Err(format!("rank {rank}: {text}"));
             }
@@ -119,14 +72,13 @@ pub(crate) fn run(case: &Case) -> Result<String, String> {
     let store = StoreAddress::Tcp(address.to_string())
         .open(None, &deadlines().store, after(Duration::from_secs(10)))
         .map_err(|error| error.to_string())?;
-    let (sender, lines) = channel();
-    let mut ranks = Ranks { children: Vec::new(), lines, sender };
+    let mut ranks = Ranks::default();
     for _ in 0..RANKS {
-        ranks.start(case, address)?;
+        start(&mut ranks, case, address)?;
     }
     let joiners: Vec<usize> = (RANKS..RANKS + case.kind.joiners()).collect();
     if case.kind != Kind::Late {
-        joiners.iter().try_for_each(|_| ranks.start(case, address))?;
+        joiners.iter().try_for_each(|_| start(&mut ranks, case, address))?;
     }
     let may_fail =
         if matches!(case.kind, Kind::Late | Kind::OtherExperts) { RANKS } else { RANKS + joiners.len() };
@@ -135,7 +87,7 @@ pub(crate) fn run(case: &Case) -> Result<String, String> {
     let members: Vec<usize> = (0..RANKS).collect();
     said.until(&ranks, &members, "ready")?;
     for &rank in &members {
-        ranks.tell(rank)?;
+        ranks.tell(rank, "go")?;
     }
     let gone = case.kind == Kind::Leave || case.kind.kills() || case.kind.stops();
     let mut stay: Vec<usize> = members.iter().copied().filter(|&rank| !gone || rank != case.target).collect();
@@ -149,7 +101,7 @@ pub(crate) fn run(case: &Case) -> Result<String, String> {
     said.until(&ranks, &stay, "reformed")?;
     let took = struck.elapsed();
     if case.kind == Kind::Late {
-        ranks.start(case, address)?;
+        start(&mut ranks, case, address)?;
     }
     said.until(&ranks, &stay, "again")?;
     if case.kind == Kind::Leave {
@@ -171,7 +123,7 @@ fn resume(case: &Case, ranks: &Ranks, said: &mut Said, store: &Arc<dyn Store>) -
     let key = "1/decision";
     let record = || store.get(key, after(Duration::from_secs(5))).map_err(|error| error.to_string());
     let before = record()?;
-    ranks.signal(case.target, "CONT")?;
+    ranks.resume(case.target)?;
     said.until(ranks, &[case.target], "excluded")?;
     if before.is_none() || record()? != before {
         return Err(format!(

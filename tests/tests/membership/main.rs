@@ -18,7 +18,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use case::{Case, Kind};
-use eplb_engine::process::GlooTransport;
+use eplb_tests::without_gloo;
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
@@ -28,13 +28,8 @@ fn main() -> ExitCode {
     if args.iter().any(|arg| arg == "--list") {
         return ExitCode::SUCCESS;
     }
-    if let Err(error) = GlooTransport::find_library() {
-        if std::env::var_os("EPLB_TESTS_WITHOUT_GLOO").is_some() {
-            println!("membership: NOT RUN, {error}");
-            return ExitCode::SUCCESS;
-        }
-        println!("membership: FAILED, {error}; EPLB_TESTS_WITHOUT_GLOO=1 leaves these tests out");
-        return ExitCode::FAILURE;
+    if let Some(ended) = without_gloo("membership") {
+        return ended;
     }
     let whole = std::env::var("EPLB_FAULTS").is_ok_and(|which| which == "all");
     let only = args.iter().find(|arg| !arg.starts_with('-'));

@@ -1,6 +1,5 @@
 //! One rank of a case.
 
-use std::io::{BufRead, Write};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,13 +7,14 @@ use std::time::Duration;
 use eplb_comm::Place;
 use eplb_comm::host::{Content, HostMemory};
 use eplb_comm::store::deadlines::after;
-use eplb_comm::store::{Store, StoreAddress};
+use eplb_comm::store::{InterceptedStore, Store, StoreAddress};
 use eplb_core::{ExpertId, LayerId, LoadMatrix, Placement, RankId, SlotId, Topology};
 use eplb_engine::EngineError;
 use eplb_engine::cluster::{Settings, weights};
 use eplb_engine::process::membership::{Stayed, suspects};
 use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, Reform, Reformed, Session, Source};
 use eplb_plan::{Options, Planner, Policy, Request};
+use eplb_tests::child::{hear, say};
 use ndarray::Array2;
 
 use crate::case::{Case, Kind, RANKS, deadlines};
@@ -24,21 +24,6 @@ const LAYERS: usize = 3;
 const EXPERTS: usize = 14;
 const SLOTS: usize = 24;
 const EXPERT_BYTES: usize = 20_000;
-
-/// Says a line to the driver.
-pub(crate) fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).unwrap_or_else(|_| std::process::exit(9));
-}
-
-/// Waits for a line of the driver.
-fn hear() -> String {
-    let mut line = String::new();
-    match std::io::stdin().lock().read_line(&mut line) {
-        Ok(0) | Err(_) => std::process::exit(9),
-        Ok(_) => line.trim().to_owned(),
-    }
-}
 
 fn loads() -> Array2<f64> {
     Array2::from_shape_fn((LAYERS, EXPERTS), |(l, e)| (1 + (l * 7 + e * 5) % 11) as f64)
@@ -147,7 +132,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     let strike = Strike::new(case, rank);
     let deadlines = deadlines();
     let store = address.open(None, &deadlines.store, after(deadlines.store.connect)).unwrap();
-    let store: Arc<dyn Store> = Arc::new(Watched { inner: store, strike: strike.clone() });
+    let store: Arc<dyn Store> = Arc::new(InterceptedStore::new(store, Watched(strike.clone())));
     let outcome = if rank < RANKS {
         stays(&case, RankId::at(rank), store, &strike, &address)
     } else {

@@ -1,26 +1,18 @@
 //! Strikes a rank at a moment of a reform: around its store, and around its communicator.
 
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use eplb_comm::host::{HostMemory, HostStream};
 use eplb_comm::store::identity::EPOCH_KEY;
-use eplb_comm::store::{CasOutcome, EpochRecord, Store, StoreError, StoreOp};
-use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Stream, Ticket};
+use eplb_comm::store::{CasOutcome, EpochRecord, Store, StoreError, StoreIntercept, StoreOp};
+use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Stream};
 use eplb_core::{RankId, SlotCommit, Transfer};
 use eplb_engine::cluster::{Hooks, ServingStream, Work};
+use eplb_tests::child::{kill, say, stop};
 
 use crate::case::{Case, DEAF, Kind};
-use crate::rank::say;
-
-/// Sends this process a signal.
-fn signal(name: &str) {
-    // The shell's parent is this process.
-    let sent = Command::new("sh").args(["-c", &format!("kill -{name} $PPID")]).status();
-    assert!(sent.is_ok_and(|status| status.success()), "no signal was sent");
-}
 
 /// What strikes this process, once it is armed.
 #[derive(Debug)]
@@ -97,7 +89,7 @@ impl Strike {
             // What was said before goes out.
             std::thread::sleep(std::time::Duration::from_millis(60));
             say("struck");
-            signal(if kind.stops() { "STOP" } else { "KILL" });
+            if kind.stops() { stop() } else { kill() }
         }
     }
 
@@ -108,36 +100,30 @@ impl Strike {
     }
 }
 
-/// A store that sees what a rank is about to do.
+/// Sees what a rank is about to do in its store.
 #[derive(Debug)]
-pub(crate) struct Watched {
-    pub(crate) inner: Arc<dyn Store>,
-    pub(crate) strike: Arc<Strike>,
-}
+pub(crate) struct Watched(pub(crate) Arc<Strike>);
 
-impl Store for Watched {
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
-        let done = self.inner.set(key, value, deadline);
+impl StoreIntercept for Watched {
+    fn set(&self, inner: &dyn Store, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+        let done = inner.set(key, value, deadline);
         if key.contains("/reform/") {
-            self.strike.at(Kind::KillPresent);
+            self.0.at(Kind::KillPresent);
         }
         if key.contains("/group/") {
-            self.strike.at(Kind::KillSettling);
+            self.0.at(Kind::KillSettling);
         }
         done
     }
 
-    fn get(&self, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        let read = self.inner.get(key, deadline)?;
-        Ok(if key.ends_with("/decision") { self.strike.hear(read) } else { read })
-    }
-
-    fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
-        self.inner.add(key, delta, deadline)
+    fn get(&self, inner: &dyn Store, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
+        let read = inner.get(key, deadline)?;
+        Ok(if key.ends_with("/decision") { self.0.hear(read) } else { read })
     }
 
     fn compare_and_set(
         &self,
+        inner: &dyn Store,
         key: &str,
         expected: Option<&[u8]>,
         new: &[u8],
@@ -145,16 +131,16 @@ impl Store for Watched {
     ) -> Result<CasOutcome, StoreError> {
         // Its second byte says that the epoch is closed.
         let closes = key.ends_with("/decision") && new.get(1) == Some(&1);
-        if closes && self.strike.case.kind == Kind::PlantOpen && !self.strike.mine {
+        if closes && self.0.case.kind == Kind::PlantOpen && !self.0.mine {
             return Ok(CasOutcome::Swapped);
         }
-        let done = self.inner.compare_and_set(key, expected, new, deadline);
+        let done = inner.compare_and_set(key, expected, new, deadline);
         if key.ends_with("/decision") {
-            if done == Ok(CasOutcome::Swapped) && is_for_a_step(new) && self.strike.case.kind.when_decided() {
-                self.strike.at(self.strike.case.kind);
+            if done == Ok(CasOutcome::Swapped) && is_for_a_step(new) && self.0.case.kind.when_decided() {
+                self.0.at(self.0.case.kind);
             }
             if let Ok(CasOutcome::Current(read)) = &done
-                && self.strike.hear(read.clone()) != *read
+                && self.0.hear(read.clone()) != *read
             {
                 return Err(StoreError::Timeout {
                     op: StoreOp::CompareAndSet,
@@ -165,42 +151,22 @@ impl Store for Watched {
         }
         if key == EPOCH_KEY && done == Ok(CasOutcome::Swapped) {
             let formed = EpochRecord::decode(new).is_ok_and(|record| record.formed);
-            self.strike.at(if formed { Kind::KillFormed } else { Kind::KillProposed });
+            self.0.at(if formed { Kind::KillFormed } else { Kind::KillProposed });
         }
         done
     }
 
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        self.inner.wait(keys, deadline)
-    }
-
-    fn wait_change(
+    fn get_many(
         &self,
-        key: &str,
-        known: Option<&[u8]>,
+        inner: &dyn Store,
+        keys: &[&str],
         deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner.wait_change(key, known, deadline)
-    }
-
-    fn delete(&self, key: &str, deadline: Instant) -> Result<bool, StoreError> {
-        self.inner.delete(key, deadline)
-    }
-
-    fn get_many(&self, keys: &[&str], deadline: Instant) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        let mut read = self.inner.get_many(keys, deadline)?;
+    ) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let mut read = inner.get_many(keys, deadline)?;
         for (_, value) in keys.iter().zip(&mut read).filter(|(key, _)| key.ends_with("/decision")) {
-            *value = self.strike.hear(value.take());
+            *value = self.0.hear(value.take());
         }
         Ok(read)
-    }
-
-    fn max_value(&self) -> usize {
-        self.inner.max_value()
-    }
-
-    fn max_key(&self) -> usize {
-        self.inner.max_key()
     }
 }
 
@@ -257,15 +223,7 @@ impl ServingStream for Forgetful {
 struct Struck(Arc<Strike>);
 
 impl Intercept for Struck {
-    fn submit(
-        &mut self,
-        inner: &mut dyn Communicator,
-        transfers: &Arc<[Transfer]>,
-        after: Fence,
-        deadline: Instant,
-    ) -> Result<Ticket, CommError> {
-        let ticket = inner.submit(transfers, after, deadline);
+    fn submitted(&mut self, _transfers: &[Transfer]) {
         self.0.in_a_wave();
-        ticket
     }
 }

@@ -1,10 +1,10 @@
 //! Runs one case and judges it.
 
 use std::fmt;
-use std::io::{BufRead, BufReader, Write};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::process::Command;
 use std::time::{Duration, Instant};
+
+use eplb_tests::ranks::{Line, Ranks};
 
 use crate::case::{Case, Fault, Phase};
 use crate::junk;
@@ -12,15 +12,6 @@ use crate::place::{Place, Trouble};
 
 /// Ranks of every case.
 pub(crate) const RANKS: usize = 4;
-
-/// What a rank said, and when.
-#[derive(Debug)]
-struct Line {
-    rank: usize,
-    start: usize,
-    at: Instant,
-    text: String,
-}
 
 /// A line of the table.
 #[derive(Debug)]
@@ -45,97 +36,27 @@ impl fmt::Display for Row {
     }
 }
 
-/// The processes of a case. Dropping it ends them.
-struct Ranks {
-    children: Vec<Child>,
-    /// How often each rank was started.
-    starts: Vec<usize>,
-    lines: Receiver<Line>,
-    sender: Sender<Line>,
-}
-
-impl Ranks {
-    fn new() -> Self {
-        let (sender, lines) = channel();
-        Self { children: Vec::new(), starts: vec![0; RANKS], lines, sender }
-    }
-
-    fn start(&mut self, rank: usize, place: &Place, case: &Case, seed: u64) -> Result<(), String> {
-        let mut command = place.command(rank)?;
-        command.args(["rank", &rank.to_string(), &RANKS.to_string(), &place.store()]);
-        command.args([
-            case.fault.to_string(),
-            case.phase.to_string(),
-            case.target.to_string(),
-            seed.to_string(),
-            case.carrier.to_string(),
-        ]);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| error.to_string())?;
-        let out = child.stdout.take().ok_or("no pipe")?;
-        self.starts[rank] += 1;
-        let (sender, start) = (self.sender.clone(), self.starts[rank]);
-        std::thread::spawn(move || {
-            for text in BufReader::new(out).lines().map_while(Result::ok) {
-                if sender.send(Line { rank, start, at: Instant::now(), text }).is_err() {
-                    return;
-                }
-            }
-        });
-        if rank < self.children.len() {
-            end(&mut self.children[rank]);
-            self.children[rank] = child;
-        } else {
-            self.children.push(child);
-        }
-        Ok(())
-    }
-
-    fn tell(&mut self, rank: usize, text: &str) -> Result<(), String> {
-        let pipe = self.children[rank].stdin.as_mut().ok_or("no pipe")?;
-        writeln!(pipe, "{text}").map_err(|error| format!("rank {rank} does not listen: {error}"))
-    }
-
-    /// The next line of a living start of a rank.
-    fn line(&self, deadline: Instant) -> Option<Line> {
-        loop {
-            let line = self.lines.recv_timeout(deadline.saturating_duration_since(Instant::now())).ok()?;
-            if line.start == self.starts[line.rank] {
-                return Some(line);
-            }
-        }
-    }
-
-    fn signal(&self, rank: usize, name: &str) -> Result<(), String> {
-        let id = self.children[rank].id();
-        let sent = Command::new("sh").args(["-c", &format!("kill -{name} {id}")]).status();
-        if sent.is_ok_and(|status| status.success()) {
-            Ok(())
-        } else {
-            Err(format!("no {name} to rank {rank}"))
-        }
-    }
-}
-
-fn end(child: &mut Child) {
-    // One that has ended cannot be killed any more.
-    let _ = child.kill();
-    let _ = child.wait();
-}
-
-impl Drop for Ranks {
-    fn drop(&mut self) {
-        self.children.iter_mut().for_each(end);
-    }
+/// How a rank of the case is started.
+fn command(rank: usize, place: &Place, case: &Case, seed: u64) -> Result<Command, String> {
+    let mut command = place.command(rank)?;
+    command.args(["rank", &rank.to_string(), &RANKS.to_string(), &place.store()]);
+    command.args([
+        case.fault.to_string(),
+        case.phase.to_string(),
+        case.target.to_string(),
+        seed.to_string(),
+        case.carrier.to_string(),
+    ]);
+    Ok(command)
 }
 
 /// Runs a case.
 pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, Trouble> {
     // Outlives the ranks.
     let mut place = Place::new(case)?;
-    let mut ranks = Ranks::new();
+    let mut ranks = Ranks::default();
     for rank in 0..RANKS {
-        ranks.start(rank, &place, case, seed)?;
+        ranks.start(command(rank, &place, case, seed)?)?;
     }
     let gated = case.is_gated();
     let dies = matches!(case.fault, Fault::Kill | Fault::Stop);
@@ -160,7 +81,7 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, Trouble> {
             }
             if !resumed {
                 resumed = true;
-                ranks.signal(case.target, "CONT")?;
+                ranks.resume(case.target)?;
             }
         }
         let Some(line) = ranks.line(hard) else {
@@ -171,7 +92,7 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, Trouble> {
                 struck.is_some()
             )));
         };
-        let Line { rank, at, text, .. } = line;
+        let Line { rank, at, text: Some(text), .. } = line else { continue };
         if text == "gate" {
             struck = Some(at);
             match case.fault {
@@ -180,7 +101,7 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, Trouble> {
                     ranks.tell(rank, "on")?;
                 }
                 Fault::Junk => {
-                    let ids = ranks.children.iter().map(Child::id).collect();
+                    let ids = ranks.ids();
                     let port = place.port().ok_or("no port")?;
                     junk = Some(std::thread::spawn(move || junk::send_for_a_while(ids, port, seed)));
                     ranks.tell(rank, "on")?;
@@ -220,7 +141,7 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, Trouble> {
         if mends && rank == case.target {
             let none = Case { fault: Fault::None, ..*case };
             // This start has nothing to do before the others' second rebalance: the seed of its first is that.
-            ranks.start(rank, &place, &none, seed + 1)?;
+            ranks.replace(rank, command(rank, &place, &none, seed + 1)?)?;
         } else {
             ranks.tell(rank, &go)?;
         }
@@ -274,7 +195,7 @@ fn again(case: &Case, ranks: &mut Ranks, mends: bool) -> Result<(), String> {
     let mut hashes: Vec<Option<String>> = vec![None; RANKS];
     while hashes.iter().any(Option::is_none) {
         let line = ranks.line(hard).ok_or_else(|| format!("hang when joining again: {hashes:?}"))?;
-        let Line { rank, text, .. } = line;
+        let Line { rank, text: Some(text), .. } = line else { continue };
         if let Some(hash) = text.strip_prefix("again ") {
             hashes[rank] = Some(hash.to_owned());
         } else if mends && rank == case.target && text == "finished" {

@@ -1,34 +1,18 @@
 //! Holds a rank at a moment of an exchange, and lets its fault strike there.
 
-use std::io::{BufRead, Write};
-use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use eplb_comm::host::{HostMemory, HostStream};
-use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Ticket};
+use eplb_comm::{Communicator, Intercept, Intercepted};
 use eplb_core::{Placement, RankId, Transfer};
-use eplb_engine::board::{Board, Reader};
+use eplb_engine::board::{Board, BoardIntercept, InterceptedBoard};
 use eplb_engine::cluster::{Hooks, ServingStream};
-use eplb_exchange::{Note, Record};
+use eplb_exchange::Note;
+use eplb_tests::child::{hear, kill, say, stop};
 
 use crate::case::{Case, Fault, Phase};
-
-/// Says a line to the driver.
-pub(crate) fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
-    writeln!(out, "{line}").and_then(|()| out.flush()).unwrap_or_else(|_| std::process::exit(9));
-}
-
-/// Waits for a line of the driver.
-pub(crate) fn hear() -> String {
-    let mut line = String::new();
-    match std::io::stdin().lock().read_line(&mut line) {
-        Ok(0) | Err(_) => std::process::exit(9),
-        Ok(_) => line.trim().to_owned(),
-    }
-}
 
 /// The moment at which the fault of a case strikes this rank, once.
 #[derive(Debug)]
@@ -49,17 +33,20 @@ impl Gate {
         if phase != self.case.phase || self.struck.swap(true, Ordering::SeqCst) {
             return;
         }
-        let signal = |name: &str| {
+        let announce = || {
             // What was said before goes out, and others come to where they wait: the fault is to strike after it.
             std::thread::sleep(Duration::from_millis(60));
             say("gate");
-            // The shell's parent is this process.
-            let sent = Command::new("sh").args(["-c", &format!("kill -{name} $PPID")]).status();
-            assert!(sent.is_ok_and(|status| status.success()), "no signal was sent");
         };
         match self.case.fault {
-            Fault::Kill => signal("KILL"),
-            Fault::Stop => signal("STOP"),
+            Fault::Kill => {
+                announce();
+                kill();
+            }
+            Fault::Stop => {
+                announce();
+                stop();
+            }
             Fault::StoreDead | Fault::Junk | Fault::DiskFull | Fault::CutLink => {
                 say("gate");
                 hear();
@@ -95,7 +82,7 @@ impl Hooks for Gated {
     }
 
     fn board(&self, _rank: RankId, board: Arc<dyn Board>) -> Arc<dyn Board> {
-        Arc::new(GatedBoard { inner: board, gate: self.0.clone() })
+        Arc::new(InterceptedBoard::new(board, GatedNotes(self.0.clone())))
     }
 
     fn placement(&self, _rank: RankId, placement: Arc<Placement>) -> Arc<Placement> {
@@ -110,51 +97,20 @@ impl Hooks for Gated {
 }
 
 #[derive(Debug)]
-struct GatedBoard {
-    inner: Arc<dyn Board>,
-    gate: Arc<Gate>,
-}
+struct GatedNotes(Arc<Gate>);
 
-impl Board for GatedBoard {
-    fn publish(&self, from: RankId, note: Note) {
+impl BoardIntercept for GatedNotes {
+    fn publish(&self, inner: &dyn Board, from: RankId, note: Note) {
         let phase = match note {
             Note::Drained { .. } => Some(Phase::Drain),
             Note::Acknowledged { .. } => Some(Phase::Commit),
             Note::Committed { .. } => Some(Phase::BetweenWaves),
             _ => None,
         };
-        self.inner.publish(from, note);
+        inner.publish(from, note);
         if let Some(phase) = phase {
-            self.gate.pass(phase);
+            self.0.pass(phase);
         }
-    }
-
-    fn collect(&self, reader: &mut Reader) -> Vec<(RankId, Note)> {
-        self.inner.collect(reader)
-    }
-
-    fn renew(&self, rank: RankId) {
-        self.inner.renew(rank);
-    }
-
-    fn signs(&self) -> Vec<(RankId, u64)> {
-        self.inner.signs()
-    }
-
-    fn looks(&self) -> u64 {
-        self.inner.looks()
-    }
-
-    fn record(&self) -> Record {
-        self.inner.record()
-    }
-
-    fn decide(&self, from: Record, to: Record, until: Option<Instant>) -> Option<Record> {
-        self.inner.decide(from, to, until)
-    }
-
-    fn lost(&self) -> Option<String> {
-        self.inner.lost()
     }
 }
 
@@ -162,15 +118,7 @@ impl Board for GatedBoard {
 struct GatedWaves(Arc<Gate>);
 
 impl Intercept for GatedWaves {
-    fn submit(
-        &mut self,
-        inner: &mut dyn Communicator,
-        transfers: &Arc<[Transfer]>,
-        after: Fence,
-        deadline: Instant,
-    ) -> Result<Ticket, CommError> {
-        let ticket = inner.submit(transfers, after, deadline);
+    fn submitted(&mut self, _transfers: &[Transfer]) {
         self.0.pass(Phase::Wave);
-        ticket
     }
 }

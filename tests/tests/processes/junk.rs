@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use eplb_comm::Communicator;
-use eplb_comm::store::{CasOutcome, Store, StoreError};
+use eplb_comm::store::{InterceptedStore, Store, StoreError, StoreIntercept};
 use eplb_engine::EngineError;
 use eplb_engine::process::{Meeting, Transport};
 
@@ -116,14 +116,13 @@ impl Transport for Visited {
 
     fn connect(&self, meeting: Meeting) -> Result<Box<dyn Communicator>, EngineError> {
         let (junk, visits) = (self.junk.clone(), self.visits.clone());
-        let store = Arc::new(Eavesdropper { inner: meeting.store, junk, visits });
+        let store = Arc::new(InterceptedStore::new(meeting.store, Eavesdropper { junk, visits }));
         self.inner.connect(Meeting { store, ..meeting })
     }
 }
 
 #[derive(Debug)]
 struct Eavesdropper {
-    inner: Arc<dyn Store>,
     junk: Vec<u8>,
     visits: Arc<AtomicUsize>,
 }
@@ -135,61 +134,14 @@ fn announced(value: &[u8]) -> Vec<u16> {
     ports.filter(|&port| port > 0).collect()
 }
 
-impl Store for Eavesdropper {
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+impl StoreIntercept for Eavesdropper {
+    fn set(&self, inner: &dyn Store, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
         if key.contains("/mesh/") {
             for port in announced(value) {
                 send(port, &self.junk);
                 self.visits.fetch_add(1, Ordering::Relaxed);
             }
         }
-        self.inner.set(key, value, deadline)
-    }
-
-    fn get(&self, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner.get(key, deadline)
-    }
-
-    fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
-        self.inner.add(key, delta, deadline)
-    }
-
-    fn compare_and_set(
-        &self,
-        key: &str,
-        expected: Option<&[u8]>,
-        new: &[u8],
-        deadline: Instant,
-    ) -> Result<CasOutcome, StoreError> {
-        self.inner.compare_and_set(key, expected, new, deadline)
-    }
-
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        self.inner.wait(keys, deadline)
-    }
-
-    fn wait_change(
-        &self,
-        key: &str,
-        known: Option<&[u8]>,
-        deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner.wait_change(key, known, deadline)
-    }
-
-    fn delete(&self, key: &str, deadline: Instant) -> Result<bool, StoreError> {
-        self.inner.delete(key, deadline)
-    }
-
-    fn get_many(&self, keys: &[&str], deadline: Instant) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        self.inner.get_many(keys, deadline)
-    }
-
-    fn max_value(&self) -> usize {
-        self.inner.max_value()
-    }
-
-    fn max_key(&self) -> usize {
-        self.inner.max_key()
+        inner.set(key, value, deadline)
     }
 }

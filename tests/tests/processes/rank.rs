@@ -13,10 +13,11 @@ use eplb_engine::cluster::{Settings, weights};
 use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, PeerTransport, Session, Stage, Transport};
 use eplb_exchange::{ExchangePlan, Limits};
 use eplb_plan::{Options, Planner, Policy, Request};
+use eplb_tests::child::{hear, say};
 use ndarray::Array2;
 
 use crate::case::{Carrier, Case, Fault, Phase, deadlines};
-use crate::gate::{Gate, Gated, hear, say};
+use crate::gate::{Gate, Gated};
 use crate::junk::Visited;
 
 const LAYERS: usize = 3;

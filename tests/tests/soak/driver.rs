@@ -2,13 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::io::{BufRead, BufReader};
 use std::net::{Ipv4Addr, SocketAddr};
-use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use eplb_comm::store::{ServerOptions, ServerStats, StoreServer};
+use eplb_tests::ranks::{Line, Ranks};
 
 use crate::plan::deadlines;
 use crate::rank::{Planted, leak};
@@ -79,19 +78,6 @@ pub(crate) struct Outcome {
     pub(crate) findings: Vec<Finding>,
 }
 
-/// The processes. Dropping it ends them.
-struct Ranks(Vec<Child>);
-
-impl Drop for Ranks {
-    fn drop(&mut self) {
-        for child in &mut self.0 {
-            // One that has ended cannot be killed any more.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
 /// Most growth of resident memory that is taken for none, KiB per rebalance: half of what the planted leak adds.
 fn bound(rounds: u64) -> f64 {
     leak(rounds) as f64 / 1024.0 / 2.0
@@ -107,7 +93,7 @@ pub(crate) fn run(run: &Run) -> Result<Outcome, String> {
     let server = server.map_err(|error| error.to_string())?;
     let every = (run.rounds / SAMPLES).max(1);
     let begin = Instant::now();
-    let (ranks, lines) = start(run, &server, every)?;
+    let ranks = start(run, &server, every)?;
     let mut outcome = Outcome {
         run: *run,
         took: Duration::ZERO,
@@ -120,10 +106,10 @@ pub(crate) fn run(run: &Run) -> Result<Outcome, String> {
     };
     let mut done = 0;
     while done < RANKS {
-        let (rank, line) = lines
-            .recv_timeout(SILENCE)
-            .map_err(|_| format!("hang: no rank said anything for {SILENCE:?}"))?;
-        let Some(line) = line else { return Err(format!("rank {rank} ended")) };
+        let line = ranks.line(Instant::now() + SILENCE);
+        let Line { rank, text, .. } =
+            line.ok_or_else(|| format!("hang: no rank said anything for {SILENCE:?}"))?;
+        let Some(line) = text else { return Err(format!("rank {rank} ended")) };
         let (word, rest) = line.split_once(' ').unwrap_or((&line, ""));
         match word {
             "sample" => {
@@ -149,28 +135,17 @@ pub(crate) fn run(run: &Run) -> Result<Outcome, String> {
     Ok(outcome)
 }
 
-type Lines = Receiver<(usize, Option<String>)>;
-
-fn start(run: &Run, server: &StoreServer, every: u64) -> Result<(Ranks, Lines), String> {
+fn start(run: &Run, server: &StoreServer, every: u64) -> Result<Ranks, String> {
     let this = std::env::current_exe().map_err(|error| error.to_string())?;
-    let (sender, lines) = channel();
-    let mut ranks = Ranks(Vec::new());
+    let mut ranks = Ranks::default();
     for rank in 0..RANKS {
         let mut command = Command::new(&this);
         command.args(["rank", &rank.to_string(), &format!("tcp://{}", server.local_address())]);
         command.args([run.seed, run.rounds, every].map(|number| number.to_string()));
-        command.arg(run.planted[rank].to_string()).stdin(Stdio::piped()).stdout(Stdio::piped());
-        let mut child = command.spawn().map_err(|error| error.to_string())?;
-        let out = child.stdout.take().ok_or("no pipe")?;
-        ranks.0.push(child);
-        let sender = sender.clone();
-        std::thread::spawn(move || {
-            let lines = BufReader::new(out).lines().map_while(Result::ok).map(Some);
-            // Whoever does not listen any more has judged.
-            lines.chain([None]).all(|line| sender.send((rank, line)).is_ok());
-        });
+        command.arg(run.planted[rank].to_string());
+        ranks.start(command)?;
     }
-    Ok((ranks, lines))
+    Ok(ranks)
 }
 
 fn sample(text: &str) -> Option<Sample> {

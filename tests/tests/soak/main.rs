@@ -20,7 +20,7 @@ mod weather;
 use std::process::ExitCode;
 
 use driver::{Finding, Run};
-use eplb_engine::process::GlooTransport;
+use eplb_tests::without_gloo;
 use rank::Planted;
 
 fn main() -> ExitCode {
@@ -31,13 +31,8 @@ fn main() -> ExitCode {
     if args.iter().any(|arg| arg == "--list") {
         return ExitCode::SUCCESS;
     }
-    if let Err(error) = GlooTransport::find_library() {
-        if std::env::var_os("EPLB_TESTS_WITHOUT_GLOO").is_some() {
-            println!("soak: NOT RUN, {error}");
-            return ExitCode::SUCCESS;
-        }
-        println!("soak: FAILED, {error}; EPLB_TESTS_WITHOUT_GLOO=1 leaves these tests out");
-        return ExitCode::FAILURE;
+    if let Some(ended) = without_gloo("soak") {
+        return ended;
     }
     let number = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let whole = std::env::var("EPLB_FAULTS").is_ok_and(|which| which == "all");

@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::Write;
 use std::process::ExitCode;
 use std::str::FromStr;
 use std::sync::Arc;
@@ -16,6 +15,7 @@ use eplb_engine::EngineError;
 use eplb_engine::cluster::Settings;
 use eplb_engine::driver::Held;
 use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, Session};
+use eplb_tests::child::{hear, say};
 
 use crate::driver::RANKS;
 use crate::plan::{Rounds, deadlines, layout, loads, topology};
@@ -61,12 +61,6 @@ impl fmt::Display for Planted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(PLANTED.iter().find(|(planted, _)| planted == self).map_or("?", |(_, name)| name))
     }
-}
-
-fn say(line: &str) {
-    let mut out = std::io::stdout().lock();
-    // Without a driver there is nothing to do.
-    writeln!(out, "{line}").and_then(|()| out.flush()).unwrap_or_else(|_| std::process::exit(9));
 }
 
 /// Resident memory of this process, KiB.
@@ -194,6 +188,6 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     let Held { steps, time, commits, commit_time } = held_up;
     say(&format!("done {steps} {} {commits} {}", time.as_micros(), commit_time.as_micros()));
     // Leaving is a failure to the others: all stay until the driver has heard all.
-    std::io::stdin().read_line(&mut String::new()).unwrap();
+    hear();
     ExitCode::SUCCESS
 }

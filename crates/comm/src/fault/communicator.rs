@@ -10,11 +10,11 @@ use super::decision::Decision;
 use super::gates::{AllOf, FailsAfter, Later, Never, Unless};
 use super::log::FaultLog;
 use super::{Faults, Planted};
-use crate::bulletin::Bulletin;
-use crate::communicator::{Carried, Communicator, Launcher, Progress, Ticket};
+use crate::communicator::{Carried, Communicator, Progress, Ticket};
 use crate::error::CommError;
 use crate::fence::{Fence, FenceState};
 use crate::host::HostFence;
+use crate::intercept::{Intercept, Intercepted};
 
 /// Most parts that a reordered wave is cut into.
 const PARTS: usize = 8;
@@ -26,9 +26,11 @@ const FOR_EVER: Duration = Duration::from_secs(3600);
 ///
 /// With no planted fault it keeps the contract of [`Communicator`]: it may be slow, out of order, fail or stall, and says
 /// so. A wave that fails or stalls has moved some of its bytes.
+pub type FaultyCommunicator = Intercepted<Injector>;
+
+/// Brings [`Faults`] into the calls of a communicator.
 #[derive(Debug)]
-pub struct FaultyCommunicator<C> {
-    inner: C,
+pub struct Injector {
     faults: Faults,
     log: FaultLog,
     waves: u64,
@@ -50,16 +52,21 @@ struct Open {
     fate: Arc<HostFence>,
 }
 
-impl<C: Communicator> FaultyCommunicator<C> {
-    /// Wraps a communicator.
-    pub fn new(inner: C, faults: Faults) -> Self {
-        let log = FaultLog::default();
-        Self { inner, faults, log, waves: 0, tickets: BTreeMap::new(), miscounted: 0 }
+impl FaultyCommunicator {
+    /// Puts faults around a communicator.
+    pub fn around(inner: impl Communicator + 'static, faults: Faults) -> Self {
+        Self::new(Box::new(inner), Injector::new(faults))
     }
 
     /// What struck; the handle stays valid when the communicator is moved away.
     pub fn log(&self) -> FaultLog {
-        self.log.clone()
+        self.by().log.clone()
+    }
+}
+
+impl Injector {
+    fn new(faults: Faults) -> Self {
+        Self { faults, log: FaultLog::default(), waves: 0, tickets: BTreeMap::new(), miscounted: 0 }
     }
 
     fn plants(&self, wanted: impl Fn(&Planted) -> bool) -> bool {
@@ -84,19 +91,19 @@ impl<C: Communicator> FaultyCommunicator<C> {
 
     /// Submits parts that start together, or not at all if one is refused.
     fn submit_parts(
-        &mut self,
+        inner: &mut dyn Communicator,
         parts: &[Arc<[Transfer]>],
         after: Fence,
         deadline: Instant,
     ) -> Result<Vec<Ticket>, CommError> {
         if let [whole] = parts {
-            return Ok(vec![self.inner.submit(whole, after, deadline)?]);
+            return Ok(vec![inner.submit(whole, after, deadline)?]);
         }
         let start = HostFence::new();
         let after = Fence::new(Arc::new(AllOf(vec![start.fence(), after])));
         let mut tickets = Vec::with_capacity(parts.len());
         for part in parts {
-            match self.inner.submit(part, after.clone(), deadline) {
+            match inner.submit(part, after.clone(), deadline) {
                 Ok(ticket) => tickets.push(ticket),
                 Err(error) => {
                     start.fail(error.clone());
@@ -110,20 +117,20 @@ impl<C: Communicator> FaultyCommunicator<C> {
 
     /// The fence of a wave: behind its bytes, then what was decided.
     fn fence_of(
-        &mut self,
+        inner: &mut dyn Communicator,
         parts: &[Ticket],
         wave: u64,
         peer: RankId,
         decision: &Decision,
     ) -> Result<Fence, CommError> {
-        let bytes = parts.iter().map(|&part| self.inner.done(part)).collect::<Result<_, _>>()?;
+        let bytes = parts.iter().map(|&part| inner.done(part)).collect::<Result<_, _>>()?;
         let mut fence = Fence::new(Arc::new(AllOf(bytes)));
         if !decision.late.is_zero() {
             fence = Fence::new(Arc::new(Later::new(fence, decision.late)));
         }
         if decision.fail {
             let cause = format!("a fault was injected into wave {wave}");
-            let error = CommError::Transfer { rank: self.inner.rank(), peer, cause };
+            let error = CommError::Transfer { rank: inner.rank(), peer, cause };
             fence = Fence::new(Arc::new(FailsAfter(fence, error)));
         }
         if decision.stall {
@@ -132,14 +139,14 @@ impl<C: Communicator> FaultyCommunicator<C> {
         Ok(fence)
     }
 
-    fn poll_open(&mut self, open: &mut Open) -> Result<Progress, CommError> {
+    fn poll_open(inner: &mut dyn Communicator, open: &mut Open) -> Result<Progress, CommError> {
         open.fate.poll()?;
         if open.early || open.reported {
             return Ok(Progress::Done);
         }
         let mut left = Vec::new();
         for part in std::mem::take(&mut open.parts) {
-            if self.inner.poll(part)? == Progress::Pending {
+            if inner.poll(part)? == Progress::Pending {
                 left.push(part);
             }
         }
@@ -149,7 +156,7 @@ impl<C: Communicator> FaultyCommunicator<C> {
         }
         match open.deadline {
             Some(deadline) if Instant::now() >= deadline => Err(CommError::Timeout {
-                rank: self.inner.rank(),
+                rank: inner.rank(),
                 what: "a wave behind the fault wrapper".into(),
                 waited: open.submitted.elapsed(),
             }),
@@ -158,21 +165,10 @@ impl<C: Communicator> FaultyCommunicator<C> {
     }
 }
 
-impl<C: Communicator> Communicator for FaultyCommunicator<C> {
-    fn backend(&self) -> &'static str {
-        self.inner.backend()
-    }
-
-    fn rank(&self) -> RankId {
-        self.inner.rank()
-    }
-
-    fn world_size(&self) -> usize {
-        self.inner.world_size()
-    }
-
+impl Intercept for Injector {
     fn submit(
         &mut self,
+        inner: &mut dyn Communicator,
         transfers: &Arc<[Transfer]>,
         after: Fence,
         deadline: Instant,
@@ -180,7 +176,7 @@ impl<C: Communicator> Communicator for FaultyCommunicator<C> {
         let wave = self.waves;
         self.waves += 1;
         let submitted = Instant::now();
-        let rank = self.inner.rank();
+        let rank = inner.rank();
         let mut changed = transfers.to_vec();
         let decision = self.faults.decide(rank, wave, &mut changed);
         decision.struck.iter().for_each(|what| self.log.add(wave, what));
@@ -192,19 +188,19 @@ impl<C: Communicator> Communicator for FaultyCommunicator<C> {
         };
         let inner_deadline = if decision.deadline_ignored { deadline + FOR_EVER } else { deadline };
         let parts = self.parts(wave, changed, decision.fail || decision.stall);
-        let parts = match self.submit_parts(&parts, start, inner_deadline) {
+        let parts = match Self::submit_parts(inner, &parts, start, inner_deadline) {
             Ok(parts) => parts,
             Err(error) => {
                 if decision.partly && !transfers.is_empty() {
                     self.log.add(wave, "partly enqueued");
-                    self.inner.submit(&Arc::from(&transfers[..1]), after, deadline)?;
+                    inner.submit(&Arc::from(&transfers[..1]), after, deadline)?;
                 }
                 return Err(error);
             }
         };
         self.tickets.retain(|_, open| !open.reported);
         let peer = transfers.iter().find(|t| t.dest == rank).map_or(rank, |t| t.source);
-        let fence = self.fence_of(&parts, wave, peer, &decision)?;
+        let fence = Self::fence_of(inner, &parts, wave, peer, &decision)?;
         if decision.blocks {
             fence.wait(rank, "a submit that blocks", deadline)?;
         }
@@ -223,15 +219,15 @@ impl<C: Communicator> Communicator for FaultyCommunicator<C> {
         Ok(ticket)
     }
 
-    fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
+    fn poll(&mut self, inner: &mut dyn Communicator, ticket: Ticket) -> Result<Progress, CommError> {
         let Some(mut open) = self.tickets.remove(&ticket) else {
             if self.plants(|planted| matches!(planted, Planted::TicketsForgiven)) {
                 self.log.add(self.waves, "ticket forgiven");
                 return Ok(Progress::Done);
             }
-            return Err(CommError::UnknownTicket { rank: self.inner.rank(), ticket: ticket.0 });
+            return Err(CommError::UnknownTicket { rank: inner.rank(), ticket: ticket.0 });
         };
-        let result = self.poll_open(&mut open);
+        let result = Self::poll_open(inner, &mut open);
         match &result {
             Ok(Progress::Done) => open.reported = true,
             Ok(Progress::Pending) => {}
@@ -243,45 +239,33 @@ impl<C: Communicator> Communicator for FaultyCommunicator<C> {
         result
     }
 
-    fn done(&mut self, ticket: Ticket) -> Result<Fence, CommError> {
+    fn done(&mut self, inner: &mut dyn Communicator, ticket: Ticket) -> Result<Fence, CommError> {
         match self.tickets.get(&ticket) {
             Some(open) if open.early => Ok(Fence::passed()),
             Some(open) => Ok(open.fence.clone()),
-            None => Err(CommError::UnknownTicket { rank: self.inner.rank(), ticket: ticket.0 }),
+            None => Err(CommError::UnknownTicket { rank: inner.rank(), ticket: ticket.0 }),
         }
     }
 
-    fn abort(&mut self, cause: &str) -> Fence {
+    fn abort(&mut self, inner: &mut dyn Communicator, cause: &str) -> Fence {
         if self.plants(|planted| matches!(planted, Planted::AbortIgnored)) {
             self.log.add(self.waves, "abort ignored");
             return Fence::passed();
         }
         for open in self.tickets.values().filter(|open| !open.reported) {
-            open.fate.fail(CommError::Aborted { rank: self.inner.rank(), cause: cause.into() });
+            open.fate.fail(CommError::Aborted { rank: inner.rank(), cause: cause.into() });
         }
-        self.inner.abort(cause)
+        inner.abort(cause)
     }
 
-    fn carried(&self) -> Carried {
-        let mut carried = self.inner.carried();
+    fn carried(&self, inner: &dyn Communicator) -> Carried {
+        let mut carried = inner.carried();
         carried.link_bytes += self.miscounted;
         carried
     }
-
-    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
-        self.inner.check(transfers)
-    }
-
-    fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
-        self.inner.bulletin()
-    }
-
-    fn launcher(&self) -> Option<Arc<dyn Launcher>> {
-        self.inner.launcher()
-    }
 }
 
-impl<C> Drop for FaultyCommunicator<C> {
+impl Drop for Injector {
     fn drop(&mut self) {
         for (_, planted) in &self.faults.planted {
             if let Planted::DropBlocks { hold } = planted {

@@ -19,7 +19,7 @@ use std::time::Duration;
 use crate::host::HostMemory;
 use crate::random::Random;
 
-pub use communicator::FaultyCommunicator;
+pub use communicator::{FaultyCommunicator, Injector};
 pub use log::FaultLog;
 pub use stream::{FaultyStream, StreamFault};
 

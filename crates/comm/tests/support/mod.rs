@@ -24,7 +24,7 @@ pub(crate) fn local(
         .collect::<Result<Vec<_>, _>>()?;
     let group = LocalGroup::new(memories.clone(), threads)?;
     let ranks = group.into_iter().zip(memories).enumerate().map(|(rank, (communicator, memory))| {
-        let communicator = FaultyCommunicator::new(communicator, faults(rank, &memory));
+        let communicator = FaultyCommunicator::around(communicator, faults(rank, &memory));
         logs.push(communicator.log());
         Rank::new(communicator, memory)
     });

@@ -29,7 +29,7 @@ impl Stormy {
     fn wrap(&self, inner: Box<dyn Communicator>) -> Box<dyn Communicator> {
         let seed = self.made.fetch_add(1, Ordering::SeqCst);
         let faults = Faults { seed, fail: Strike::Chance(self.chance), ..Faults::default() };
-        Box::new(FaultyCommunicator::new(inner, faults))
+        Box::new(FaultyCommunicator::around(inner, faults))
     }
 }
 

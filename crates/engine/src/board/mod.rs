@@ -6,11 +6,13 @@ use std::time::Instant;
 use eplb_core::RankId;
 use eplb_exchange::{Note, Record};
 
+mod intercept;
 mod link;
 mod local;
 mod store;
 mod wire;
 
+pub use intercept::{BoardIntercept, InterceptedBoard};
 pub(crate) use link::passing_keys;
 pub use local::LocalBoard;
 pub use store::{BoardError, LastDecision, StoreBoard};

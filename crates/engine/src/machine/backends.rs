@@ -36,8 +36,8 @@ pub struct Choice {
 }
 
 impl Found {
-    /// What carries experts between two ranks of the given kind. Same rank: a copy; same process: `local`; same host: `peer`, on host memory that processes share; else
-    /// `nccl`; else `gloo`. What does not yet reach ranks of other processes is passed over, and said.
+    /// What carries experts in host memory between two ranks of the given kind. Same rank: a copy; same process: `local`; same host: `peer`,
+    /// on memory that processes share; else `gloo`. `nccl` carries experts on GPUs alone, which is said.
     pub fn backends(&self, pair: Pair) -> Choice {
         let mut reasons = Vec::new();
         let mut pass = |backend, why: String| reasons.push(Reason { backend, why });
@@ -59,7 +59,7 @@ impl Found {
                     "nccl",
                     match self.library("libnccl.so.2").and_then(|library| library.path.as_ref()) {
                         None if !self.gpus.is_empty() => "libnccl.so.2 is missing".into(),
-                        _ => self.why_no_gpu_backend("the network of the GPUs"),
+                        _ => self.why_no_nccl(),
                     },
                 );
                 match &self.gloo {
@@ -77,11 +77,11 @@ impl Found {
         Choice { backend: taken.map(|(backend, _)| backend), reasons }
     }
 
-    fn why_no_gpu_backend(&self, what: &str) -> String {
+    fn why_no_nccl(&self) -> String {
         if self.gpus.is_empty() {
             "there is no GPU here".into()
         } else {
-            format!("ranks that are processes are not reached over {what} yet")
+            "these experts are in host memory; between GPUs, engines with slots there and `eplb bench exchange --backend nccl` use it".into()
         }
     }
 }

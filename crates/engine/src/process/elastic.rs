@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use eplb_comm::host::HostMemory;
 use eplb_comm::store::Store;
-use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Ticket};
+use eplb_comm::{Communicator, Intercept, Intercepted};
 use eplb_core::{Placement, RankId, Topology, Transfer};
 use eplb_plan::{Planner, Request};
 use eplb_trace::Trace;
@@ -358,18 +358,10 @@ struct Doomed {
 }
 
 impl Intercept for Doomed {
-    fn submit(
-        &mut self,
-        inner: &mut dyn Communicator,
-        transfers: &Arc<[Transfer]>,
-        after: Fence,
-        deadline: Instant,
-    ) -> Result<Ticket, CommError> {
-        let ticket = inner.submit(transfers, after, deadline);
+    fn submitted(&mut self, _transfers: &[Transfer]) {
         if self.armed.load(Ordering::SeqCst) {
             std::process::abort();
         }
-        ticket
     }
 }
 

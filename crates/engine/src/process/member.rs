@@ -185,9 +185,9 @@ impl Member {
             deadline: after(self.session.deadlines().communicator),
         };
         let made = at(rank, Stage::Connecting, self.job.transport.connect(meeting))?;
-        // As it was made: what tests put around it passes on waves only.
+        let made = self.job.settings.hooks.communicator(rank, &self.serving.memory, made);
         self.bulletin = made.bulletin();
-        self.communicator = Some(self.job.settings.hooks.communicator(rank, &self.serving.memory, made));
+        self.communicator = Some(made);
         Ok(())
     }
 

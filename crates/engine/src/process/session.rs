@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use eplb_comm::Bulletin;
 use eplb_comm::store::deadlines::after;
-use eplb_comm::store::{Absent, Formation, Group, Nonce, NotedStore, PrefixStore, Store};
+use eplb_comm::store::{Absent, Formation, Group, Names, Nonce, NotedStore, PrefixStore, Store};
 use eplb_core::RankId;
 
 use super::hosts::HostId;
@@ -94,7 +94,7 @@ impl Leaving<'_> {
         let mut keys = self.group.left_behind(&ranks);
         ranks.push(self.group.rank());
         keys.extend(passing_keys(self.group.epoch(), &ranks));
-        keys.extend(self.corners.take());
+        keys.extend(self.corners.by().take());
         keys
     }
 }
@@ -181,7 +181,7 @@ impl Session {
         (roster, group, board): Place,
         deadlines: &Deadlines,
     ) -> Self {
-        let (corners, deadlines) = (NotedStore::new(store.clone()), *deadlines);
+        let (corners, deadlines) = (NotedStore::new(store.clone(), Names::default()), *deadlines);
         Self { store, rank, nonce, expected, roster, deadlines, group, board, communicators: 0, corners }
     }
 

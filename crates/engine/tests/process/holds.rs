@@ -9,11 +9,11 @@ use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{ServerOptions, StoreAddress, StoreServer};
 use eplb_core::RankId;
 use eplb_engine::EngineError;
-use eplb_engine::board::{Board, Reader};
+use eplb_engine::board::{Board, BoardIntercept, InterceptedBoard};
 use eplb_engine::cluster::Hooks;
 use eplb_engine::driver::Held;
 use eplb_engine::process::{Member, Session};
-use eplb_exchange::{Cause, Note, Record, Verdict};
+use eplb_exchange::{Cause, Record, Verdict};
 
 use super::support::{Threads, deadlines, job, loads, on_threads, random, topology};
 
@@ -63,38 +63,11 @@ impl Weather {
 }
 
 #[derive(Debug)]
-struct HeldUp {
-    inner: Arc<dyn Board>,
-    weather: Arc<Weather>,
-}
+struct HeldUp(Arc<Weather>);
 
-impl Board for HeldUp {
-    fn publish(&self, from: RankId, note: Note) {
-        self.inner.publish(from, note);
-    }
-
-    fn collect(&self, reader: &mut Reader) -> Vec<(RankId, Note)> {
-        self.inner.collect(reader)
-    }
-
-    fn renew(&self, rank: RankId) {
-        self.inner.renew(rank);
-    }
-
-    fn signs(&self) -> Vec<(RankId, u64)> {
-        self.inner.signs()
-    }
-
-    fn looks(&self) -> u64 {
-        self.inner.looks()
-    }
-
-    fn record(&self) -> Record {
-        self.inner.record()
-    }
-
-    fn decide(&self, from: Record, to: Record, until: Option<Instant>) -> Option<Record> {
-        let Weather { fate, asked, late, fair, .. } = self.weather.as_ref();
+impl BoardIntercept for HeldUp {
+    fn decide(&self, inner: &dyn Board, from: Record, to: Record, until: Option<Instant>) -> Option<Record> {
+        let Weather { fate, asked, late, fair, .. } = self.0.as_ref();
         if until.is_some() {
             asked.fetch_add(1, Ordering::SeqCst);
             if *fate == Fate::NoAnswer && !fair.load(Ordering::SeqCst) {
@@ -103,20 +76,16 @@ impl Board for HeldUp {
             // Nobody else asks before it has arrived.
             let mut late = late.lock().unwrap();
             if let Some((from, to)) = late.take() {
-                self.inner.decide(from, to, until).unwrap();
+                inner.decide(from, to, until).unwrap();
             }
             drop(late);
-        } else if matches!(to.verdict, Verdict::Commit { step: Some(_) }) && self.weather.take() {
+        } else if matches!(to.verdict, Verdict::Commit { step: Some(_) }) && self.0.take() {
             if *fate == Fate::Late {
                 *late.lock().unwrap() = Some((from, to));
             }
             return None;
         }
-        self.inner.decide(from, to, until)
-    }
-
-    fn lost(&self) -> Option<String> {
-        self.inner.lost()
+        inner.decide(from, to, until)
     }
 }
 
@@ -125,7 +94,7 @@ struct HoldsUp(Arc<Weather>);
 
 impl Hooks for HoldsUp {
     fn board(&self, _rank: RankId, inner: Arc<dyn Board>) -> Arc<dyn Board> {
-        Arc::new(HeldUp { inner, weather: self.0.clone() })
+        Arc::new(InterceptedBoard::new(inner, HeldUp(self.0.clone())))
     }
 }
 

@@ -3,5 +3,6 @@
 mod alone;
 mod holds;
 mod reforms;
+mod rolls;
 mod sessions;
 mod support;

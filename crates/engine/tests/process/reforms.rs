@@ -18,14 +18,17 @@ use super::support::{
     EXPERTS, LAYERS, Threads, deadlines, in_process, job, loads, on_threads, random, topology,
 };
 
-fn replan(placement: &Placement, topology: &Topology) -> Result<(Placement, Array2<f64>), EngineError> {
+pub(crate) fn replan(
+    placement: &Placement,
+    topology: &Topology,
+) -> Result<(Placement, Array2<f64>), EngineError> {
     let matrix = LoadMatrix::from_sum(loads())?;
     let options = Options { policy: Policy::Incremental, target: Some(0.9), ..Options::default() };
     let request = Request::new(&matrix, topology, &options).with_current(placement);
     Ok((Planner::new(1)?.plan(&request)?.placement, loads()))
 }
 
-fn short() -> Deadlines {
+pub(crate) fn short() -> Deadlines {
     let mut deadlines = deadlines();
     deadlines.store.peer_timeout = Duration::from_millis(1500);
     deadlines.store.collective = Duration::from_secs(10);
@@ -35,7 +38,7 @@ fn short() -> Deadlines {
 }
 
 /// Every expert has a slot, and every slot that the placement names holds that expert, byte by byte.
-fn assert_whole(member: &Member) {
+pub(crate) fn assert_whole(member: &Member) {
     assert_eq!(member.check().unwrap(), 0);
     let placement = member.placement();
     assert_eq!(placement.missing().count(), 0);

@@ -1,7 +1,7 @@
 //! Ranks join, move experts, fail, and join again.
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 
 use eplb_comm::fault::{Faults, FaultyCommunicator, Strike};
 use eplb_comm::host::HostMemory;
@@ -62,7 +62,7 @@ impl Hooks for FailsOnce {
             return communicator;
         }
         let faults = Faults { fail: Strike::Wave(1), ..Faults::default() };
-        Box::new(FaultyCommunicator::new(communicator, faults))
+        Box::new(FaultyCommunicator::around(communicator, faults))
     }
 }
 
@@ -207,10 +207,13 @@ fn a_rank_with_another_plan_is_named_before_the_first_byte() {
 #[test]
 fn a_rank_that_does_not_come_is_named() {
     let mut deadlines = deadlines();
-    deadlines.store.join = std::time::Duration::from_millis(300);
-    let store = in_process();
-    let errors =
-        on_threads(2, |rank| Session::join(store.clone(), rank, 3, &deadlines).unwrap_err().to_string());
+    // From when both have begun, and long enough for both to be heard on a busy machine.
+    deadlines.store.join = std::time::Duration::from_secs(3);
+    let (store, begin) = (in_process(), Barrier::new(2));
+    let errors = on_threads(2, |rank| {
+        begin.wait();
+        Session::join(store.clone(), rank, 3, &deadlines).unwrap_err().to_string()
+    });
     assert!(errors[0].contains("rank 2 did not come") && errors[0].contains("rendezvous"), "{}", errors[0]);
     assert!(errors[1].contains("rank 0"), "{}", errors[1]);
 }
@@ -229,11 +232,13 @@ fn groups_of_one_job_do_not_wait_for_each_other() {
     let layout = GroupLayout::new(&sizes).unwrap();
     let store = in_process();
     let transport = Arc::new(Threads::default());
-    let mut deadlines = deadlines();
-    deadlines.store.join = std::time::Duration::from_millis(500);
     let outcomes = on_threads(4, |global| {
         if global == RankId(2) {
             return None;
+        }
+        let mut deadlines = deadlines();
+        if global == RankId(3) {
+            deadlines.store.join = std::time::Duration::from_millis(500);
         }
         let (group, rank) = layout.place(global).unwrap();
         let corner = Arc::new(layout.corner(store.clone(), group).unwrap());

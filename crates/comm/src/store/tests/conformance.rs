@@ -8,7 +8,10 @@ use crate::store::callback::{CallbackFailure, CallbackStore, Callbacks};
 use crate::store::conformance::{CLAUSES, Opener, check, check_clause};
 use crate::store::deadlines::left;
 use crate::store::tcp::ServerOptions;
-use crate::store::{CasOutcome, FileStore, InProcessStore, PrefixStore, Store, StoreError, StoreOp};
+use crate::store::{
+    CasOutcome, FileStore, InProcessStore, InterceptedStore, PrefixStore, Store, StoreError, StoreIntercept,
+    StoreOp,
+};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -97,136 +100,48 @@ fn callback_failures_are_named() {
     assert_eq!(super::lost_cause(store.set("k", b"", soon())), "etcd is gone");
 }
 
-/// What a fault wrapper does differently; everything else goes to the store inside.
-trait Fault: std::fmt::Debug + Send + Sync + 'static {
-    fn inner(&self) -> &InProcessStore;
-
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
-        self.inner().set(key, value, deadline)
-    }
-    fn get(&self, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner().get(key, deadline)
-    }
-    fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
-        self.inner().add(key, delta, deadline)
-    }
-    fn cas(
-        &self,
-        key: &str,
-        expected: Option<&[u8]>,
-        new: &[u8],
-        deadline: Instant,
-    ) -> Result<CasOutcome, StoreError> {
-        self.inner().compare_and_set(key, expected, new, deadline)
-    }
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        self.inner().wait(keys, deadline)
-    }
-    fn wait_change(
-        &self,
-        key: &str,
-        known: Option<&[u8]>,
-        deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        self.inner().wait_change(key, known, deadline)
-    }
-    fn delete(&self, key: &str, deadline: Instant) -> Result<bool, StoreError> {
-        self.inner().delete(key, deadline)
-    }
-    fn get_many(&self, keys: &[&str], deadline: Instant) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        keys.iter().map(|key| self.get(key, deadline)).collect()
-    }
-}
-
-#[derive(Debug)]
-struct Faulty<F>(F);
-
-impl<F: Fault> Store for Faulty<F> {
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
-        self.0.set(key, value, deadline)
-    }
-    fn get(&self, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        self.0.get(key, deadline)
-    }
-    fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
-        self.0.add(key, delta, deadline)
-    }
-    fn compare_and_set(
-        &self,
-        key: &str,
-        expected: Option<&[u8]>,
-        new: &[u8],
-        deadline: Instant,
-    ) -> Result<CasOutcome, StoreError> {
-        self.0.cas(key, expected, new, deadline)
-    }
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        self.0.wait(keys, deadline)
-    }
-    fn wait_change(
-        &self,
-        key: &str,
-        known: Option<&[u8]>,
-        deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        self.0.wait_change(key, known, deadline)
-    }
-    fn delete(&self, key: &str, deadline: Instant) -> Result<bool, StoreError> {
-        self.0.delete(key, deadline)
-    }
-    fn get_many(&self, keys: &[&str], deadline: Instant) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
-        self.0.get_many(keys, deadline)
-    }
-    fn max_value(&self) -> usize {
-        self.0.inner().max_value()
-    }
-}
-
 macro_rules! fault {
     ($name:ident: $($method:item)*) => {
         #[derive(Debug)]
-        struct $name(InProcessStore);
-        impl Fault for $name {
-            fn inner(&self) -> &InProcessStore {
-                &self.0
-            }
+        struct $name;
+        impl StoreIntercept for $name {
             $($method)*
         }
     };
 }
 
 fault! { AddInTwoSteps:
-    fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
-        let Some(sum) = self.0.add(key, 0, deadline)?.checked_add(delta) else {
-            return self.0.add(key, delta, deadline);
+    fn add(&self, inner: &dyn Store, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
+        let Some(sum) = inner.add(key, 0, deadline)?.checked_add(delta) else {
+            return inner.add(key, delta, deadline);
         };
         std::thread::sleep(Duration::from_micros(20));
-        self.0.set(key, sum.to_string().as_bytes(), deadline)?;
+        inner.set(key, sum.to_string().as_bytes(), deadline)?;
         Ok(sum)
     }
 }
 fault! { CompareInTwoSteps:
-    fn cas(&self, key: &str, expected: Option<&[u8]>, new: &[u8], deadline: Instant) -> Result<CasOutcome, StoreError> {
-        let current = self.0.get(key, deadline)?;
+    fn compare_and_set(&self, inner: &dyn Store, key: &str, expected: Option<&[u8]>, new: &[u8], deadline: Instant) -> Result<CasOutcome, StoreError> {
+        let current = inner.get(key, deadline)?;
         if current.as_deref() != expected {
             return Ok(CasOutcome::Current(current));
         }
         std::thread::sleep(Duration::from_micros(20));
-        self.0.set(key, new, deadline)?;
+        inner.set(key, new, deadline)?;
         Ok(CasOutcome::Swapped)
     }
 }
 fault! { EmptyIsAbsent:
-    fn cas(&self, key: &str, expected: Option<&[u8]>, new: &[u8], deadline: Instant) -> Result<CasOutcome, StoreError> {
+    fn compare_and_set(&self, inner: &dyn Store, key: &str, expected: Option<&[u8]>, new: &[u8], deadline: Instant) -> Result<CasOutcome, StoreError> {
         let expected = expected.filter(|value| !value.is_empty());
-        self.0.compare_and_set(key, expected, new, deadline)
+        inner.compare_and_set(key, expected, new, deadline)
     }
 }
 fault! { CountersWrap:
-    fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
-        match self.0.add(key, delta, deadline) {
+    fn add(&self, inner: &dyn Store, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
+        match inner.add(key, delta, deadline) {
             Err(StoreError::Counter { .. }) => {
-                self.0.set(key, delta.to_string().as_bytes(), deadline)?;
+                inner.set(key, delta.to_string().as_bytes(), deadline)?;
                 Ok(delta)
             }
             other => other,
@@ -234,32 +149,32 @@ fault! { CountersWrap:
     }
 }
 fault! { DeletesNothing:
-    fn delete(&self, key: &str, deadline: Instant) -> Result<bool, StoreError> {
-        Ok(self.0.get(key, deadline)?.is_some())
+    fn delete(&self, inner: &dyn Store, key: &str, deadline: Instant) -> Result<bool, StoreError> {
+        Ok(inner.get(key, deadline)?.is_some())
     }
 }
 fault! { KeysWithoutCase:
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
-        self.0.set(&key.to_lowercase(), value, deadline)
+    fn set(&self, inner: &dyn Store, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+        inner.set(&key.to_lowercase(), value, deadline)
     }
-    fn get(&self, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        self.0.get(&key.to_lowercase(), deadline)
+    fn get(&self, inner: &dyn Store, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
+        inner.get(&key.to_lowercase(), deadline)
     }
 }
 fault! { CutsAtNul:
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+    fn set(&self, inner: &dyn Store, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
         let value = value.split(|byte| *byte == 0).next().unwrap();
-        self.0.set(key, value, deadline)
+        inner.set(key, value, deadline)
     }
 }
 fault! { WaitsForTheFirstOnly:
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        self.0.wait(&keys[..keys.len().min(1)], deadline)
+    fn wait(&self, inner: &dyn Store, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
+        inner.wait(&keys[..keys.len().min(1)], deadline)
     }
 }
 fault! { NamesAllKeysAsMissing:
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        self.0.wait(keys, deadline).map_err(|error| match error {
+    fn wait(&self, inner: &dyn Store, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
+        inner.wait(keys, deadline).map_err(|error| match error {
             StoreError::Timeout { op, waited, .. } => {
                 StoreError::Timeout { op, keys: keys.iter().map(|k| (*k).to_owned()).collect(), waited }
             }
@@ -268,8 +183,8 @@ fault! { NamesAllKeysAsMissing:
     }
 }
 fault! { NeverWakes:
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        let absent = |key: &&&str| matches!(self.0.get(key, soon()), Ok(None));
+    fn wait(&self, inner: &dyn Store, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
+        let absent = |key: &&&str| matches!(inner.get(key, soon()), Ok(None));
         let keys: Vec<String> = keys.iter().filter(absent).map(|key| (*key).to_owned()).collect();
         if keys.is_empty() {
             return Ok(());
@@ -279,27 +194,27 @@ fault! { NeverWakes:
     }
 }
 fault! { PrefixesMeet:
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
-        self.0.set(&key.replace('/', ""), value, deadline)
+    fn set(&self, inner: &dyn Store, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+        inner.set(&key.replace('/', ""), value, deadline)
     }
-    fn get(&self, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        self.0.get(&key.replace('/', ""), deadline)
+    fn get(&self, inner: &dyn Store, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
+        inner.get(&key.replace('/', ""), deadline)
     }
 }
 fault! { WaitsForEver:
-    fn wait(&self, keys: &[&str], _: Instant) -> Result<(), StoreError> {
-        self.0.wait(keys, soon())
+    fn wait(&self, inner: &dyn Store, keys: &[&str], _: Instant) -> Result<(), StoreError> {
+        inner.wait(keys, soon())
     }
 }
 fault! { GivesUpEarly:
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        self.0.wait(keys, deadline.min(Instant::now() + Duration::from_millis(10)))
+    fn wait(&self, inner: &dyn Store, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
+        inner.wait(keys, deadline.min(Instant::now() + Duration::from_millis(10)))
     }
 }
 fault! { MissesDeletions:
-    fn wait_change(&self, key: &str, known: Option<&[u8]>, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
+    fn wait_change(&self, inner: &dyn Store, key: &str, known: Option<&[u8]>, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
         loop {
-            let seen = self.0.wait_change(key, known, deadline)?;
+            let seen = inner.wait_change(key, known, deadline)?;
             if seen.is_some() || known.is_none() {
                 return Ok(seen);
             }
@@ -308,65 +223,57 @@ fault! { MissesDeletions:
     }
 }
 fault! { ActsPastItsDeadline:
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
-        let outcome = self.0.set(key, value, deadline);
-        self.0.set(key, value, soon())?;
+    fn set(&self, inner: &dyn Store, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+        let outcome = inner.set(key, value, deadline);
+        inner.set(key, value, soon())?;
         outcome
     }
 }
 fault! { WritesInTwoSteps:
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
-        self.0.set(key, &value[..value.len() / 2], deadline)?;
+    fn set(&self, inner: &dyn Store, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+        inner.set(key, &value[..value.len() / 2], deadline)?;
         std::thread::sleep(Duration::from_micros(20));
-        self.0.set(key, value, deadline)
+        inner.set(key, value, deadline)
     }
 }
 fault! { TakesAnySize:
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
-        self.0.set(key, &value[..value.len().min(self.0.max_value())], deadline)
+    fn set(&self, inner: &dyn Store, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
+        inner.set(key, &value[..value.len().min(inner.max_value())], deadline)
     }
 }
 
-/// Reads several keys in an order of its own.
-#[derive(Debug)]
-struct ForgetsOrder(InProcessStore);
-
-impl Fault for ForgetsOrder {
-    fn inner(&self) -> &InProcessStore {
-        &self.0
-    }
-    fn get_many(&self, keys: &[&str], deadline: Instant) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+fault! { ForgetsOrder:
+    fn get_many(&self, inner: &dyn Store, keys: &[&str], deadline: Instant) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
         let mut keys = keys.to_vec();
         keys.reverse();
-        self.0.get_many(&keys, deadline)
+        inner.get_many(&keys, deadline)
     }
 }
 
 /// Lets one thread in at a time, blocked or not.
 #[derive(Debug)]
-struct OneAtATime(InProcessStore, Mutex<()>);
+struct OneAtATime(Mutex<()>);
 
-impl Fault for OneAtATime {
-    fn inner(&self) -> &InProcessStore {
-        &self.0
+impl StoreIntercept for OneAtATime {
+    fn add(&self, inner: &dyn Store, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
+        let _alone = self.0.lock().unwrap();
+        inner.add(key, delta, deadline)
     }
-    fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
-        let _alone = self.1.lock().unwrap();
-        self.0.add(key, delta, deadline)
-    }
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        let _alone = self.1.lock().unwrap();
-        self.0.wait(keys, deadline)
+    fn wait(&self, inner: &dyn Store, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
+        let _alone = self.0.lock().unwrap();
+        inner.wait(keys, deadline)
     }
 }
 
 /// Whether a clause finds a fault, in one of some tries: a race needs luck to be seen. What must happen is given
 /// little time, so that a fault that makes it never happen is found soon; too little time could only find more.
-fn finds<F: Fault>(clause: &str, tries: usize, fault: fn(InProcessStore) -> F) -> bool {
+fn finds<F: StoreIntercept + 'static>(clause: &str, tries: usize, fault: fn() -> F) -> bool {
     let (name, check) = *CLAUSES.iter().find(|(name, _)| *name == clause).unwrap();
     (0..tries).any(|_| {
-        let store = InProcessStore::with_limits(small_limits());
-        let open: Opener = Arc::new(move || Ok(Arc::new(Faulty(fault(store.clone()))) as Arc<dyn Store>));
+        // One map, and one fault, however often it is opened.
+        let inner = Arc::new(InProcessStore::with_limits(small_limits()));
+        let store: Arc<dyn Store> = Arc::new(InterceptedStore::new(inner, fault()));
+        let open: Opener = Arc::new(move || Ok(store.clone()));
         check_clause(&open, Duration::from_millis(300), name, check).is_err()
     })
 }
@@ -375,10 +282,10 @@ fn finds<F: Fault>(clause: &str, tries: usize, fault: fn(InProcessStore) -> F) -
 fn suite_finds_planted_faults() {
     macro_rules! planted {
         (OneAtATime) => {
-            |store| OneAtATime(store, Mutex::new(()))
+            || OneAtATime(Mutex::new(()))
         };
         ($fault:ident) => {
-            $fault
+            || $fault
         };
     }
     macro_rules! found {

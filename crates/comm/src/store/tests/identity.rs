@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -12,7 +12,7 @@ use eplb_core::RankId;
 use super::{shortly, soon, until};
 use crate::store::deadlines::after;
 use crate::store::identity::{Absent, EPOCH_KEY, EpochRecord, Formation, FormationError, Nonce};
-use crate::store::{CasOutcome, InProcessStore, Store, StoreError};
+use crate::store::{InProcessStore, InterceptedStore, Store, StoreError, StoreIntercept, StoreOp};
 
 /// What a start of a rank is given, most often.
 fn start(rank: u32, world: u32) -> Formation {
@@ -150,8 +150,8 @@ fn epoch_forms_without_those_who_do_not_come_or_do_not_accept() {
         start.accept = Duration::from_millis(500);
     }
     // The leader waits only when all who live have accepted what it has proposed: nobody is left out for being slow.
-    let waiting = Tapped::new(&store, |_, what| {
-        if what == "wait-change" {
+    let waiting = tapped(&store, |_, what| {
+        if what == StoreOp::WaitChange {
             until("all who live accepting", || {
                 let record = store.get(EPOCH_KEY, soon()).unwrap().unwrap();
                 let hello = |rank| store.get(&format!("hello/{rank}"), soon()).unwrap().unwrap();
@@ -194,7 +194,7 @@ fn leader_that_dies_after_its_proposal_is_replaced() {
     let old: Vec<Formation> = (0..3).map(|rank| start(rank, 3)).collect();
     let last = agreed(form_all(&store, &old, soon()), &old).epoch;
     // Rank 0 proposes an epoch with all and dies at once.
-    let dying = Tapped::new(&store, |_, what| if what == "wait-change" { Err(died()) } else { Ok(()) });
+    let dying = tapped(&store, |_, what| if what == StoreOp::WaitChange { Err(died()) } else { Ok(()) });
     let outcome = again(&old[0], last, &[0, 1, 2]).form(&dying, soon());
     assert_eq!(outcome, Err(FormationError::Store(died())));
     let mut survivors = [1, 2].map(|i| again(&old[i], last, &[1, 2]));
@@ -212,8 +212,8 @@ fn leaders_that_disagree_on_who_lives_end_in_the_epoch_of_the_lower() {
     let starts = [(0, &[0, 1, 2][..]), (1, &[1, 2]), (2, &[0, 1, 2])]
         .map(|(i, expected)| again(&old[i], last, expected));
     let (proposed, swaps) = (AtomicUsize::new(0), AtomicUsize::new(0));
-    let higher = Tapped::new(&store, |_, what| {
-        if what == "compare-and-set" && swaps.fetch_add(1, Ordering::SeqCst) == 1 {
+    let higher = tapped(&store, |_, what| {
+        if what == StoreOp::CompareAndSet && swaps.fetch_add(1, Ordering::SeqCst) == 1 {
             proposed.store(1, Ordering::SeqCst);
             until("the proposal of the lower", || leads(&store, 0));
         }
@@ -240,8 +240,8 @@ fn stopped_leader_that_resumes_cannot_form_its_old_epoch() {
     // Stopped before its second compare-and-set: all have accepted, and `formed` is about to be written.
     let (stopped, resume) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let swaps = AtomicUsize::new(0);
-    let stopping = Tapped::new(&store, |_, what| {
-        if what == "compare-and-set" && swaps.fetch_add(1, Ordering::SeqCst) == 1 {
+    let stopping = tapped(&store, |_, what| {
+        if what == StoreOp::CompareAndSet && swaps.fetch_add(1, Ordering::SeqCst) == 1 {
             stopped.store(1, Ordering::SeqCst);
             until("resuming", || resume.load(Ordering::SeqCst) == 1);
         }
@@ -307,7 +307,7 @@ fn rank_killed_at_any_operation_and_started_again_ends_in_one_epoch() {
         for operation in 0.. {
             let store = InProcessStore::new();
             let operations = AtomicUsize::new(0);
-            let killed = Tapped::new(&store, |count, _| {
+            let killed = tapped(&store, |count, _| {
                 operations.store(count, Ordering::SeqCst);
                 if count == operation { Err(died()) } else { Ok(()) }
             });
@@ -368,64 +368,28 @@ fn died() -> StoreError {
     StoreError::Lost { store: "test".to_owned(), cause: "this process was killed".to_owned() }
 }
 
-/// A store that calls `tap` with the number and name of each operation before it.
-struct Tapped<'a, F> {
-    inner: &'a InProcessStore,
+/// Calls `tap` with the number and kind of each operation before it.
+struct Tapped<F> {
     count: AtomicUsize,
     tap: F,
 }
 
-impl<'a, F: Fn(usize, &'static str) -> Result<(), StoreError> + Send + Sync> Tapped<'a, F> {
-    fn new(inner: &'a InProcessStore, tap: F) -> Self {
-        Self { inner, count: AtomicUsize::new(0), tap }
-    }
-
-    fn tap(&self, what: &'static str) -> Result<&InProcessStore, StoreError> {
-        (self.tap)(self.count.fetch_add(1, Ordering::SeqCst), what)?;
-        Ok(self.inner)
-    }
+/// A store that is tapped.
+fn tapped<F: Fn(usize, StoreOp) -> Result<(), StoreError> + Send + Sync>(
+    store: &InProcessStore,
+    tap: F,
+) -> InterceptedStore<Tapped<F>> {
+    InterceptedStore::new(Arc::new(store.clone()), Tapped { count: AtomicUsize::new(0), tap })
 }
 
-impl<F> fmt::Debug for Tapped<'_, F> {
+impl<F> fmt::Debug for Tapped<F> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Tapped")
     }
 }
 
-impl<F: Fn(usize, &'static str) -> Result<(), StoreError> + Send + Sync> Store for Tapped<'_, F> {
-    fn set(&self, key: &str, value: &[u8], deadline: Instant) -> Result<(), StoreError> {
-        self.tap("set")?.set(key, value, deadline)
-    }
-    fn get(&self, key: &str, deadline: Instant) -> Result<Option<Vec<u8>>, StoreError> {
-        self.tap("get")?.get(key, deadline)
-    }
-    fn add(&self, key: &str, delta: i64, deadline: Instant) -> Result<i64, StoreError> {
-        self.tap("add")?.add(key, delta, deadline)
-    }
-    fn compare_and_set(
-        &self,
-        key: &str,
-        expected: Option<&[u8]>,
-        new: &[u8],
-        deadline: Instant,
-    ) -> Result<CasOutcome, StoreError> {
-        self.tap("compare-and-set")?.compare_and_set(key, expected, new, deadline)
-    }
-    fn wait(&self, keys: &[&str], deadline: Instant) -> Result<(), StoreError> {
-        self.tap("wait")?.wait(keys, deadline)
-    }
-    fn wait_change(
-        &self,
-        key: &str,
-        known: Option<&[u8]>,
-        deadline: Instant,
-    ) -> Result<Option<Vec<u8>>, StoreError> {
-        self.tap("wait-change")?.wait_change(key, known, deadline)
-    }
-    fn delete(&self, key: &str, deadline: Instant) -> Result<bool, StoreError> {
-        self.tap("delete")?.delete(key, deadline)
-    }
-    fn max_value(&self) -> usize {
-        self.inner.max_value()
+impl<F: Fn(usize, StoreOp) -> Result<(), StoreError> + Send + Sync> StoreIntercept for Tapped<F> {
+    fn before(&self, operation: StoreOp, _keys: &[&str]) -> Result<(), StoreError> {
+        (self.tap)(self.count.fetch_add(1, Ordering::SeqCst), operation)
     }
 }
