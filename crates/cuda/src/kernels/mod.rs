@@ -11,8 +11,8 @@ mod crowd;
 mod image;
 mod launch;
 
-pub use crowd::Crowd;
 pub use args::{DeviceChoices, DeviceCounts, DeviceList, DeviceMaps, IdType};
 pub(crate) use compile::compile;
+pub use crowd::Crowd;
 pub use launch::Kernels;
 pub(crate) use launch::{Shape, start};
