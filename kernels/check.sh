@@ -82,7 +82,7 @@ done
 sanitize() {
   local name=$1 tool=$2 expected=$3
   shift 3
-  step "$name" 150 "$expected" compute-sanitizer --tool "$tool" --error-exitcode 99 "$@"
+  step "$name" 150 "$expected" compute-sanitizer --tool "$tool" --print-limit 5 --error-exitcode 99 "$@"
 }
 small=("$dir/small.vec" --exact --grids 3)
 sanitize memcheck memcheck 0 "$work/check" "${small[@]}"

@@ -524,6 +524,29 @@ static void sum_slots(void *argument) {
   free(serving);
 }
 
+/* Twin of eplb_checksum_parts of kernels/checksum.cu. */
+typedef struct { uint64_t base, rows, row_bytes, pitch, first_unit; unsigned tensor, sum; } Part;
+typedef struct { const Part *parts; uint64_t *sums; unsigned count; } Summing;
+#define GOLDEN 0x9e3779b97f4a7c15ull
+static void sum_parts(void *argument) {
+  Summing *summing = argument;
+  for (unsigned i = 0; i < summing->count; i++) {
+    const Part *part = &summing->parts[i];
+    uint64_t bytes = part->rows * part->row_bytes, key = mix(GOLDEN * (part->tensor + 1ull)), sum = mix(key ^ bytes);
+    for (uint64_t at = 0; at < bytes; at += 8) {
+      uint64_t word = 0;
+      for (uint64_t byte = at; byte < at + 8 && byte < bytes; byte++) {
+        const uint8_t *row = (const uint8_t *)(uintptr_t)(part->base + byte / part->row_bytes * part->pitch);
+        word |= (uint64_t)row[byte % part->row_bytes] << (byte - at) * 8;
+      }
+      uint64_t x = (word ^ (key + GOLDEN * (at / 8))) * 0xbf58476d1ce4e5b9ull, y = (x ^ x >> 32) * 0x94d049bb133111ebull;
+      sum += y ^ y >> 32;
+    }
+    __atomic_fetch_add(&summing->sums[part->sum], sum, __ATOMIC_RELAXED);
+  }
+  free(summing);
+}
+
 static CUresult call(Stream *stream, void (*function)(void *), const void *argument, size_t bytes) {
   void *copy = malloc(bytes);
   memcpy(copy, argument, bytes);
@@ -544,6 +567,10 @@ EXPORT CUresult cuLaunchKernel(const char *kernel, unsigned x, unsigned y, unsig
     Serving serving = {*(const unsigned **)arguments[0], *(const ServeTensor **)arguments[2], *(uint64_t **)arguments[4],
                        *(unsigned *)arguments[1], *(unsigned *)arguments[3]};
     return call(stream, sum_slots, &serving, sizeof serving);
+  }
+  if (!strcmp(kernel, "eplb_checksum_parts")) {
+    Summing summing = {*(const Part **)arguments[0], *(uint64_t **)arguments[3], *(unsigned *)arguments[1]};
+    return call(stream, sum_parts, &summing, sizeof summing);
   }
   if (strcmp(kernel, "eplb_commit") || *(unsigned *)arguments[4]) return INVALID_VALUE;
   List *list = malloc(sizeof *list);

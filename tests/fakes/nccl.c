@@ -125,7 +125,7 @@ static int all_joined(World *world) {
   return 1;
 }
 
-typedef struct { size_t size; unsigned magic, version; int blocking, cga, min_ctas, max_ctas; const char *net; int share; } Config;
+typedef struct { size_t size; unsigned magic, version; int blocking, cga, min_ctas, max_ctas; const char *net; int share, traffic; const char *name; } Config;
 
 /* Planted: the system refuses shared memory. */
 EXPORT int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config *config) {
@@ -135,8 +135,9 @@ EXPORT int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config
   if (config->blocking != 0) return fail(INVALID_USAGE, "this fake has only communicators that do not block");
   int device;
   if (cuCtxGetDevice(&device)) return fail(UNHANDLED_CUDA, "no context is current");
-  record("ncclCommInitRankConfig world=%lu rank=%d ranks=%d device=%d max_ctas=%d", (unsigned long)number, rank, ranks, device,
-         config->max_ctas);
+  record("ncclCommInitRankConfig world=%lu rank=%d ranks=%d device=%d cga=%d min_ctas=%d max_ctas=%d net=%s traffic=%d name=%s",
+         (unsigned long)number, rank, ranks, device, config->cga, config->min_ctas, config->max_ctas, config->net ? config->net : "-",
+         config->traffic, config->name ? config->name : "-");
   if (getenv("NCCL_DEBUG") && !strcmp(getenv("NCCL_DEBUG"), "INFO") && getenv("NCCL_DEBUG_FILE")) {
     FILE *told = fopen(getenv("NCCL_DEBUG_FILE"), "a");
     if (told) { fprintf(told, "rank %d nranks %d - Init COMPLETE\n", rank, ranks); fclose(told); }

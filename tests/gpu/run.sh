@@ -2,7 +2,8 @@
 # Runs eplb's checks and benches on this machine's GPUs: needs an NVIDIA driver and NCCL (the system's or PyTorch's), no Rust. Prints a table
 # and writes JSON. Usage: run.sh [OPTIONS] [OUTPUT_FOLDER], or with $OUT set; default ./out beside this file.
 #
-#   --budget S   seconds in all (default 900); a step that no longer fits is skipped, and named; below 600 files of steps take less of each kind
+#   --budget S   seconds in all (default 420, with --long 2400); a step that no longer fits is skipped, and named
+#   --long       more of each kind, and longer: 20,000 exchanges beside all-reduces in each mode, all settings; without it, what is left out is named
 #   --quick      few and small runs: the steps that say so
 #   --only LIST  files of steps/ to run, by name, separated by commas (such as exchanges,beside)
 #   --ranks N    ranks, one GPU each (default: all GPUs, at most 4)
@@ -10,13 +11,14 @@
 #   --list       print the files of steps, and stop
 #
 # Exit code 0: every step that was run held. A step that failed, or that could not run for want of a tool, is named and makes it 1; one
-# that was skipped for want of time or of GPUs is named, and does not.
+# that was skipped for want of time or of GPUs, or is left to --long, is named, and does not.
 set -u
 here=$(cd "$(dirname "$0")" && pwd)
-budget=${LIMIT:-900} quick=${QUICK:-} only='' tensors='' ranks=${RANKS:-} out=${OUT:-$here/out}
+budget=${LIMIT:-} long=${LONG:-} quick=${QUICK:-} only='' tensors='' ranks=${RANKS:-} out=${OUT:-$here/out}
 while [ $# -gt 0 ]; do
   case $1 in
     --budget) budget=$2; shift ;;
+    --long) long=1 ;;
     --quick) quick=1 ;;
     --only) only=$2; shift ;;
     --ranks) ranks=$2; shift ;;
@@ -27,6 +29,7 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+budget=${budget:-$([ -n "$long" ] && echo 2400 || echo 420)}
 mkdir -p "$out"
 : >"$out/errors.log"
 : >"$out/steps.jsonl"
@@ -42,8 +45,6 @@ export NCCL_NVLS_ENABLE=0 NCCL_DEBUG=${NCCL_DEBUG:-WARN} NCCL_DEBUG_FILE=/dev/st
 # Counted from the file: steps run in pipes, too.
 count() { grep -c "\"state\":\"$1\"" "$out/steps.jsonl"; }
 
-# Set where time is short.
-brief=$([ "$budget" -ge 600 ] || echo 1)
 left() { echo $((budget - SECONDS)); }
 
 # note NAME STATE SECONDS WHY: how a step ended.
@@ -54,6 +55,7 @@ note() {
   case $2 in
     failed) tail -n 4 "$out/errors.log" | cut -c1-300 >&2; echo "step $1 FAILED: $4" | tee -a "$out/errors.log" >&2 ;;
     skipped) echo "step $1 skipped: $4" >&2 ;;
+    'left out') ;;
   esac
 }
 
@@ -98,6 +100,11 @@ refused() {
 missing() { note "$1" failed 0 "$2"; }
 too_few() { note "$1" skipped 0 "$2"; }
 
+# longer WHAT: whether a file of steps may take its time; if not, what it leaves out is named.
+longer() {
+  [ -n "$long" ] || { note "$1" 'left out' 0 'it is for --long'; return 1; }
+}
+
 # field KEY JSON: a number or word of a flat JSON object.
 field() { sed -n "s/.*\"$1\":\"\{0,1\}\([^,\"}]*\).*/\1/p" <<<"$2"; }
 
@@ -108,13 +115,15 @@ heading() {
 
 # row JSON NOTE: a line of the table.
 row() {
-  local bytes staging
+  local bytes staging sends
+  sends=$(field sends_gbps "$1" | cut -c1-5)
+  [ "$sends" != null ] || sends=''
   bytes=$(field device_bytes "$1") staging=$(field staging_bytes "$1")
   printf '%-7s %-7s %5s %9.2f %9.2f %9.2f %9.1f %9s %6s %6s %6s %5s %8s %8s  %s\n' "$(field backend "$1")" "$(field placement "$1")" \
     "$(field ranks "$1")" "$(field ms_median "$1")" "$(field ms_min "$1")" "$(field ms_first "$1")" \
     "$(field gbps_worst_rank "$1")" "$(field link_gbps "$1" | cut -c1-7)" "$(field link_share "$1" | cut -c1-5)" \
     "$(field waves "$1")" "$(field moves "$1")" "$(field max_ctas "$1")" "$((${staging:-0} >> 20))" \
-    "$([ "$bytes" = null ] && echo - || echo $((${bytes:-0} >> 20)))" "$2"
+    "$([ "$bytes" = null ] && echo - || echo $((${bytes:-0} >> 20)))" "$2${sends:+ (plain sends $sends GB/s)}"
 }
 
 # exchange LEAST NOTE ARGUMENTS..: one bench, to the table and to exchange.jsonl.
@@ -145,13 +154,14 @@ if [ "$(count failed)" -gt 0 ] && [ "$ranks" -ge 2 ] && [ "$(left)" -gt 20 ]; th
     --iters 1 --warmup 0 --json >"$out/nccl.log" 2>&1
 fi
 state() { grep "\"state\":\"$1\"" "$out/steps.jsonl" | sed 's/{"step":"\([^"]*\)".*"why":"\([^"]*\)"}/   \1: \2/'; }
-ok=$(count ok) failed=$(count failed) skipped=$(count skipped)
+ok=$(count ok) failed=$(count failed) skipped=$(count skipped) left_out=$(count 'left out')
 {
-  printf '{"budget_s":%s,"seconds":%s,"gpus":%s,"ranks":%s,"ok":%s,"failed":%s,"skipped":%s,"steps":[' "$budget" "$SECONDS" "$devices" "$ranks" "$ok" "$failed" "$skipped"
+  printf '{"budget_s":%s,"seconds":%s,"gpus":%s,"ranks":%s,"ok":%s,"failed":%s,"skipped":%s,"left_out":%s,"steps":[' "$budget" "$SECONDS" "$devices" "$ranks" "$ok" "$failed" "$skipped" "$left_out"
   paste -sd, "$out/steps.jsonl"
   echo ']}'
 } >"$out/summary.json"
-echo "== $ok steps held, $failed failed, $skipped skipped, after $SECONDS s; results in $out"
+echo "== $ok steps held, $failed failed, $skipped skipped, $left_out left out, after $SECONDS s; results in $out"
 [ "$failed" -eq 0 ] || { echo failed:; state failed; }
 [ "$skipped" -eq 0 ] || { echo skipped:; state skipped; }
+[ "$left_out" -eq 0 ] || { echo 'left out (--long has them):'; state 'left out'; }
 exit $((failed > 0))

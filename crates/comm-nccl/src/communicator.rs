@@ -6,7 +6,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use eplb_comm::{
-    Carried, CommError, Communicator, Fence, FenceState, Launcher, Progress, Ticket, places_apart,
+    Bulletin, Carried, CommError, Communicator, Fence, FenceState, Launcher, Progress, Ticket, Timeline,
+    places_apart,
 };
 use eplb_core::{RankId, Transfer};
 
@@ -38,6 +39,7 @@ pub struct NcclCommunicator {
     attended: bool,
     /// Why the caller gave up, once it has.
     aborted: Option<String>,
+    bulletin: Option<Arc<dyn Bulletin>>,
 }
 
 #[derive(Debug)]
@@ -94,12 +96,24 @@ impl NcclCommunicator {
             thread,
             attended,
             aborted: None,
+            bulletin: None,
         }
+    }
+
+    /// With a way for its ranks to say something to each other at once, where they share memory: notes of an exchange then need no store.
+    pub fn with_bulletin(mut self, bulletin: Arc<dyn Bulletin>) -> Self {
+        self.bulletin = Some(bulletin);
+        self
     }
 
     /// A handle that launches waves, for [`Launch::Pump`](crate::Launch::Pump).
     pub fn pump(&self) -> Pump {
         Pump { shared: Arc::downgrade(&self.shared) }
+    }
+
+    /// Device memory of its own, staging and NCCL's apart: where messages are gathered, and lists of what to gather.
+    pub fn pool_bytes(&self) -> usize {
+        self.shared.pool_bytes()
     }
 
     fn open(&self, ticket: Ticket) -> Result<&Open, CommError> {
@@ -216,6 +230,14 @@ impl Communicator for NcclCommunicator {
 
     fn launcher(&self) -> Option<Arc<dyn Launcher>> {
         (self.attended && self.peers.len() > 1).then(|| Arc::new(self.pump()) as _)
+    }
+
+    fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
+        self.bulletin.clone()
+    }
+
+    fn observe(&mut self, timeline: &Arc<Timeline>) {
+        self.shared.observe(timeline);
     }
 }
 

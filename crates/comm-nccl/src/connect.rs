@@ -214,6 +214,7 @@ fn take(
         watched: Instant::now(),
         end: None,
         changes: 0,
+        timeline: None,
     };
     let shared = Shared::new(lane, counters, inline);
     let thread = match with_thread {
@@ -294,7 +295,7 @@ fn unique_id(library: &Library, group: &mut Group, deadline: Instant) -> Result<
 }
 
 /// Memory from which a first message goes to every peer, so that it opens what is registered now and not in the first wave: a slot of
-/// each tensor that is long enough, the same tensors on every rank.
+/// each tensor that is long enough, the same tensors on every rank, and staging.
 fn registered(memory: &DeviceMemory) -> Vec<u64> {
     let mut bases = Vec::new();
     let layout = memory.layout();
@@ -305,6 +306,9 @@ fn registered(memory: &DeviceMemory) -> Vec<u64> {
             }
         }
     }
+    let (staging, bytes) = memory.staging();
+    // `Peers::can_register` has seen that all ranks have as much.
+    bases.extend((bytes >= REGISTERED_GREETING_BYTES).then_some(staging));
     bases
 }
 

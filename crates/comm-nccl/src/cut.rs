@@ -61,7 +61,7 @@ pub(crate) fn least_pack_bytes() -> usize {
 pub(crate) const PACK_ALIGN: usize = 256;
 
 /// Alignment of a part in it: the widest word of the kernel that copies rows.
-const PART_ALIGN: usize = 16;
+pub(crate) const PART_ALIGN: usize = 16;
 
 /// The messages of a wave, group by group: those between ranks, in the order of the wave. Every rank gets the same.
 pub(crate) fn groups(peers: &Peers, transfers: &[Transfer], limits: Limits) -> Vec<Vec<Message>> {

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
 
-use eplb_comm::{CommError, Fence, Memory, Place};
+use eplb_comm::timeline::tell;
+use eplb_comm::{CommError, Fence, Memory, Moment, Place, Ticket, Timeline};
 use eplb_core::{RankId, Transfer};
 use eplb_cuda::{Context, CudaFence, CudaStream, DeviceBlock, DeviceMemory, Events, RowCopies, Rows};
 use nccl_rs::{Comm, Group};
@@ -88,6 +89,8 @@ pub(crate) struct Lane {
     pub(crate) watched: Instant,
     pub(crate) end: Option<Ending>,
     pub(crate) changes: u64,
+    /// Told what happens when, if there is one.
+    pub(crate) timeline: Option<Arc<Timeline>>,
 }
 
 /// How the lane ended.
@@ -101,6 +104,11 @@ pub(crate) struct Ending {
 impl Lane {
     pub(crate) fn context(&self) -> &Arc<Context> {
         self.memory.context()
+    }
+
+    /// Device memory that it took at start-up.
+    pub(crate) fn pool_bytes(&self) -> usize {
+        self.pack.bytes() + self.gather.as_ref().map_or(0, |_| RowCopies::DEVICE_BYTES)
     }
 
     /// Takes new waves.
@@ -180,6 +188,7 @@ impl Lane {
                     {
                         agreement.ready(wave.number, wave.hash)?;
                     }
+                    tell(&self.timeline, || Moment::Announced(Ticket(wave.number)));
                     wave.stage = Stage::Ready;
                     self.changes += 1;
                 }
@@ -243,6 +252,7 @@ impl Lane {
                 (at, Some(agreement.launched()))
             }
         };
+        tell(&self.timeline, || Moment::FirstEnqueued(Ticket(self.waves[at].number)));
         let rank = self.rank;
         if let Some(fence) = self.waves[at].after.state().as_any().downcast_ref::<CudaFence>() {
             for stream in [&self.messages, &self.copies] {
@@ -291,6 +301,7 @@ impl Lane {
                 for stream in [&self.messages, &self.copies] {
                     fences.push(self.events.record(stream, rank).map_err(|error| error.at(rank))?);
                 }
+                tell(&self.timeline, || Moment::AllEnqueued(Ticket(self.waves[at].number)));
                 self.waves[at].stage = Stage::Running { fences, position };
                 self.changes += 1;
                 return Ok(true);
@@ -408,6 +419,7 @@ impl Lane {
                 counter.fetch_add(bytes, Ordering::Relaxed);
                 self.counters.transfers.fetch_add(1, Ordering::Relaxed);
             }
+            tell(&self.timeline, || Moment::Landed(Ticket(wave.number)));
             wave.ticket.pass();
             self.changes += 1;
             if let (Some(agreement), Some(position)) = (&self.agreement, position) {

@@ -129,12 +129,16 @@ impl Peers {
         self.ranks.iter().any(|peer| peer.gaps.iter().flatten().any(|&gap| gap))
     }
 
-    /// Whether the memory of every rank can be registered: it is virtual, no rank has no slots, and each is a process of its own. With ranks
+    /// Whether the memory of every rank can be registered: it is virtual, no rank has no slots, all have as much staging, and each is a process of its own. With ranks
     /// in one process, NCCL 2.28.3 has died in exchanges between all pairs.
     pub(crate) fn can_register(&self) -> bool {
         let apart =
             |peer: &Peer| self.ranks.iter().filter(|other| other.process == peer.process).count() == 1;
-        self.ranks.iter().all(|peer| peer.is_virtual && !peer.extent.slots.is_empty() && apart(peer))
+        // Every rank opens the same memory in its first messages.
+        let alike = |peer: &Peer| peer.extent.staging_bytes == self.ranks[0].extent.staging_bytes;
+        self.ranks
+            .iter()
+            .all(|peer| peer.is_virtual && !peer.extent.slots.is_empty() && apart(peer) && alike(peer))
     }
 
     /// Whether any layer has several tensors of fewer bytes, so that they are gathered.

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use eplb_comm::store::{Group, PrefixStore};
 use eplb_comm::{CommError, Memory, Place};
-use eplb_core::{RankId, Transfer};
+use eplb_core::{LayerId, ModelLayout, RankId, Transfer};
 use eplb_cuda::{CudaStream, DeviceMemory, Events};
 use nccl_rs::Comm;
 
@@ -23,7 +23,23 @@ pub struct Sends {
     peers: Peers,
     stream: Arc<CudaStream>,
     events: Arc<Events>,
-    operations: usize,
+    limits: Limits,
+}
+
+/// The tensor of a layer with the most bytes.
+fn widest(layout: &ModelLayout, layer: LayerId) -> (usize, usize) {
+    let tensors = layout.layer(layer).tensors().iter().map(|tensor| tensor.rows * tensor.row_bytes);
+    tensors.enumerate().max_by_key(|&(number, bytes)| (bytes, std::cmp::Reverse(number))).unwrap_or((0, 0))
+}
+
+/// Whether what is gathered of an expert is no longer than its widest tensor, in every layer.
+fn gathers(layout: &ModelLayout, below: usize) -> bool {
+    (0..layout.layers()).map(LayerId::at).all(|layer| {
+        let tensors = layout.layer(layer).tensors().iter().map(|tensor| tensor.rows * tensor.row_bytes);
+        let gathered: usize =
+            tensors.filter(|&bytes| bytes < below).map(|bytes| bytes + cut::PART_ALIGN).sum();
+        gathered <= widest(layout, layer).1
+    })
 }
 
 impl Sends {
@@ -53,19 +69,22 @@ impl Sends {
         let events = Events::new(&context, 2)?;
         let _entered = context.enter()?;
         let comm = begin(backend, &mut group, &options.config, deadline)?;
-        Ok(Self { comm, memory, peers, stream, events, operations: options.operations })
+        let gather_below =
+            if gathers(memory.layout(), options.gather_below) { options.gather_below } else { 0 };
+        let limits = Limits { operations: options.operations.max(1), pack_bytes: usize::MAX, gather_below };
+        Ok(Self { comm, memory, peers, stream, events, limits })
     }
 
-    /// Carries this rank's part of the transfers, which are the same on all ranks; how long it took. Where places meet, the bytes that
-    /// end up there are any of those sent.
+    /// Carries as many bytes between the same ranks in as many messages as a wave of these transfers would, which are the same on all ranks;
+    /// how long it took. Which bytes end up in the places of the transfers is left open: what would be gathered is taken from the widest
+    /// tensor, and places may meet.
     ///
     /// # Errors
     /// NCCL or the device failed, or the deadline passed.
     pub fn carry(&mut self, transfers: &[Transfer], deadline: Instant) -> Result<Duration, NcclCommError> {
         let rank = self.memory.rank();
         let nccl = |error| foreign(error, rank);
-        let limits = Limits { operations: self.operations, pack_bytes: 0, gather_below: 0 };
-        let groups = cut::groups(&self.peers, transfers, limits);
+        let groups = cut::groups(&self.peers, transfers, self.limits);
         let _entered = self.memory.context().enter()?;
         let library = self.comm.library().clone();
         let start = Instant::now();
@@ -78,7 +97,12 @@ impl Sends {
                     (false, true) => Place::landing(transfer),
                     (false, false) => continue,
                 };
-                let run = self.memory.rows(place, message.parts[0].tensor)?;
+                // As long as all that is gathered, so it is long enough.
+                let tensor = match message.packed {
+                    true => widest(self.memory.layout(), transfer.layer).0,
+                    false => message.parts[0].tensor,
+                };
+                let run = self.memory.rows(place, tensor)?;
                 let stream = self.stream.as_raw();
                 let sent = if transfer.source == rank {
                     // SAFETY: a place of this rank's memory, which lives, and so does the stream; which bytes others see in it

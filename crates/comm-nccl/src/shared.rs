@@ -5,7 +5,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, Instant};
 
 use eplb_comm::host::HostFence;
-use eplb_comm::{Carried, CommError, FenceState};
+use eplb_comm::{Carried, CommError, FenceState, Timeline};
 
 use crate::lane::{Lane, Leave, Pace, Wave};
 
@@ -86,6 +86,15 @@ impl Shared {
     pub(crate) fn push(&self, wave: Wave) {
         self.inbox().waves.push(wave);
         self.changed.notify_all();
+    }
+
+    /// Tells a recorder what happens from now on.
+    pub(crate) fn observe(&self, timeline: &Arc<Timeline>) {
+        self.lane.lock().unwrap_or_else(PoisonError::into_inner).timeline = Some(timeline.clone());
+    }
+
+    pub(crate) fn pool_bytes(&self) -> usize {
+        self.lane.lock().unwrap_or_else(PoisonError::into_inner).pool_bytes()
     }
 
     /// Why no wave is taken any more.

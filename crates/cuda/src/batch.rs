@@ -37,6 +37,9 @@ struct List {
 }
 
 impl RowCopies {
+    /// Device memory that it takes.
+    pub const DEVICE_BYTES: usize = LISTS * ENTRIES * RowCopy::BYTES;
+
     /// Takes memory for lists, on the host and on the device.
     ///
     /// # Errors

@@ -48,6 +48,11 @@ impl DeviceStream {
         Ok(self)
     }
 
+    /// Device memory that commits take beside slots and staging.
+    pub fn pool_bytes(&self) -> usize {
+        self.batch.as_ref().map_or(0, |_| RowCopies::DEVICE_BYTES)
+    }
+
     /// The stream.
     pub fn stream(&self) -> &Arc<CudaStream> {
         &self.stream

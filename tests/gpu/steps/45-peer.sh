@@ -2,22 +2,23 @@
 # stopped or killed in the middle of an exchange.
 if [ "$ranks" -ge 2 ]; then
   heading
+  [ -n "$quick" ] || longer 'peer: random and plan between processes, other stagings and limits, 50,000 exchanges, a rank that is killed' || true
   # An option may be given once: how many exchanges is said by each line.
   full="--backend peer --ranks $ranks"
   [ -z "$quick" ] || full="$full --layers 2"
-  for placement in few2 shift $([ -n "$brief" ] || echo random plan); do
+  for placement in few2 shift $([ -z "$long" ] || echo random plan); do
     # shellcheck disable=SC2086
     exchange 8 processes $full --iters 6 --processes --placement $placement --timeline "$out/peer.$placement"
   done
   # shellcheck disable=SC2086
   {
     exchange 8 'staging 128 MiB' $full --iters 6 --placement shift --staging-bytes 134217728
-    [ -n "$brief" ] || exchange 8 'staging 64 MiB' $full --iters 6 --placement shift --staging-bytes 67108864
-    [ -n "$brief" ] || exchange 8 'no staging' $full --iters 6 --placement few2 --drain-only
+    [ -z "$long" ] || exchange 8 'staging 64 MiB' $full --iters 6 --placement shift --staging-bytes 67108864
+    [ -z "$long" ] || exchange 8 'no staging' $full --iters 6 --placement few2 --drain-only
     exchange 8 'steps of 20 ms' $full --placement random --iters 3 --warmup 1 --step-ms 20
-    [ -n "$brief" ] || exchange 8 'steps of 20 ms, in place' $full --placement few2 --iters 3 --warmup 1 --step-ms 20 --drain-only
-    for most in 50 $([ -n "$brief" ] || echo 150); do exchange 8 "at most $most GB/s" $full --placement random --iters 3 --max-gbps $most; done
-    seconds=$([ -n "$quick" ] && echo 2 || { [ -n "$brief" ] && echo 4 || echo 8; })
+    [ -z "$long" ] || exchange 8 'steps of 20 ms, in place' $full --placement few2 --iters 3 --warmup 1 --step-ms 20 --drain-only
+    for most in 50 $([ -z "$long" ] || echo 150); do exchange 8 "at most $most GB/s" $full --placement random --iters 3 --max-gbps $most; done
+    seconds=$([ -n "$quick" ] && echo 2 || { [ -z "$long" ] && echo 4 || echo 60; })
     exchange $((seconds + 8)) 'small, beside all-reduces' --backend peer --ranks "$ranks" --beside 1048576 --layers 1 --tensors 65536,1024 \
       --placement few2 --iters 50000 --for-seconds "$seconds"
     exchange $((seconds + 8)) 'full size, beside all-reduces' $full --beside 1048576 --placement random --iters 200 --for-seconds "$seconds"
@@ -26,7 +27,7 @@ if [ "$ranks" -ge 2 ]; then
   }
   if [ "$ranks" -ge 3 ] && [ -z "$quick" ]; then
     # One that is killed is among `checks`, too.
-    for way in $([ -n "$brief" ] || echo kill) --stop; do
+    for way in $([ -z "$long" ] || echo kill) --stop; do
       [ "$way" != kill ] || way=''
       fate=$([ -z "$way" ] && echo killed || echo stopped)
       # shellcheck disable=SC2086

@@ -5,9 +5,12 @@ if [ "$ranks" -ge 2 ]; then
   elif [ -n "$quick" ]; then
     too_few 'beside vLLM' 'it is left out of --quick'
   else
+    theirs=pynccl ours=nccl,peer most=90
+    if longer 'beside vLLM: smaller chunks, ranks that are processes, registered memory'; then
+      theirs=pynccl,pynccl-chunks ours=nccl,nccl-chunks,nccl-processes,nccl-registered,peer most=240
+    fi
     # Staging and what packs messages are 256 MiB together.
-    step "beside vLLM" 55 150 python3 "$here/peers/exchange.py" --eplb "$eplb" --files "$here/vllm" --ranks "$ranks" --turns 1 --iters 6 --theirs pynccl,pynccl-chunks \
-      --ours nccl,nccl-chunks,nccl-registered,peer \
-      --more=--staging-bytes=251658240 --limit $(($(left) < 140 ? $(left) - 5 : 135)) --out "$out/vllm"
+    step "beside vLLM" 45 $most python3 "$here/peers/exchange.py" --eplb "$eplb" --files "$here/vllm" --ranks "$ranks" --turns 1 --iters 6 --theirs $theirs \
+      --ours $ours --more=--staging-bytes=251658240 --limit $(($(left) < most ? $(left) - 5 : most - 5)) --out "$out/vllm"
   fi
 fi

@@ -1,10 +1,10 @@
 # Exchanges beside a thread that runs NCCL's all-reduces of the server's own communicator on the same GPUs: launched by a thread of ours, by the
-# server's steps, by those while NCCL orders launches itself, and over the communicator that the server lends. As many as fit, up to 20,000 small and
-# 200 full ones of each: `iters` says how many.
+# server's steps, by those while NCCL orders launches itself, and over the communicator that the server lends. With --long 20,000 small and 200 full
+# ones in each mode, as far as time goes: `iters` says how many.
 if [ "$ranks" -ge 2 ]; then
   heading
-  seconds=$(($(left) / 16))
-  seconds=$((seconds > 80 ? 80 : seconds < 4 || ${quick:-0} ? 4 : seconds))
+  small=4 full=4
+  if [ -z "$quick" ] && longer '20,000 small and 200 full exchanges beside all-reduces, in every mode'; then small=150 full=60; fi
   beside="--backend nccl --ranks $ranks --beside 1048576 --placement random"
   for mode in 'from a thread' 'in steps' 'in steps, launch order implicit' 'lent'; do
     more='' order=${NCCL_LAUNCH_ORDER_IMPLICIT:-0}
@@ -14,9 +14,11 @@ if [ "$ranks" -ge 2 ]; then
       lent) more='--launch-in-steps --lent' ;;
     esac
     # shellcheck disable=SC2086
-    NCCL_LAUNCH_ORDER_IMPLICIT=$order exchange $((seconds + 8)) "small, $mode" $beside --layers 2 --tensors 65536,1024 --iters 20000 --for-seconds $seconds $more
-    # shellcheck disable=SC2086
-    NCCL_LAUNCH_ORDER_IMPLICIT=$order exchange $((seconds / 2 + 10)) "full size, $mode" $beside --iters 200 --for-seconds $((seconds / 2)) $more
+    NCCL_LAUNCH_ORDER_IMPLICIT=$order exchange $((small + 8)) "small, $mode" $beside --layers 2 --tensors 65536,1024 --iters 20000 --for-seconds $small $more
+    if [ -n "$long" ] || [ "$mode" = 'from a thread' ] || [ "$mode" = 'in steps' ]; then
+      # shellcheck disable=SC2086
+      NCCL_LAUNCH_ORDER_IMPLICIT=$order exchange $((full + 10)) "full size, $mode" $beside --iters 200 --for-seconds $full $more
+    fi
   done
   # A thread beside a server whose NCCL takes launches from one thread is refused, and does not race.
   # shellcheck disable=SC2086

@@ -6,7 +6,7 @@ serve() {
   grep -v '^ *#' "$out/engine-${name// /-}.txt" | tail -n 8 | cut -c1-200
 }
 if [ "$ranks" -ge 2 ] && [ -z "$quick" ]; then
-  [ "$ranks" -lt 4 ] || [ -n "$brief" ] || serve 'four over peer' 15 --gpu peer --ranks 4 --slots 80 --steps 400 --interval-ms 50 --expert-kib 256
+  [ "$ranks" -lt 4 ] || ! longer 'engine: four over peer' || serve 'four over peer' 15 --gpu peer --ranks 4 --slots 80 --steps 400 --interval-ms 50 --expert-kib 256
   [ "$ranks" -lt 4 ] || serve 'four over peer, staged' 15 --gpu peer --ranks 4 --slots 64 --steps 150 --interval-ms 50 --expert-kib 1024
   serve 'over nccl' 15 --gpu nccl --ranks "$ranks" --slots 80 --steps 200 --interval-ms 50 --expert-kib 256
 fi

@@ -20,10 +20,11 @@ elif ! python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2
 else
   step 'beside PyTorch' 30 60 bash -c "beside_torch --ranks $((ranks < 4 ? 2 : 4)) --limit 50" >"$out/beside_torch.jsonl"
   grep '"rank": 0\|"ok": false' "$out/beside_torch.jsonl" | cut -c1-200
-  for stage in $([ -n "$brief" ] || echo vllm engine); do
+  longer 'beside PyTorch: a value spoiled in vllm and in engine, the demo server over peer' || true
+  for stage in $([ -z "$long" ] || echo vllm engine); do
     refused "beside PyTorch, a value spoiled in $stage" 20 35 bash -c "beside_torch --ranks 2 --limit 30 --plant $stage"
   done
-  for carrier in $([ -n "$brief" ] || echo peer) nccl; do
+  for carrier in $([ -z "$long" ] || echo peer) nccl; do
     step "demo server over $carrier" 30 45 bash -c "serve --ranks 2 --steps 100 --transport $carrier --limit 30" | grep -v '^{'
   done
   refused 'demo server, a value spoiled' 20 30 bash -c 'serve --ranks 2 --steps 100 --plant 50 --limit 25'

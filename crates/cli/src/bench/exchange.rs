@@ -36,15 +36,16 @@ pub(crate) struct Exchange {
     #[arg(long, default_value_t = 16, value_name = "R")]
     redundant: usize,
 
-    /// Bytes of each tensor of an expert; by default 44 MB of a large model on devices, 1 MiB on host memory
-    #[arg(long, value_delimiter = ',', value_name = "B,B,..")]
-    tensors: Option<Vec<usize>>,
+    /// Bytes of each tensor of an expert, several lists for the layers in turn; by default 44 MB of a large model on devices, 1 MiB on host
+    /// memory
+    #[arg(long, value_name = "B,B,..[/B,B,..]", value_parser = sizes)]
+    tensors: Option<Sizes>,
 
     /// Gap in bytes behind each of ROWS rows of every tensor whose size divides by ROWS
     #[arg(long, value_name = "BYTES:ROWS", value_parser = gaps)]
     gaps: Option<(usize, usize)>,
 
-    /// What moves: same, few2, shift, random or plan
+    /// What moves: same, few2, shift, random, plan or holes (random, with slots that are emptied and filled with copies)
     #[arg(long, default_value = "random")]
     placement: Moves,
 
@@ -67,6 +68,18 @@ pub(crate) struct Exchange {
     /// Whether transfers of a wave run while the wave before moves, is decided and committed (default: but over NCCL)
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     overlap: Option<bool>,
+
+    /// Most bytes that a wave carries into a rank and out of one (default: what is predicted to take the least time)
+    #[arg(long, value_name = "BYTES")]
+    wave_bytes: Option<u64>,
+
+    /// Measure plain sends of NCCL between the same pairs, too, over a communicator with the same options (nccl and pynccl)
+    #[arg(long, conflicts_with = "beside")]
+    sends: bool,
+
+    /// Check slots by the checksum kernel, too, on devices
+    #[arg(long)]
+    checksums: bool,
 
     /// Let only what cannot be drained go through staging
     #[arg(long)]
@@ -95,6 +108,18 @@ pub(crate) struct Exchange {
     /// Most thread blocks that a group of NCCL may take
     #[arg(long, value_name = "N")]
     max_ctas: Option<u32>,
+
+    /// Thread blocks per cluster of NCCL's kernels, 0 to 8
+    #[arg(long, value_name = "N")]
+    cga_cluster_size: Option<u32>,
+
+    /// Network module of NCCL, such as IB or Socket
+    #[arg(long, value_name = "NAME")]
+    net_name: Option<String>,
+
+    /// Traffic class of NCCL on networks that know them
+    #[arg(long, value_name = "N")]
+    traffic_class: Option<i32>,
 
     /// Most sends and receives of a rank in one group of NCCL
     #[arg(long, value_name = "N")]
@@ -201,6 +226,17 @@ fn on_host(args: &Exchange) -> bool {
     args.backend == BackendArg::Peer && eplb_cuda::probe().is_err()
 }
 
+/// Bytes of tensors, of layers in turn.
+type Sizes = Vec<Vec<usize>>;
+
+fn sizes(text: &str) -> Result<Sizes, String> {
+    let wrong = |text: &str| format!("{text:?} is no list of sizes in bytes, such as 4096,512");
+    let layer = |text: &str| -> Result<Vec<usize>, String> {
+        text.split(',').map(|size| size.trim().parse().map_err(|_| wrong(text))).collect()
+    };
+    text.split('/').map(layer).collect()
+}
+
 fn gaps(text: &str) -> Result<(usize, usize), String> {
     let wrong = || format!("{text:?} is not BYTES:ROWS with at least one row");
     let (gap, rows) = text.split_once(':').ok_or_else(wrong)?;
@@ -234,7 +270,7 @@ impl Exchange {
             layers: self.layers,
             experts: self.experts,
             redundant: self.redundant,
-            tensors: self.tensors.clone().unwrap_or(tensors),
+            tensors: self.tensors.clone().unwrap_or_else(|| vec![tensors]),
             gaps: self.gaps,
             moves: self.placement,
             iterations: self.iters,
@@ -242,13 +278,22 @@ impl Exchange {
             warmup: self.warmup,
             staging_bytes: self.staging_bytes,
             overlap: self.overlap,
+            wave_bytes: self.wave_bytes,
+            sends: self.sends,
+            checksums: self.checksums,
             followers: !self.drain_only,
             streams: self.streams,
             max_gbps: self.max_gbps,
             nodes: self.nodes,
             timeline: self.timeline.clone(),
-            min_ctas: self.min_ctas,
-            max_ctas: self.max_ctas,
+            config: nccl_rs::Config {
+                min_ctas: self.min_ctas,
+                max_ctas: self.max_ctas,
+                cga_cluster_size: self.cga_cluster_size,
+                net_name: self.net_name.clone(),
+                traffic_class: self.traffic_class,
+                name: Some("eplb".into()),
+            },
             operations: self.operations,
             gather_below: self.gather_below,
             margin: self.margin,
@@ -369,25 +414,29 @@ pub(super) fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exch
         "bytes_worst_rank": report.bytes_worst_rank,
         "gbps_worst_rank": number(report.gbps_worst_rank),
         "staging_bytes": report.staging_bytes,
+        "pool_bytes": report.pool_bytes,
         "device_bytes": report.device_bytes,
         "waves": report.waves,
         "moves": report.moves,
         "staged": report.staged,
         "verified": report.verified,
+        "checksums": bench.checksums,
         "link_gbps": optional(report.link_gbps),
         "link_share": optional(report.link_gbps.map(|link| report.gbps_worst_rank / link)),
         "bytes_busiest_port": report.bytes_busiest_port,
         "port_gbps": optional(report.port_gbps),
         "ms_bound": optional(report.ms_bound()),
         "bound_share": optional(report.ms_bound().map(|bound| bound / report.ms_median)),
+        "sends_gbps": optional(report.sends_gbps),
+        "sends_share": optional(report.sends_gbps.map(|sends| report.gbps_worst_rank / sends)),
         "nodes": bench.nodes,
         "max_gbps": optional(bench.max_gbps),
         "pull_cpu_moving": optional(report.pull_cpu.map(|(moving, _)| moving)),
         "pull_cpu_idle": optional(report.pull_cpu.map(|(_, idle)| idle)),
         "steps": report.steps,
         "stall_us_max": number(report.stall_us_max),
-        "min_ctas": bench.min_ctas,
-        "max_ctas": bench.max_ctas,
+        "min_ctas": bench.config.min_ctas,
+        "max_ctas": bench.config.max_ctas,
         "iters": report.ms.len(),
         "checks": report.checks,
     });

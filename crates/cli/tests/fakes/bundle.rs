@@ -45,16 +45,31 @@ fn a_run_whose_steps_hold_is_good_and_says_what_it_left_out() {
             ("10-first.sh", "step one 1 60 true | cat\nrefused planted 1 60 false\n"),
             (
                 "20-second.sh",
-                "step 'never begun' 5000 6000 false\ntoo_few 'four ranks' 'it wants four GPUs'\n",
+                "step 'never begun' 5000 6000 false\ntoo_few 'four ranks' 'it wants four GPUs'\n\
+                 if longer 'all of it'; then step 'all of it' 1 60 true; fi\n",
             ),
         ],
         &["--budget", "1000"],
     );
     assert_eq!(ran.code, Some(0), "{}", ran.stdout);
-    let expected = [("one", "ok"), ("planted", "ok"), ("never begun", "skipped"), ("four ranks", "skipped")];
+    let expected = [
+        ("one", "ok"),
+        ("planted", "ok"),
+        ("never begun", "skipped"),
+        ("four ranks", "skipped"),
+        ("all of it", "left out"),
+    ];
     assert_eq!(states(&ran), expected.map(|(a, b)| (a.to_owned(), b.to_owned())));
     assert!(ran.stdout.contains("never begun") && ran.stdout.contains("four GPUs"), "{}", ran.stdout);
+    assert!(ran.stdout.contains("1 left out") && ran.stdout.contains("all of it"), "{}", ran.stdout);
     assert_eq!((&ran.summary["failed"], &ran.summary["skipped"]), (&0.into(), &2.into()));
+    let ran = run(&[("10-a.sh", "if longer it; then step it 1 60 true; fi\n")], &["--long"]);
+    assert_eq!(
+        (ran.code, states(&ran)),
+        (Some(0), vec![("it".to_owned(), "ok".to_owned())]),
+        "{}",
+        ran.stdout
+    );
 }
 
 #[test]

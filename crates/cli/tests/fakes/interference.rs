@@ -4,7 +4,7 @@ use crate::libraries::{Run, eplb};
 
 fn interference(backend: &str, variables: &[(&str, &str)]) -> Run {
     let small = "bench interference --layers 2 --experts 16 --redundant 4 --tensors 1000,64,7 --ranks 2 --load tiny --seconds 0.1";
-    let arguments: Vec<&str> = small.split(' ').chain(["--backend", backend, "--patience", "8"]).collect();
+    let arguments: Vec<&str> = small.split(' ').chain(["--backend", backend, "--patience", "60"]).collect();
     eplb(&arguments, variables)
 }
 

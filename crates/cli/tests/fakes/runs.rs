@@ -1,7 +1,5 @@
 //! Runs on the fakes: right bytes, no forbidden call, and an end with a name whatever is planted.
 
-use std::time::{Duration, Instant};
-
 use crate::audit::audit;
 use crate::libraries::{Run, eplb, exchange, exchange_over};
 use crate::log::{Call, Log};
@@ -192,6 +190,47 @@ fn commits_are_one_launch_each_where_there_is_a_kernel() {
 }
 
 #[test]
+fn slots_are_emptied_and_filled_and_checksums_are_those_of_the_twin() {
+    let folder = machine_code();
+    let variables = [("EPLB_FAKE_KERNELS", "1"), ("EPLB_KERNELS", folder.path().to_str().unwrap())];
+    for backend in ["nccl", "peer"] {
+        let arguments = ["--placement", "holes", "--gaps", "24:8", "--checksums", "--iters", "4"];
+        let run = exchange_over(backend, &arguments, &variables);
+        assert!(run.ok, "{}", run.stderr);
+        let report = run.json();
+        assert!(report["verified"] == true && report["checksums"] == true, "{report}");
+        let is_sum = |call: &&Call| call.text("kernel") == "eplb_checksum_parts";
+        assert!(run.log.0.iter().filter(is_sum).count() > 10);
+        // One that is not computed is not right.
+        let forgotten = [&variables[..], &[("EPLB_FAKE_FAULT", "eplb_checksum_parts:3")]].concat();
+        let run = exchange_over(backend, &arguments, &forgotten);
+        assert!(!run.ok && run.stderr.contains("bytes are wrong"), "{}", run.stderr);
+    }
+}
+
+#[test]
+fn options_of_communicators_reach_nccl() {
+    let options = "--min-ctas 4 --max-ctas 12 --cga-cluster-size 2 --net-name Socket --traffic-class 3";
+    let run = exchange(&[&["--ranks", "2"], &options.split(' ').collect::<Vec<_>>()[..]].concat(), &[]);
+    assert!(run.ok, "{}", run.stderr);
+    let made: Vec<&Call> =
+        run.log.0.iter().filter(|call| call.name == "ncclCommInitRankConfig").collect();
+    let expected = ["4", "12", "2", "Socket", "3", "eplb"];
+    for call in &made {
+        assert_eq!(["min_ctas", "max_ctas", "cga", "net", "traffic", "name"].map(|key| call.text(key)), expected);
+    }
+    assert_eq!(made.len(), 2);
+}
+
+#[test]
+fn plain_sends_are_measured_where_asked_for() {
+    let run = exchange(&["--placement", "random", "--sends"], &[]);
+    assert!(run.ok && run.json()["sends_gbps"].as_f64().unwrap() > 0.0, "{}", run.stderr);
+    let run = exchange(&["--placement", "random"], &[]);
+    assert!(run.ok && run.json()["sends_gbps"].is_null(), "{}", run.stderr);
+}
+
+#[test]
 fn a_single_rank_makes_no_communicator() {
     let run = exchange(&["--ranks", "1"], &[]);
     assert!(run.ok, "{}", run.stderr);
@@ -226,14 +265,12 @@ fn a_forgotten_copy_is_found() {
     }
 }
 
-/// Ends with an error that names what was planted, long before anyone would lose patience.
+/// Ends by itself with an error that names what was planted.
 fn fails(fault: &str, words: &[&str]) {
-    let start = Instant::now();
-    let run = exchange(&["--placement", "random"], &[("EPLB_FAKE_FAULT", fault)]);
+    let run = exchange(&["--placement", "random", "--patience", "24"], &[("EPLB_FAKE_FAULT", fault)]);
     assert!(!run.ok, "{fault}");
     assert_eq!(run.log.count("planted"), 1, "{fault}");
     assert!(words.iter().all(|word| run.stderr.contains(word)), "{fault}: {}", run.stderr);
-    assert!(start.elapsed() < Duration::from_secs(40), "{fault} took {:?}", start.elapsed());
 }
 
 #[test]

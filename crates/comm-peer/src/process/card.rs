@@ -45,6 +45,8 @@ pub(super) enum Memory {
     Host { bytes: usize, nonce: [u64; 2], tags: usize, blocks: Vec<Vec<usize>>, staging: usize },
     /// Device memory: its allocations, where slots lie in them (`[layer][tensor]`), and where a mark of `seed` lies.
     Device { ranges: Vec<Vec<Chunk>>, spots: Vec<Vec<Spot>>, mark: Spot, seed: u64 },
+    /// It need not be: another backend carries the bytes.
+    Elsewhere,
 }
 
 impl Memory {
@@ -54,6 +56,7 @@ impl Memory {
             Self::None { .. } => "no memory for others",
             Self::Host { .. } => "host memory",
             Self::Device { .. } => "device memory",
+            Self::Elsewhere => "memory that another backend reaches",
         }
     }
 }
@@ -112,6 +115,9 @@ impl Card {
                     }
                 });
             }
+            Memory::Elsewhere => {
+                out.word(3);
+            }
         }
         out.0
     }
@@ -140,6 +146,7 @@ impl Card {
                 let spots = card.table(Reader::spot)?;
                 Memory::Device { seed, mark, spots, ranges: card.table(Reader::chunk)? }
             }
+            3 => Memory::Elsewhere,
             _ => return None,
         };
         let card_is_whole = card.0.is_empty() && slots.start <= slots.end;

@@ -9,6 +9,7 @@
 //! socket, within milliseconds; what it had given stays mapped, so that copies under way end in what was there. A peer that is stopped is
 //! noticed by the deadline of the wave.
 
+mod alone;
 mod bulletin;
 mod card;
 mod device;
@@ -19,6 +20,7 @@ mod page;
 mod socket;
 mod trial;
 
+pub use alone::join_bulletin;
 pub use device::{Joined, join_device};
 pub use error::PeerError;
 pub use host::join_host;

@@ -9,7 +9,7 @@ use eplb_comm::store::{InProcessStore, Store};
 use eplb_comm_gloo::{GlooCommunicator, Options, Plain, PlainLoop};
 use eplb_core::{LayerId, ModelLayout, RankId, Topology};
 
-use super::links::{self, Task};
+use super::links::{self, Plains, Task};
 use super::ranks::{Parts, Ranks, boxed};
 use super::{ExchangeBench, host_bytes};
 use crate::error::EngineError;
@@ -49,7 +49,7 @@ pub(super) fn ranks(
             stream: Box::new(stream),
             communicator: boxed(communicator),
             inspect: Box::new(memory),
-            plain: Some(Box::new(Link { rank, plain })),
+            links: Plains { copies: Some(Box::new(Link { rank, plain })), sends: None },
             compute: None,
         })
     };
@@ -63,7 +63,8 @@ pub(super) fn ranks(
         detail: "making its communicator panicked".into(),
     };
     let parts = made.into_iter().enumerate().map(|(rank, made)| made.unwrap_or_else(|_| Err(lost(rank))));
-    Ok(Ranks { parts: parts.collect::<Result<_, _>>()?, device_bytes: None, beside: None, crowds: None })
+    let parts = parts.collect::<Result<_, _>>()?;
+    Ok(Ranks { parts, device_bytes: None, pool_bytes: None, beside: None, crowds: None })
 }
 
 /// A rank's part of the plain loop.

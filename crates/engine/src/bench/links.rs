@@ -1,5 +1,5 @@
-//! What the links give: plain copies (or sends, between processes over NCCL) between the pairs of a plan, all at once and both ways,
-//! with no protocol around them.
+//! What the links give: plain copies, and plain sends of NCCL, between the pairs of a plan, all at once and both ways, with no protocol
+//! around them.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -28,10 +28,20 @@ pub(super) enum Which {
     Ring,
 }
 
+/// What carries the bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Means {
+    /// Copy engines that pull from the memory of others.
+    Copies,
+    /// Sends and receives of NCCL.
+    Sends,
+}
+
 /// What to copy.
 #[derive(Debug, Clone)]
 pub(super) struct Task {
     pub(super) transfers: Arc<[Transfer]>,
+    pub(super) means: Means,
     /// Whether copies from one source may run beside each other.
     beside: bool,
     pub(super) deadline: Instant,
@@ -39,8 +49,8 @@ pub(super) struct Task {
 
 impl Task {
     /// The copies of round `round`: with one stream for each source, and with all there are, in turn. The best of all counts.
-    pub(super) fn new(transfers: &Arc<[Transfer]>, round: usize, deadline: Instant) -> Self {
-        Self { transfers: transfers.clone(), beside: round % 2 == 1, deadline }
+    pub(super) fn new(transfers: &Arc<[Transfer]>, means: Means, round: usize, deadline: Instant) -> Self {
+        Self { transfers: transfers.clone(), means, beside: round % 2 == 1, deadline }
     }
 }
 
@@ -91,7 +101,7 @@ pub(super) fn measure(
     plan: &ExchangePlan,
     topology: &Topology,
     layout: &ModelLayout,
-    patience: Duration,
+    (means, patience): (Means, Duration),
     mut time: impl FnMut(Task) -> Result<Option<Duration>, EngineError>,
 ) -> Result<Option<Links>, EngineError> {
     let mut gbps = [0.0; 2];
@@ -100,7 +110,7 @@ pub(super) fn measure(
         let busiest = Ports::of(transfers.iter(), layout, topology.ranks()).most_received();
         let mut best: Option<Duration> = None;
         for round in 0..ROUNDS {
-            let Some(worst) = time(Task::new(&transfers, round, Instant::now() + patience / 2))? else {
+            let Some(worst) = time(Task::new(&transfers, means, round, Instant::now() + patience / 2))? else {
                 return Ok(None);
             };
             best = Some(best.map_or(worst, |best| best.min(worst)));
@@ -202,9 +212,22 @@ impl Plain for LaterSends {
     }
 }
 
-/// Carries this rank's part of a plan plainly, if it can; how long it took.
-pub(super) fn copy(plain: &mut Option<Box<dyn Plain>>, task: &Task) -> Result<Option<Duration>, EngineError> {
-    plain.as_mut().map(|plain| plain.copy(task)).transpose()
+/// The means that a rank has.
+#[derive(Debug, Default)]
+pub(super) struct Plains {
+    pub(super) copies: Option<Box<dyn Plain>>,
+    pub(super) sends: Option<Box<dyn Plain>>,
+}
+
+impl Plains {
+    /// Carries this rank's part of a plan plainly, if it can; how long it took.
+    pub(super) fn copy(&mut self, task: &Task) -> Result<Option<Duration>, EngineError> {
+        let plain = match task.means {
+            Means::Copies => &mut self.copies,
+            Means::Sends => &mut self.sends,
+        };
+        plain.as_mut().map(|plain| plain.copy(task)).transpose()
+    }
 }
 
 #[cfg(test)]

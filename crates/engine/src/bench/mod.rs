@@ -74,8 +74,8 @@ pub struct ExchangeBench {
     pub experts: usize,
     /// Slots beyond one per expert, per layer over all ranks.
     pub redundant: usize,
-    /// Bytes of each tensor of an expert.
-    pub tensors: Vec<usize>,
+    /// Bytes of each tensor of an expert, for the layers in turn: one list is that of all.
+    pub tensors: Vec<Vec<usize>>,
     /// Bytes from one row to the next beyond the row, and rows per tensor: `None` = contiguous.
     pub gaps: Option<(usize, usize)>,
     /// What moves.
@@ -92,10 +92,14 @@ pub struct ExchangeBench {
     pub staging_bytes: Option<usize>,
     /// Whether waves overlap; `None`: where it helps, which is everywhere but over NCCL.
     pub overlap: Option<bool>,
-    /// Fewest thread blocks that NCCL prepares channels for.
-    pub min_ctas: Option<u32>,
-    /// Most thread blocks of a group of NCCL.
-    pub max_ctas: Option<u32>,
+    /// Most bytes that a wave carries through a port; `None`: what is predicted to take the least time.
+    pub wave_bytes: Option<u64>,
+    /// Whether the checksum kernel looks at every slot that is checked, too, on devices.
+    pub checksums: bool,
+    /// Whether plain sends of NCCL are measured beside plain copies, with a backend of NCCL.
+    pub sends: bool,
+    /// Options of NCCL's communicators.
+    pub config: nccl_rs::Config,
     /// Most operations of a rank in a group of NCCL; `None` = its default.
     pub operations: Option<usize>,
     /// Tensors of fewer bytes share a message with the others of their expert; `None` = the backend's default.
@@ -171,6 +175,9 @@ pub struct ExchangeReport {
     pub bytes_busiest_port: u64,
     /// What a port gives each way while every rank copies from one neighbour, 10^9 bytes per second. `None` as above.
     pub port_gbps: Option<f64>,
+    /// The same by plain sends of NCCL in messages as the exchange has them, over a communicator with the same options. `None` unless
+    /// they were asked for, or are all that there is.
+    pub sends_gbps: Option<f64>,
     /// Steps of the slowest measured exchange.
     pub steps: u64,
     /// Longest call of `step()`, microseconds.
@@ -178,6 +185,9 @@ pub struct ExchangeReport {
     /// Bytes of device memory that starting the communicators took, NCCL's own included and staging not, on the rank where it
     /// was most; `None` on host memory.
     pub device_bytes: Option<u64>,
+    /// Bytes of device memory beside slots and staging that are our own, where messages are gathered and lists of copies stand, on the rank
+    /// that has most; `None` on host memory.
+    pub pool_bytes: Option<u64>,
     /// What the server beside did, by rank; empty without one.
     pub served: Vec<Served>,
     /// What cooperative kernels beside did, by rank; empty without them.
@@ -210,8 +220,9 @@ impl ExchangeBench {
                 _ => TensorLayout::contiguous(name, bytes),
             }
         };
-        let tensors: Vec<_> = self.tensors.iter().enumerate().map(tensor).collect();
-        Ok(ModelLayout::new(vec![tensors; self.layers])?)
+        let layers = self.tensors.iter().cycle().take(self.layers);
+        let layers = layers.map(|tensors| tensors.iter().enumerate().map(tensor).collect());
+        Ok(ModelLayout::new(layers.collect())?)
     }
 
     /// Runs the exchanges with ranks that are threads of this process.
@@ -222,10 +233,11 @@ impl ExchangeBench {
     pub fn run(&self) -> Result<ExchangeReport, EngineError> {
         let setup = self.setup()?;
         let ranks = ranks::make(self, &setup.topology, &setup.layout, setup.limits.staging_bytes)?;
-        let (device_bytes, beside, crowds) = (ranks.device_bytes, ranks.beside, ranks.crowds);
+        let (device_bytes, pool_bytes) = (ranks.device_bytes, ranks.pool_bytes);
+        let (beside, crowds) = (ranks.beside, ranks.crowds);
         let mut threads = Threads::start(ranks.parts, &setup, self)?;
         let mut report = self.measure(&mut threads, &setup)?;
-        report.device_bytes = device_bytes;
+        (report.device_bytes, report.pool_bytes) = (device_bytes, pool_bytes);
         if let Some(beside) = beside {
             report.served = beside.finish()?;
         }
@@ -263,7 +275,7 @@ impl ExchangeBench {
                 "cooperative kernels beside an exchange want ranks on devices".into(),
             ));
         }
-        if self.iterations == 0 || self.tensors.is_empty() {
+        if self.iterations == 0 || self.tensors.iter().all(Vec::is_empty) {
             return Err(EngineError::Options("at least one iteration and one tensor are needed".into()));
         }
         let mut topology = Topology::uniform(self.ranks, slots)?;
@@ -280,6 +292,7 @@ impl ExchangeBench {
         let mut limits = Limits::new(&layout, &topology);
         limits.overlap = self.overlap.unwrap_or(!matches!(self.carrier, Carrier::Nccl(_)));
         limits.followers = self.followers;
+        limits.wave_bytes = self.wave_bytes;
         if !self.step.is_zero() {
             // A wave waits for about three steps then.
             limits.wave_cost =
@@ -308,7 +321,7 @@ impl ExchangeBench {
         let mut last = None;
         let mut before = vec![Carried::default(); self.ranks];
         let rounds = self.warmup + self.iterations;
-        let mut links = None;
+        let (mut links, mut sends) = (None, None);
         let begin = Instant::now();
         let (mut times, mut checks) = (None, 0);
         let (mut moving, mut here) = ((Duration::ZERO, Duration::ZERO), 1);
@@ -342,7 +355,8 @@ impl ExchangeBench {
                 checks += 1;
             }
             if ends {
-                links = team.links(&plan, topology)?;
+                sends = team.links(&plan, topology, links::Means::Sends)?;
+                links = team.links(&plan, topology, links::Means::Copies)?.or(sends);
             }
             last = Some(plan);
             if ends {
@@ -373,11 +387,13 @@ impl ExchangeBench {
             verified: bytes_wrong == 0,
             bytes_wrong,
             link_gbps: links.map(|links| links.planned_gbps),
+            sends_gbps: sends.map(|links| links.planned_gbps),
             bytes_busiest_port: ports.busiest(),
             port_gbps: links.map(|links| links.port_gbps),
             steps,
             stall_us_max: stall.as_secs_f64() * 1e6,
             device_bytes: None,
+            pool_bytes: None,
             served: Vec::new(),
             crowded: Vec::new(),
             checks,
@@ -435,8 +451,13 @@ trait Team {
     /// Carries out a plan.
     fn exchange(&mut self, plan: &Arc<ExchangePlan>, topology: &Topology) -> Result<Done, EngineError>;
 
-    /// What plain copies give, between the pairs of a plan and in a ring; `None` where ranks cannot copy plainly. Overwrites slots.
-    fn links(&mut self, plan: &ExchangePlan, topology: &Topology) -> Result<Option<Links>, EngineError>;
+    /// What plain copies or sends give, between the pairs of a plan and in a ring; `None` where ranks have no such means. Overwrites slots.
+    fn links(
+        &mut self,
+        plan: &ExchangePlan,
+        topology: &Topology,
+        means: links::Means,
+    ) -> Result<Option<Links>, EngineError>;
 }
 
 /// Bytes of host memory that a bench on host memory needs.

@@ -5,9 +5,10 @@ use std::time::Instant;
 use eplb_comm::Communicator as _;
 use eplb_comm::host::{HostMemory, HostStream, StreamOptions};
 use eplb_comm_peer::process::{Meeting, PeerError, join_device, join_host};
-use eplb_cuda::{Context, CudaStream, DeviceMemory, Inspector, Puller, probe};
+use eplb_cuda::{Context, CudaStream, DeviceMemory, Puller, probe};
 
-use super::ranks::{Own, Parts, committing, peer_options};
+use super::links::Plains;
+use super::ranks::{Own, Parts, committing, inspector, peer_options};
 use super::{ExchangeBench, Setup, host_bytes};
 use crate::error::EngineError;
 use crate::process::{HostId, Session};
@@ -22,20 +23,25 @@ pub(super) fn as_rank(
     let devices = probe().map(|probe| probe.devices.len());
     let kind = if devices.is_ok() { "devices" } else { "host memory" };
     session.compare(&[("memory of slots", kind.to_owned())])?;
-    let meeting = Meeting {
-        rank: session.rank(),
-        world_size: bench.ranks,
-        store: session.corner()?,
-        host: HostId::here().name().to_owned(),
-        deadline: Instant::now() + bench.patience,
-    };
+    let meeting = meeting(bench, session)?;
     match devices {
         Ok(devices) => on_device(bench, setup, &meeting, devices),
         Err(_) => on_host(setup, &meeting),
     }
 }
 
-fn refused(error: PeerError) -> EngineError {
+/// Where the ranks of a session meet.
+pub(super) fn meeting(bench: &ExchangeBench, session: &mut Session) -> Result<Meeting, EngineError> {
+    Ok(Meeting {
+        rank: session.rank(),
+        world_size: bench.ranks,
+        store: session.corner()?,
+        host: HostId::here().name().to_owned(),
+        deadline: Instant::now() + bench.patience,
+    })
+}
+
+pub(super) fn refused(error: PeerError) -> EngineError {
     EngineError::Backend { backend: "peer", detail: error.to_string() }
 }
 
@@ -49,10 +55,10 @@ fn on_host(setup: &Setup, meeting: &Meeting) -> Result<Own, EngineError> {
         stream: Box::new(HostStream::new(memory.clone(), StreamOptions::default())?),
         communicator: Box::new(communicator),
         inspect: Box::new(memory),
-        plain: None,
+        links: Plains::default(),
         compute: None,
     };
-    Ok(Own { parts, device_bytes: 0 })
+    Ok(Own { parts, device_bytes: 0, pool_bytes: 0 })
 }
 
 fn on_device(
@@ -69,7 +75,8 @@ fn on_device(
     let memory = DeviceMemory::exportable(&context, rank, layout, slots, staging, bench.handles)?;
     let compute = CudaStream::new(&context, 0)?;
     let stream = committing(bench, &memory, &compute)?;
-    let inspector = Inspector::new(memory.clone())?;
+    let pool_bytes = stream.pool_bytes() as u64;
+    let inspector = inspector(bench, &memory)?;
     let (before, _) = context.memory_info()?;
     let options = peer_options(bench);
     let joined = join_device(meeting, memory.clone(), &options).map_err(refused)?;
@@ -79,8 +86,11 @@ fn on_device(
         stream: Box::new(stream),
         communicator: Box::new(joined.communicator),
         inspect: Box::new(inspector),
-        plain: Some(Box::new(Puller::new(memory, joined.memories, bench.streams)?)),
+        links: Plains {
+            copies: Some(Box::new(Puller::new(memory, joined.memories, bench.streams)?)),
+            sends: None,
+        },
         compute: Some(compute),
     };
-    Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64 })
+    Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64, pool_bytes })
 }

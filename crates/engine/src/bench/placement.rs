@@ -2,7 +2,7 @@
 
 use eplb_core::{LoadMatrix, Placement, Topology};
 use eplb_plan::{Options, Planner, Policy, Request};
-use ndarray::Array2;
+use ndarray::{Array2, ArrayView2};
 
 use crate::error::EngineError;
 
@@ -19,6 +19,8 @@ pub enum Moves {
     Random,
     /// The planner's answer to loads drawn anew.
     Plan,
+    /// As random, and slots of experts that have others are emptied, and empty ones filled with copies of any expert.
+    Holes,
 }
 
 impl std::str::FromStr for Moves {
@@ -31,7 +33,8 @@ impl std::str::FromStr for Moves {
             "shift" => Moves::Shift,
             "random" => Moves::Random,
             "plan" => Moves::Plan,
-            _ => return Err(format!("{name:?} is none of same, few2, shift, random, plan")),
+            "holes" => Moves::Holes,
+            _ => return Err(format!("{name:?} is none of same, few2, shift, random, plan, holes")),
         })
     }
 }
@@ -44,6 +47,7 @@ impl std::fmt::Display for Moves {
             Moves::Shift => "shift",
             Moves::Random => "random",
             Moves::Plan => "plan",
+            Moves::Holes => "holes",
         })
     }
 }
@@ -84,19 +88,54 @@ impl Moves {
             Moves::Same => map.to_owned(),
             Moves::Few2 => taken(&|slot| if slot % per_rank < 2 { from_left(slot) } else { slot }),
             Moves::Shift => taken(&from_left),
-            Moves::Random => {
-                let mut new = map.to_owned();
-                let mut random = Random(round.wrapping_mul(0x5851_f42d_4c95_7f2d) ^ 1);
-                for layer in 0..new.nrows() {
-                    for slot in (1..new.ncols()).rev() {
-                        new.swap((layer, slot), (layer, random.below(slot + 1)));
-                    }
-                }
+            Moves::Random => shuffled(map, &mut drawn(round)),
+            Moves::Holes => {
+                let mut random = drawn(round);
+                let mut new = shuffled(map, &mut random);
+                holes(&mut new, now.experts(), &mut random);
                 new
             }
             Moves::Plan => return plan(now, topology, round),
         };
         Ok(Placement::new(now.experts(), new)?)
+    }
+}
+
+/// Numbers of a round.
+fn drawn(round: u64) -> Random {
+    Random(round.wrapping_mul(0x5851_f42d_4c95_7f2d) ^ 1)
+}
+
+fn shuffled(map: ArrayView2<'_, i32>, random: &mut Random) -> Array2<i32> {
+    let mut new = map.to_owned();
+    for layer in 0..new.nrows() {
+        for slot in (1..new.ncols()).rev() {
+            new.swap((layer, slot), (layer, random.below(slot + 1)));
+        }
+    }
+    new
+}
+
+/// Fills each empty slot with an expert or leaves it, and empties half of the slots whose expert has another.
+fn holes(map: &mut Array2<i32>, experts: usize, random: &mut Random) {
+    for mut layer in map.outer_iter_mut() {
+        let mut slots = vec![0; experts];
+        let known = |entry: i32| usize::try_from(entry).ok();
+        layer.iter().filter_map(|&entry| known(entry)).for_each(|expert| slots[expert] += 1);
+        for entry in &mut layer {
+            match known(*entry) {
+                None if random.below(2) == 0 => {
+                    let expert = random.below(experts);
+                    slots[expert] += 1;
+                    *entry = i32::try_from(expert).unwrap_or(-1);
+                }
+                Some(expert) if slots[expert] > 1 && random.below(2) == 0 => {
+                    slots[expert] -= 1;
+                    *entry = -1;
+                }
+                _ => {}
+            }
+        }
     }
 }
 
@@ -129,7 +168,7 @@ mod tests {
     fn every_kind_keeps_all_experts_and_moves_what_it_says() {
         let topology = Topology::uniform(4, 20).unwrap();
         let mut now = Placement::round_robin(3, 16, 20).unwrap();
-        for moves in ["same", "few2", "shift", "random", "plan"] {
+        for moves in ["same", "few2", "shift", "random", "plan", "holes", "holes"] {
             let moves: Moves = moves.parse().unwrap();
             let next = moves.apply(&now, &topology, 3).unwrap();
             assert_eq!(next.missing().count(), 0, "{moves}");
@@ -142,6 +181,12 @@ mod tests {
                 Moves::Few2 => assert_eq!(changed, 3 * 8),
                 Moves::Shift => assert!(changed > 50, "{changed}"),
                 Moves::Random | Moves::Plan => assert!(changed > 20, "{changed}"),
+                Moves::Holes => {
+                    let map = next.phy2log();
+                    let layer = map.row(0);
+                    let holes = layer.iter().filter(|&&entry| entry == -1).count();
+                    assert!(changed > 20 && holes > 0 && holes < 5, "{holes} of 4 at most are empty");
+                }
             }
             now = next;
         }

@@ -49,8 +49,9 @@ impl ExchangeBench {
         let mut rank = AsRank::join(&bench, &setup, session)?;
         let mut report = bench.measure(&mut rank, &setup)?;
         // Ranks without devices take nothing of them.
-        report.device_bytes =
-            Some(rank.device_bytes).filter(|_| rank.backend != eplb_comm_peer::HOST_BACKEND);
+        let on_devices = rank.backend != eplb_comm_peer::HOST_BACKEND;
+        report.device_bytes = on_devices.then_some(rank.device_bytes);
+        report.pool_bytes = on_devices.then_some(rank.pool_bytes);
         Ok(report)
     }
 }
@@ -64,6 +65,7 @@ pub(super) struct AsRank {
     /// Whether all ranks are on one host.
     one_host: bool,
     device_bytes: u64,
+    pool_bytes: u64,
     layout: Arc<ModelLayout>,
     patience: Duration,
 }
@@ -79,11 +81,13 @@ impl AsRank {
         let parts = ranks::as_rank(bench, setup, &mut session)?;
         let backend = parts.parts.communicator.backend();
         let worker = Worker::new(rank, setup, parts.parts, bench);
-        let (device_bytes, layout, patience) = (parts.device_bytes, setup.layout.clone(), bench.patience);
+        let (device_bytes, pool_bytes) = (parts.device_bytes, parts.pool_bytes);
+        let (layout, patience) = (setup.layout.clone(), bench.patience);
         let hosts = session.hosts()?;
         let one_host = hosts.iter().all(|host| *host == hosts[0]);
-        let mut joined = Self { session, worker, backend, one_host, device_bytes, layout, patience };
-        joined.device_bytes = joined.largest("device bytes", parts.device_bytes)?;
+        let mut joined = Self { session, worker, backend, one_host, device_bytes, pool_bytes, layout, patience };
+        joined.device_bytes = joined.largest("device bytes", device_bytes)?;
+        joined.pool_bytes = joined.largest("pools", pool_bytes)?;
         Ok(joined)
     }
 
@@ -174,9 +178,14 @@ impl Team for AsRank {
     }
 
     /// Only where the memory of other processes is open here.
-    fn links(&mut self, plan: &ExchangePlan, topology: &Topology) -> Result<Option<Links>, EngineError> {
+    fn links(
+        &mut self,
+        plan: &ExchangePlan,
+        topology: &Topology,
+        means: links::Means,
+    ) -> Result<Option<Links>, EngineError> {
         let (layout, patience) = (self.layout.clone(), self.patience);
-        links::measure(plan, topology, &layout, patience, |task| {
+        links::measure(plan, topology, &layout, (means, patience), |task| {
             self.together()?;
             let mine = self.worker.links(&task)?;
             let worst = self.largest("copied", mine.map_or(u64::MAX, nanoseconds))?;

@@ -18,10 +18,10 @@ use eplb_cuda::kernels::Kernels;
 use eplb_cuda::{Context, CudaStream, DeviceMemory, DeviceStream, Inspector, Puller, probe};
 
 use super::crowd::Crowds;
-use super::links::{LaterSends, Plain};
+use super::links::{LaterSends, Plain, Plains};
 use super::{ExchangeBench, Inspect, Setup, gloo, host_bytes};
 use crate::error::EngineError;
-use crate::process::Session;
+use crate::process::{HostId, Session};
 
 /// What carries the bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,7 +54,7 @@ pub(super) struct Parts {
     pub(super) stream: Box<dyn Stream>,
     pub(super) communicator: Box<dyn Communicator>,
     pub(super) inspect: Box<dyn Inspect>,
-    pub(super) plain: Option<Box<dyn Plain>>,
+    pub(super) links: Plains,
     /// The compute stream, of ranks on devices.
     pub(super) compute: Option<Arc<CudaStream>>,
 }
@@ -64,6 +64,8 @@ pub(super) struct Parts {
 pub(super) struct Ranks {
     pub(super) parts: Vec<Parts>,
     pub(super) device_bytes: Option<u64>,
+    /// Own pools of the rank that has most.
+    pub(super) pool_bytes: Option<u64>,
     /// The server's own collectives.
     pub(super) beside: Option<Collectives>,
     /// The server's cooperative kernels.
@@ -87,9 +89,17 @@ pub(super) fn make(
                     return group.borrow(&options, bench.beside_bytes.unwrap_or(0));
                 }
                 let communicators = group.connect(backend, &options, deadline)?;
+                let pool_bytes = communicators.iter().map(NcclCommunicator::pool_bytes).max();
                 let pump = |c: &NcclCommunicator| (bench.launch == Launch::Pump).then(|| c.pump());
                 let pumps = communicators.iter().map(pump).collect();
-                Ok(Connected::with(communicators.into_iter().map(boxed).collect(), Beside::ToStart(pumps)))
+                let mut made =
+                    Connected::with(communicators.into_iter().map(boxed).collect(), Beside::ToStart(pumps));
+                made.pool_bytes = pool_bytes.unwrap_or(0);
+                // Beside a server's collectives nobody says in which order such sends are launched.
+                if bench.sends && bench.beside_bytes.is_none() && bench.ranks > 1 && bench.gaps.is_none() {
+                    made.sends = group.later_sends(backend, &options);
+                }
+                Ok(made)
             })
         }
         Carrier::Peer => devices(bench, topology, layout, staging, |group| {
@@ -128,11 +138,15 @@ pub(crate) fn boxed(communicator: impl Communicator + 'static) -> Box<dyn Commun
 struct Connected {
     communicators: Vec<Box<dyn Communicator>>,
     beside: Beside,
+    /// Plain sends, by rank, or none.
+    sends: Vec<Box<dyn Plain>>,
+    /// Own pools of the communicator that has most.
+    pool_bytes: usize,
 }
 
 impl Connected {
     fn with(communicators: Vec<Box<dyn Communicator>>, beside: Beside) -> Self {
-        Self { communicators, beside }
+        Self { communicators, beside, sends: Vec::new(), pool_bytes: 0 }
     }
 }
 
@@ -169,7 +183,10 @@ fn devices(
     let ends = group.memories.iter().map(|memory| Ends::new(bench, memory, &group.memories));
     let ends = ends.collect::<Result<Vec<_>, _>>()?;
     let before = group.free_bytes()?;
-    let Connected { communicators, beside } = connect(&group)?;
+    let Connected { communicators, beside, sends, pool_bytes } = connect(&group)?;
+    let commits = ends.iter().map(|ends| ends.stream.pool_bytes()).max().unwrap_or(0);
+    let pool_bytes = Some((pool_bytes + commits) as u64);
+    let mut sends = sends.into_iter();
     let taken = before.iter().zip(group.free_bytes()?).map(|(before, now)| before.saturating_sub(now));
     let device_bytes = taken.max().map(|most| most as u64);
     let parts = communicators.into_iter().zip(ends).map(|(communicator, ends)| Parts {
@@ -177,7 +194,11 @@ fn devices(
         communicator,
         inspect: Box::new(ends.inspector),
         // Memory of other kinds is not open to the devices of other threads.
-        plain: (bench.handles == HandleKind::Legacy).then(|| -> Box<dyn Plain> { Box::new(ends.puller) }),
+        links: Plains {
+            copies: (bench.handles == HandleKind::Legacy)
+                .then(|| -> Box<dyn Plain> { Box::new(ends.puller) }),
+            sends: sends.next(),
+        },
         compute: Some(ends.compute),
     });
     let parts = parts.collect();
@@ -188,7 +209,7 @@ fn devices(
         (Beside::ToStart(_), None) => None,
     };
     let crowds = bench.crowd.then(|| Crowds::start(&contexts)).transpose()?;
-    Ok(Ranks { parts, device_bytes, beside, crowds })
+    Ok(Ranks { parts, device_bytes, pool_bytes, beside, crowds })
 }
 
 /// What a rank on a device has beside its communicator.
@@ -209,10 +230,19 @@ impl Ends {
         Ok(Self {
             stream: committing(bench, memory, &stream)?,
             compute: stream,
-            inspector: Inspector::new(memory.clone())?,
+            inspector: inspector(bench, memory)?,
             puller: Puller::new(memory.clone(), all.to_vec(), bench.streams)?,
         })
     }
+}
+
+/// What looks at a rank's slots, as the bench wants it.
+pub(super) fn inspector(bench: &ExchangeBench, memory: &Arc<DeviceMemory>) -> Result<Inspector, EngineError> {
+    let inspector = Inspector::new(memory.clone())?;
+    if !bench.checksums {
+        return Ok(inspector);
+    }
+    Ok(inspector.with_checksums(Arc::new(Kernels::load(memory.context(), None)?))?)
 }
 
 /// A compute stream whose commits are copies or launches of the kernel, as the bench wants it.
@@ -239,6 +269,8 @@ pub(super) fn committing(
 pub(super) struct Own {
     pub(super) parts: Parts,
     pub(super) device_bytes: u64,
+    /// Its own pools.
+    pub(super) pool_bytes: u64,
 }
 
 /// The part of a rank of a session: on the device of its number among the ranks of its host, or on the only one that it sees.
@@ -269,24 +301,54 @@ pub(super) fn as_rank(
     let memory = DeviceMemory::exportable(&context, rank, layout, slots, staging, bench.handles)?;
     let compute = CudaStream::new(&context, 0)?;
     let stream = committing(bench, &memory, &compute)?;
-    let inspector = Inspector::new(memory.clone())?;
+    let inspector = inspector(bench, &memory)?;
     let (before, _) = context.memory_info()?;
     let rendezvous = Rendezvous { store: session.corner()?, size: hosts.len(), epoch: session.epoch() };
     let deadline = Instant::now() + bench.patience;
     let options = nccl_options(bench);
     let communicator = connect(backend, memory.clone(), &rendezvous, options.clone(), deadline)?;
+    let pool_bytes = (communicator.pool_bytes() + stream.pool_bytes()) as u64;
+    let communicator = with_bulletin(communicator, bench, &memory, &hosts, session)?;
     let (now, _) = context.memory_info()?;
     // Ranks that are alone have no links, and rows with gaps are not sent plainly.
-    let plain = (hosts.len() > 1 && bench.gaps.is_none())
+    let sends = (hosts.len() > 1 && bench.gaps.is_none())
         .then(|| -> Box<dyn Plain> { Box::new(LaterSends::new(backend, memory, rendezvous, options)) });
     let parts = Parts {
         stream: Box::new(stream),
         communicator: Box::new(communicator),
         inspect: Box::new(inspector),
-        plain,
+        links: Plains { copies: None, sends },
         compute: Some(compute),
     };
-    Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64 })
+    Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64, pool_bytes })
+}
+
+/// Ranks of one host say notes to each other in pages that they share.
+#[cfg(target_os = "linux")]
+fn with_bulletin(
+    communicator: NcclCommunicator,
+    bench: &ExchangeBench,
+    memory: &Arc<DeviceMemory>,
+    hosts: &[HostId],
+    session: &mut Session,
+) -> Result<NcclCommunicator, EngineError> {
+    if hosts.len() < 2 || hosts.iter().any(|host| *host != hosts[0]) {
+        return Ok(communicator);
+    }
+    let meeting = super::peers::meeting(bench, session)?;
+    let joined = eplb_comm_peer::process::join_bulletin(&meeting, memory.layout(), memory.extent().clone());
+    Ok(communicator.with_bulletin(joined.map_err(super::peers::refused)?))
+}
+
+#[cfg(not(target_os = "linux"))]
+fn with_bulletin(
+    communicator: NcclCommunicator,
+    _: &ExchangeBench,
+    _: &Arc<DeviceMemory>,
+    _: &[HostId],
+    _: &mut Session,
+) -> Result<NcclCommunicator, EngineError> {
+    Ok(communicator)
 }
 
 /// How the bench wants its communicators over `peer`.
@@ -297,9 +359,7 @@ pub(super) fn peer_options(bench: &ExchangeBench) -> eplb_comm_peer::Options {
 
 /// How the bench wants its communicators over NCCL.
 fn nccl_options(bench: &ExchangeBench) -> Options {
-    let config =
-        nccl_rs::Config { min_ctas: bench.min_ctas, max_ctas: bench.max_ctas, ..nccl_rs::Config::default() };
-    let mut options = Options { config, launch: bench.launch, ..Options::default() };
+    let mut options = Options { config: bench.config.clone(), launch: bench.launch, ..Options::default() };
     options.operations = bench.operations.unwrap_or(options.operations);
     options.gather_below = bench.gather_below.unwrap_or(options.gather_below);
     options.register = bench.register;
@@ -323,12 +383,12 @@ fn local(topology: &Topology, layout: &Arc<ModelLayout>, staging: usize) -> Resu
                 stream: Box::new(HostStream::new(memory.clone(), StreamOptions::default())?),
                 communicator: Box::new(communicator),
                 inspect: Box::new(memory),
-                plain: None,
+                links: Plains::default(),
                 compute: None,
             })
         })
         .collect::<Result<_, _>>()?;
-    Ok(Ranks { parts, device_bytes: None, beside: None, crowds: None })
+    Ok(Ranks { parts, device_bytes: None, pool_bytes: None, beside: None, crowds: None })
 }
 
 /// Memory of ranks of this process, each on a device of its own.
@@ -400,6 +460,15 @@ impl DeviceGroup {
         Ok(self.memories.iter().map(free).collect::<Result<_, _>>()?)
     }
 
+    /// Plain sends of every rank, over a communicator of their own.
+    fn later_sends(&self, backend: Backend, options: &Options) -> Vec<Box<dyn Plain>> {
+        let rendezvous = Rendezvous { store: self.store.clone(), size: self.memories.len(), epoch: 1 };
+        let later = |memory: &Arc<DeviceMemory>| -> Box<dyn Plain> {
+            Box::new(LaterSends::new(backend, memory.clone(), rendezvous.clone(), options.clone()))
+        };
+        self.memories.iter().map(later).collect()
+    }
+
     /// Communicators over those of a server that is started here, and sums as many bytes in each step.
     fn borrow(&self, options: &Options, bytes: usize) -> Result<Connected, EngineError> {
         let lend = |memory: &Arc<DeviceMemory>| Lend {
@@ -409,7 +478,10 @@ impl DeviceGroup {
         };
         let (server, communicators) =
             Collectives::start_lending(self.memories.iter().map(lend).collect(), bytes)?;
-        Ok(Connected::with(communicators.into_iter().map(boxed).collect(), Beside::Started(server)))
+        let pool_bytes = communicators.iter().map(NcclCommunicator::pool_bytes).max();
+        let boxed = communicators.into_iter().map(boxed).collect();
+        let made = Connected::with(boxed, Beside::Started(server));
+        Ok(Connected { pool_bytes: pool_bytes.unwrap_or(0), ..made })
     }
 
     /// Makes every rank's communicator, each on a thread of its own, since they wait for each other.

@@ -134,9 +134,14 @@ impl Team for Threads {
         Ok(done)
     }
 
-    fn links(&mut self, plan: &ExchangePlan, topology: &Topology) -> Result<Option<Links>, EngineError> {
+    fn links(
+        &mut self,
+        plan: &ExchangePlan,
+        topology: &Topology,
+        means: links::Means,
+    ) -> Result<Option<Links>, EngineError> {
         let (layout, patience) = (self.layout.clone(), self.patience);
-        links::measure(plan, topology, &layout, patience, |task| self.copy(&task))
+        links::measure(plan, topology, &layout, (means, patience), |task| self.copy(&task))
     }
 }
 

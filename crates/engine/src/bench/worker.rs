@@ -61,7 +61,7 @@ pub(super) struct Moved {
 #[derive(Debug)]
 pub(super) struct Worker {
     // Dropped before the communicator, which tells the owners of what is open here that it is closed.
-    plain: Option<Box<dyn links::Plain>>,
+    links: links::Plains,
     rank: RankId,
     driver: Driver<Box<dyn Stream>>,
     communicator: Option<Box<dyn Communicator>>,
@@ -84,7 +84,7 @@ impl Worker {
             driver,
             communicator: Some(parts.communicator),
             inspect: parts.inspect,
-            plain: parts.plain,
+            links: parts.links,
             step: bench.step,
             margin: bench.margin,
             patience: bench.patience,
@@ -128,7 +128,7 @@ impl Worker {
 
     /// Copies plainly, if it can.
     pub(super) fn links(&mut self, task: &links::Task) -> Result<Option<Duration>, EngineError> {
-        links::copy(&mut self.plain, task)
+        self.links.copy(task)
     }
 
     /// Calls `visit` for every slot of this rank that the map in force names, and adds up what it says.
