@@ -213,11 +213,13 @@ fn options_of_communicators_reach_nccl() {
     let options = "--min-ctas 4 --max-ctas 12 --cga-cluster-size 2 --net-name Socket --traffic-class 3";
     let run = exchange(&[&["--ranks", "2"], &options.split(' ').collect::<Vec<_>>()[..]].concat(), &[]);
     assert!(run.ok, "{}", run.stderr);
-    let made: Vec<&Call> =
-        run.log.0.iter().filter(|call| call.name == "ncclCommInitRankConfig").collect();
+    let made: Vec<&Call> = run.log.0.iter().filter(|call| call.name == "ncclCommInitRankConfig").collect();
     let expected = ["4", "12", "2", "Socket", "3", "eplb"];
     for call in &made {
-        assert_eq!(["min_ctas", "max_ctas", "cga", "net", "traffic", "name"].map(|key| call.text(key)), expected);
+        assert_eq!(
+            ["min_ctas", "max_ctas", "cga", "net", "traffic", "name"].map(|key| call.text(key)),
+            expected
+        );
     }
     assert_eq!(made.len(), 2);
 }
