@@ -132,6 +132,7 @@ EXPORT int ncclCommInitRankConfig(Comm **out, int ranks, Id id, int rank, Config
   uint64_t number;
   memcpy(&number, id.bytes, sizeof number);
   if (!config || config->magic != 0xcafebeef) return fail(INVALID_ARGUMENT, "the configuration was not initialised");
+  if (config->min_ctas > config->max_ctas) return fail(INVALID_ARGUMENT, "Invalid config min/max channels attribute value");
   if (config->blocking != 0) return fail(INVALID_USAGE, "this fake has only communicators that do not block");
   int device;
   if (cuCtxGetDevice(&device)) return fail(UNHANDLED_CUDA, "no context is current");

@@ -11,6 +11,8 @@ const MAGIC: u32 = 0xcafe_beef;
 const DESCRIBED: u32 = 22700;
 /// NCCL's mark for "not set".
 const UNSET: i32 = i32::MIN;
+/// Most thread blocks that NCCL knows: `MAXCHANNELS`. A library that knows fewer takes its own.
+const MOST_CTAS: i32 = 64;
 
 /// Options of a communicator; `None` leaves NCCL's default. A library that does not know an option yet ignores it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,14 +48,18 @@ impl Config {
         let pointer = |text: &Option<CString>| text.as_ref().map_or(std::ptr::null(), |text| text.as_ptr());
         let number =
             |value: Option<u32>| value.map_or(UNSET, |value| i32::try_from(value).unwrap_or(i32::MAX));
+        // NCCL 2.28.3 refuses a least number without a largest one: to it, "not set" is smaller than any.
+        let (min_ctas, max_ctas) = (number(self.min_ctas), number(self.max_ctas));
+        let max_ctas =
+            if max_ctas == UNSET && min_ctas != UNSET { MOST_CTAS.max(min_ctas) } else { max_ctas };
         let raw = sys::ncclConfig_t {
             size: size_of::<sys::ncclConfig_t>(),
             magic: MAGIC,
             version: DESCRIBED,
             blocking: 0,
             cgaClusterSize: number(self.cga_cluster_size),
-            minCTAs: number(self.min_ctas),
-            maxCTAs: number(self.max_ctas),
+            minCTAs: min_ctas,
+            maxCTAs: max_ctas,
             netName: pointer(&strings[0]),
             splitShare: UNSET,
             trafficClass: self.traffic_class.unwrap_or(UNSET),
@@ -79,6 +85,10 @@ mod tests {
         assert_eq!((raw.raw.size, raw.raw.magic, raw.raw.version), (72, 0xcafe_beef, 22700));
         assert_eq!((raw.raw.blocking, raw.raw.maxCTAs, raw.raw.minCTAs), (0, 8, i32::MIN));
         assert!(raw.raw.commName.is_null() && !raw.raw.netName.is_null());
+        let least = Config { min_ctas: Some(16), ..Config::default() }.raw().unwrap();
+        assert_eq!((least.raw.minCTAs, least.raw.maxCTAs), (16, 64), "a least number alone is refused");
+        let unset = Config::default().raw().unwrap();
+        assert_eq!((unset.raw.minCTAs, unset.raw.maxCTAs), (i32::MIN, i32::MIN));
         let bad = Config { name: Some("a\0b".into()), ..Config::default() };
         assert_eq!(bad.raw().err(), Some(NcclError::Name("a\0b".into())));
     }

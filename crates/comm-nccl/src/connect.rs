@@ -12,6 +12,7 @@ use eplb_cuda::{CudaStream, DeviceBlock, DeviceMemory, Events, RowCopies};
 use nccl_rs::{Comm, Config, Library, UniqueId, Version};
 
 use crate::agree::Agreement;
+use crate::channels::with_channels;
 use crate::communicator::NcclCommunicator;
 use crate::cut::{Limits, least_pack_bytes};
 use crate::error::NcclCommError;
@@ -264,7 +265,9 @@ pub(crate) fn begin(
     };
     same_versions(&library, group, deadline)?;
     let id = unique_id(&library, group, deadline)?;
-    let comm = Comm::begin(&library, id, group.rank().index(), group.members().len(), config)?;
+    let ranks = group.members().len();
+    let config = with_channels(config, ranks);
+    let comm = Comm::begin(&library, id, group.rank().index(), ranks, &config)?;
     comm.wait("making the communicator", deadline)?;
     Ok(comm)
 }

@@ -14,6 +14,7 @@
 
 mod agree;
 mod beside;
+mod channels;
 mod communicator;
 mod connect;
 mod cut;

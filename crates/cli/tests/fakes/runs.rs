@@ -222,6 +222,12 @@ fn options_of_communicators_reach_nccl() {
         );
     }
     assert_eq!(made.len(), 2);
+    // Unsaid, four ranks get channels enough for a message; two have them anyway.
+    for (ranks, expected) in [("4", "64"), ("2", "-2147483648")] {
+        let run = exchange(&["--ranks", ranks], &[]);
+        let made = run.log.0.iter().find(|call| call.name == "ncclCommInitRankConfig").unwrap();
+        assert_eq!(made.text("min_ctas"), expected, "{ranks} ranks");
+    }
 }
 
 #[test]
