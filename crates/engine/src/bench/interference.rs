@@ -191,7 +191,8 @@ impl Exchanges<'_> {
         let mut moved = Moved { exchanges: 0, waves: 0, seconds: 0.0, bytes: 0, memory_bytes: 0 };
         let start = Instant::now();
         while start.elapsed() < time {
-            let task = links::Task::new(&transfers, links::Means::Copies, 1, Instant::now() + threads.patience / 2);
+            let task =
+                links::Task::new(&transfers, links::Means::Copies, 1, Instant::now() + threads.patience / 2);
             if threads.copy(&task)?.is_none() {
                 return Ok(None);
             }

@@ -110,7 +110,8 @@ pub(super) fn measure(
         let busiest = Ports::of(transfers.iter(), layout, topology.ranks()).most_received();
         let mut best: Option<Duration> = None;
         for round in 0..ROUNDS {
-            let Some(worst) = time(Task::new(&transfers, means, round, Instant::now() + patience / 2))? else {
+            let Some(worst) = time(Task::new(&transfers, means, round, Instant::now() + patience / 2))?
+            else {
                 return Ok(None);
             };
             best = Some(best.map_or(worst, |best| best.min(worst)));

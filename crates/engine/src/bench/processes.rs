@@ -85,7 +85,8 @@ impl AsRank {
         let (layout, patience) = (setup.layout.clone(), bench.patience);
         let hosts = session.hosts()?;
         let one_host = hosts.iter().all(|host| *host == hosts[0]);
-        let mut joined = Self { session, worker, backend, one_host, device_bytes, pool_bytes, layout, patience };
+        let mut joined =
+            Self { session, worker, backend, one_host, device_bytes, pool_bytes, layout, patience };
         joined.device_bytes = joined.largest("device bytes", device_bytes)?;
         joined.pool_bytes = joined.largest("pools", pool_bytes)?;
         Ok(joined)
