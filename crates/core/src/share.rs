@@ -76,22 +76,44 @@ fn check_layer(
     sums: &mut [f64],
 ) -> Result<(), CoreError> {
     sums.fill(0.0);
+    let mut of_empty = false;
+    for (&value, &entry) in values.iter().zip(entries) {
+        match sums.get_mut(entry as usize) {
+            Some(sum) => *sum += value,
+            None => of_empty |= value != 0.0,
+        }
+    }
+    // Counted instead of told one from the other, for which there are vector instructions. Experts without a slot have 0 in
+    // sum, so that those with 1 are all that have one if they are as many. What is wrong is named afterwards.
+    let parts = values.iter().map(|&value| u64::from(is_part(value))).sum::<u64>() as usize;
+    let whole = sums.iter().map(|&sum| u64::from(is_whole(sum))).sum::<u64>() as usize;
+    let held = counts.iter().map(|&count| u32::from(count > 0)).sum::<u32>() as usize;
+    if !of_empty && parts == values.len() && whole == held {
+        return Ok(());
+    }
     for (slot, (&value, &entry)) in values.iter().zip(entries).enumerate() {
-        if let Some(sum) = sums.get_mut(entry as usize) {
-            if !(-SHARE_TOLERANCE..=1.0 + SHARE_TOLERANCE).contains(&value) {
+        if (entry as usize) < sums.len() {
+            if !is_part(value) {
                 return Err(CoreError::Share { layer, expert: ExpertId::at(entry as usize), value });
             }
-            *sum += value;
         } else if value != 0.0 {
             return Err(CoreError::ShareOfEmptySlot { layer, slot: SlotId::at(slot), value });
         }
     }
-    for (expert, (&sum, &count)) in sums.iter().zip(counts).enumerate() {
-        if count > 0 && (sum - 1.0).abs() > SHARE_TOLERANCE {
-            return Err(CoreError::Share { layer, expert: ExpertId::at(expert), value: sum });
-        }
+    match sums.iter().zip(counts).position(|(&sum, &count)| count > 0 && !is_whole(sum)) {
+        Some(expert) => Err(CoreError::Share { layer, expert: ExpertId::at(expert), value: sums[expert] }),
+        None => Ok(()),
     }
-    Ok(())
+}
+
+/// Whether shares are 1 in sum, within [`SHARE_TOLERANCE`].
+fn is_whole(sum: f64) -> bool {
+    (sum - 1.0).abs() <= SHARE_TOLERANCE
+}
+
+/// Whether a share is from 0 to 1, within [`SHARE_TOLERANCE`].
+fn is_part(value: f64) -> bool {
+    (value >= -SHARE_TOLERANCE) & (value <= 1.0 + SHARE_TOLERANCE)
 }
 
 #[cfg(test)]
@@ -118,5 +140,26 @@ mod tests {
         ] {
             assert!(Share::new(bad.clone(), &placement).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let placement = Placement::new(3, array![[0, 1, 0, -1, 2], [1, 1, 2, 0, -1]]).unwrap();
+        let refused = |first: [f64; 5], second: [f64; 5]| {
+            let share = Array2::from_shape_fn((2, 5), |(l, p)| [first, second][l][p]);
+            Share::new(share, &placement).unwrap_err()
+        };
+        let (first, second) = ([0.25, 1.0, 0.75, 0.0, 1.0], [0.5, 0.5, 1.0, 1.0, 0.0]);
+        let share = |layer, expert, value| CoreError::Share {
+            layer: LayerId::at(layer),
+            expert: ExpertId::at(expert),
+            value,
+        };
+        assert_eq!(refused(first, [0.5, 0.25, 1.0, 1.0, 0.0]), share(1, 1, 0.75));
+        assert_eq!(refused(first, [0.5, 0.5, 2.0, 1.0, 0.0]), share(1, 2, 2.0));
+        // The sum is right, the parts are not.
+        assert_eq!(refused([-0.5, 1.0, 1.5, 0.0, 1.0], second), share(0, 0, -0.5));
+        let of_empty = CoreError::ShareOfEmptySlot { layer: LayerId::at(0), slot: SlotId::at(3), value: 0.5 };
+        assert_eq!(refused([0.25, 1.0, 0.75, 0.5, 1.0], second), of_empty);
     }
 }

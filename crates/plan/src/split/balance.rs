@@ -24,10 +24,7 @@ impl Search {
     /// tokens for that; the split is then still valid, but the ranks are not level.
     pub(super) fn balance_tree(&self, level: f64, graph: &mut Graph, ranks: &Ranks) -> bool {
         let mut done = true;
-        for &rank in self.queue[1..].iter().rev() {
-            let rank = rank as usize;
-            let (own, above) = self.up[rank];
-            let (own, above) = (own as usize, above as usize);
+        for (rank, own, above) in self.leaves_first() {
             let excess = graph.load[rank] - level * ranks.speed[rank];
             let tokens = if excess > 0.0 {
                 excess.min(graph.edges[own].flow)

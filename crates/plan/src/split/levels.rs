@@ -95,10 +95,10 @@ impl Levels {
                 self.order.push(rank as u32);
             } else {
                 let most = ranks.len() - self.order.len();
-                self.search.grow(rank as u32, NONE, &self.group_of, graph, most);
-                self.order.extend_from_slice(&self.search.queue);
-                let level = mean_level(&self.search.queue, graph, ranks);
-                for &member in &self.search.queue {
+                self.search.grow(rank as u32, graph, most);
+                self.order.extend_from_slice(self.search.tree());
+                let level = mean_level(self.search.tree(), graph, ranks);
+                for &member in self.search.tree() {
                     self.group_of[member as usize] = group;
                     self.level[member as usize] = level;
                 }
@@ -114,9 +114,9 @@ impl Levels {
     fn balance(&mut self, group: u32, whole: bool, graph: &mut Graph, ranks: &Ranks) {
         let Group { start, mut end } = self.groups[group as usize];
         if !whole {
-            self.search.forget(&self.order[start..end]);
-            self.search.grow(self.order[start], group, &self.group_of, graph, end - start);
-            if self.search.queue.len() < end - start {
+            self.search.open(&self.order[start..end]);
+            self.search.grow(self.order[start], graph, end - start);
+            if self.search.tree().len() < end - start {
                 let rest = self.split(group);
                 self.open.push(Open { group: rest, whole: false });
                 end = self.groups[group as usize].end;

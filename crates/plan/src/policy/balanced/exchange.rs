@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::fits::Fits;
 use super::holders::Holders;
 use super::state::{LANES, State};
 
@@ -87,6 +88,8 @@ pub(super) struct Exchange {
     /// `(expert of a, expert of b)`.
     experts: [(u32, u32); 2],
     count: usize,
+    /// What is looked for with rank `a`, once asked for; forgotten when the cost falls.
+    fits: Option<Fits>,
 }
 
 /// Where two ranks would meet: `give` units from `a` to `b` bring both to the cost `level`.
@@ -146,9 +149,9 @@ fn sums_of_two([a, b, c, d]: [f32; LANES]) -> [[f32; LANES]; 2] {
 }
 
 impl Exchange {
-    /// Nothing found yet that costs less than `cost`; `goal` or less is good enough.
+    /// Nothing found yet for a rank that costs less than `cost`; `goal` or less is good enough.
     pub(super) fn none(cost: f64, goal: f64) -> Self {
-        Self { cost, goal, b: 0, experts: [(0, 0); 2], count: 0 }
+        Self { cost, goal, b: 0, experts: [(0, 0); 2], count: 0, fits: None }
     }
 
     pub(super) fn is_some(&self) -> bool {
@@ -182,6 +185,9 @@ impl Exchange {
         }
         // Where there mostly is one, a look at all places at once does not pay.
         let sparse = range.start > 0 || state.places(a).len() <= FEW;
+        if kind == Kind::One && sparse && state.alike && state.blocks(a).len() == 1 {
+            return self.search_alike(state, a, range);
+        }
         let glance = Glance::of(kind, state.blocks(a)).filter(|_| sparse);
         for at in range {
             let b = state.ranked(at);
@@ -211,6 +217,26 @@ impl Exchange {
             if self.cost <= self.goal {
                 return true;
             }
+        }
+        false
+    }
+
+    /// The same for one for one, where all ranks are as fast and the places of a rank are one block.
+    fn search_alike(&mut self, state: &State, a: usize, range: Range<usize>) -> bool {
+        let mut from = range.start;
+        while let Some(at) =
+            self.fits.get_or_insert_with(|| Fits::below(self.cost, state, a)).next(state, from..range.end)
+        {
+            let b = state.ranked(at);
+            let meeting = Meeting::of(state, a, b);
+            if b == a || meeting.level >= self.cost {
+                break;
+            }
+            self.one(state, a, b, meeting, false);
+            if self.cost <= self.goal {
+                return true;
+            }
+            from = at + 1;
         }
         false
     }
@@ -283,7 +309,7 @@ impl Exchange {
     }
 
     fn accept(&mut self, cost: f64, b: usize, experts: &[(u32, u32)]) {
-        (self.cost, self.b, self.count) = (cost, b, experts.len());
+        (self.cost, self.b, self.count, self.fits) = (cost, b, experts.len(), None);
         self.experts[..experts.len()].copy_from_slice(experts);
     }
 }

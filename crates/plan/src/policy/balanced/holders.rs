@@ -1,7 +1,7 @@
 //! Which ranks hold each expert, and what its loss of a replica would mean to them.
 
 use super::state::{NONE, State};
-use crate::layer::replica_units;
+use crate::layer::{lightest_first, replica_units};
 
 /// Lists of the ranks that hold each expert, linked through a node per filled place, so that a replica changes rank or
 /// expert without a look at any other expert. A list is in no particular order: nothing may depend on one.
@@ -28,14 +28,16 @@ pub(super) struct Loser {
     /// The highest cost among its holders once another than `heaviest` has lost it. NaN if not known.
     others: f64,
     heaviest: u32,
-    /// The same once `heaviest` has lost it.
+    /// The holder with the least cost, the lowest rank among equals; [`NONE`] until it is asked for.
+    lightest: u32,
+    /// The same as `others` once `heaviest` has lost it.
     without: f64,
 }
 
 impl Loser {
-    const UNKNOWN: Self = Self { others: f64::NAN, heaviest: 0, without: f64::NAN };
+    const UNKNOWN: Self = Self { others: f64::NAN, heaviest: 0, lightest: NONE, without: f64::NAN };
     /// It has one replica, which it may not lose.
-    const LAST: Self = Self { others: f64::INFINITY, heaviest: 0, without: f64::INFINITY };
+    const LAST: Self = Self { others: f64::INFINITY, heaviest: 0, lightest: NONE, without: f64::INFINITY };
 
     /// The highest cost among the other holders once `rank` has lost it.
     #[inline]
@@ -47,6 +49,12 @@ impl Loser {
     #[inline]
     pub(super) fn least(&self) -> f64 {
         self.without
+    }
+
+    /// The holder with the highest cost.
+    #[inline]
+    pub(super) fn heaviest(&self) -> usize {
+        self.heaviest as usize
     }
 }
 
@@ -115,7 +123,19 @@ impl Holders {
                 break;
             }
         }
-        Loser { others: first + rise, heaviest, without: second + rise }
+        Loser { others: first + rise, heaviest, lightest: NONE, without: second + rise }
+    }
+
+    /// The holder of an expert with the least cost, the lowest rank among equals.
+    pub(super) fn lightest(&mut self, state: &State, expert: u32) -> usize {
+        let known = self.loser[expert as usize].lightest;
+        if known != NONE {
+            return known as usize;
+        }
+        let cost = |rank: usize| lightest_first(state.cost(rank), rank);
+        let found = self.of(expert).min_by_key(|&rank| cost(rank)).unwrap_or_default();
+        self.loser[expert as usize].lightest = found as u32;
+        found
     }
 
     /// Follows [`State::exchange`].
@@ -230,8 +250,12 @@ mod tests {
                     return Err(format!("expert {expert} without rank {rank}: {wanted}, not {loser:?}"));
                 }
             }
-            if count <= 1 && loser != Loser::LAST {
+            if count <= 1 && loser.least() != f64::INFINITY {
                 return Err(format!("expert {expert} may not lose its only replica"));
+            }
+            let lightest = held.iter().copied().min_by(|&a, &b| state.cost(a).total_cmp(&state.cost(b)));
+            if count > 0 && lightest != Some(holders.lightest(state, expert)) {
+                return Err(format!("expert {expert} is lightest on {lightest:?}, not as in {loser:?}"));
             }
         }
         Ok(())
@@ -274,6 +298,11 @@ mod tests {
         holders.exchanged(&state, 0, 1, &[(3, NONE)]);
         holders.loser = old;
         assert!(check(&mut holders, &state).unwrap_err().contains("without rank"));
+        // A lightest holder that another has become lighter than.
+        holders.loser.fill(Loser::UNKNOWN);
+        check(&mut holders, &state).unwrap();
+        holders.loser[0].lightest = holders.loser[0].heaviest;
+        assert!(check(&mut holders, &state).unwrap_err().contains("is lightest on"));
     }
 
     #[test]

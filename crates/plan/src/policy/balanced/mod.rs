@@ -21,6 +21,7 @@
 mod exact;
 mod exchange;
 mod fill;
+mod fits;
 mod holders;
 mod idle;
 mod keep;

@@ -78,16 +78,16 @@ pub(super) fn replace(
             continue;
         }
         let lost = state.size[f as usize];
-        for b in holders.of(f) {
+        let mut consider = |b: usize| {
             // Where the goal is reached only lighter ranks are better.
             if best.cost[0] <= goal && state.cost(b) > best.cost[1] {
-                continue;
+                return;
             }
             let (load, slowness, others) = (state.load[b] - lost, state.slowness[b], loser.others(b));
             if others > best.cost[0] || (a != b && (load + least) * slowness > best.cost[0]) {
-                continue;
+                return;
             }
-            let mut consider = |g: u32, cost: f64| {
+            let mut weigh = |g: u32, cost: f64| {
                 let cost = cost.max(others);
                 let found = Found { cost: [cost.max(goal), state.cost(b)], rank: b, f, g };
                 if cost < highest && found.is_before(&best) && !state.holds(b, g) {
@@ -97,14 +97,27 @@ pub(super) fn replace(
             if a == b {
                 fill_gained(state, limit, gained);
                 for (g, gained) in gained.iter().enumerate() {
-                    consider(g as u32, (load + gained) * slowness);
+                    weigh(g as u32, (load + gained) * slowness);
                 }
             } else {
                 // `a` does not hold `f`: it is above `highest` as it is.
                 for g in shared.iter() {
-                    consider(g.expert, g.cost.max((load + g.gained) * slowness));
+                    weigh(g.expert, g.cost.max((load + g.gained) * slowness));
                 }
             }
+        };
+        // Of holders alike that are not `a`, and not the heaviest, without which the others have less, the lightest is best.
+        let (lightest, heaviest) = (holders.lightest(state, f), loser.heaviest());
+        if state.alike && !shared.iter().any(|g| state.holds(lightest, g.expert)) {
+            consider(lightest);
+            if heaviest != lightest {
+                consider(heaviest);
+            }
+            if a != lightest && a != heaviest && state.holds(a, f) {
+                consider(a);
+            }
+        } else {
+            holders.of(f).for_each(consider);
         }
     }
     if best.f == NONE {

@@ -36,6 +36,8 @@ pub(super) struct State {
     pub(super) count: Vec<u32>,
     /// Load of one replica of each expert.
     pub(super) size: Vec<f64>,
+    /// Whether all ranks are as fast.
+    pub(super) alike: bool,
     /// Keys of the ranks by cost ascending, rank ascending.
     order: Vec<u64>,
 }
@@ -49,6 +51,7 @@ impl State {
         }
         copy(&mut self.room, &ranks.room);
         copy(&mut self.slowness, &ranks.slowness);
+        self.alike = self.slowness.iter().all(|&slowness| slowness == self.slowness[0]);
         copy(&mut self.units, units);
         copy(&mut self.count, count);
         copy(&mut self.size, size);
@@ -185,11 +188,16 @@ impl State {
         let experts = &mut self.expert[start..end];
         let loads = &mut self.place_load[start..end];
         let lanes = &mut self.lane[start..end];
-        let mut sum = 0.0;
-        for place in 0..experts.len() {
-            let expert = experts[place];
-            let load = if expert == NONE { 0.0 } else { self.size[expert as usize] };
+        let (mut sum, mut last, mut sorted) = (0.0, f64::INFINITY, true);
+        for ((&expert, place_load), lane) in experts.iter().zip(&mut *loads).zip(&mut *lanes) {
+            let load = self.size.get(expert as usize).copied().unwrap_or(0.0);
             sum += load;
+            // Of equal ones it is left to the sort which comes first.
+            sorted &= load < last;
+            (*place_load, *lane, last) = (load, load as f32, load);
+        }
+        for place in 1..if sorted { 0 } else { experts.len() } {
+            let (expert, load) = (experts[place], loads[place]);
             let mut at = place;
             while at > 0 && (loads[at - 1] < load || (loads[at - 1] == load && experts[at - 1] > expert)) {
                 (experts[at], loads[at], lanes[at]) = (experts[at - 1], loads[at - 1], lanes[at - 1]);
@@ -233,6 +241,17 @@ impl State {
     #[inline]
     pub(super) fn ranked(&self, at: usize) -> usize {
         key_id(self.order[at])
+    }
+
+    /// Keys of the ranks at these positions of the order by cost.
+    pub(super) fn keys(&self, range: Range<usize>) -> &[u64] {
+        self.order.get(range).unwrap_or_default()
+    }
+
+    /// Where ranks begin, in order of cost, that cost so much or more.
+    pub(super) fn position(&self, cost: f64) -> usize {
+        let key = lightest_first(cost.max(0.0), 0);
+        self.order.partition_point(|&other| other < key)
     }
 
     /// The most loaded rank.
