@@ -113,7 +113,7 @@ fn is_whole(sum: f64) -> bool {
 
 /// Whether a share is from 0 to 1, within [`SHARE_TOLERANCE`].
 fn is_part(value: f64) -> bool {
-    (value >= -SHARE_TOLERANCE) & (value <= 1.0 + SHARE_TOLERANCE)
+    (-SHARE_TOLERANCE..=1.0 + SHARE_TOLERANCE).contains(&value)
 }
 
 #[cfg(test)]

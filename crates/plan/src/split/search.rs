@@ -91,8 +91,7 @@ impl Search {
             for &at in graph.edges_of(rank as usize) {
                 let Edge { flow, node, .. } = graph.edges[at as usize];
                 let siblings = graph.nodes[node as usize].edges();
-                let mut own = siblings.start as u32;
-                for sibling in &graph.edges[siblings] {
+                for (own, sibling) in (siblings.start as u32..).zip(&graph.edges[siblings]) {
                     let distance = &mut distance[sibling.rank as usize];
                     let less = if sibling.flow < flow { sibling.flow } else { flow };
                     let new = u32::from(less > 0.0) & u32::from(*distance == NONE);
@@ -100,7 +99,6 @@ impl Search {
                     // One more than `NONE` is 0. Said in this way, no compiler makes a branch of it.
                     *distance = distance.wrapping_add(new);
                     grown += new as usize;
-                    own += 1;
                 }
                 if grown == most {
                     break 'all;
