@@ -10,24 +10,34 @@ use eplb_cuda::{CudaError, CudaStream, DeviceMemory, Events};
 use crate::options::Options;
 use crate::pulls::Pulls;
 
-/// Events made at start-up: as many waves are rarely open at a time.
-const EVENTS: usize = 64;
+/// Events of each queue made at start-up: as many waves are rarely open at a time.
+const EVENTS: usize = 16;
 
 /// Most streams: queues are told apart by the bits of a word.
 const MOST: usize = 64;
 
+/// A stream with events of its context.
+#[derive(Debug)]
+struct Queue {
+    stream: Arc<CudaStream>,
+    events: Arc<Events>,
+}
+
 /// Pulls into one rank's memory.
+///
+/// What crosses a link runs on a stream of the context that the source's memory belongs to. Memory opened from another process belongs to this
+/// rank's own. Of ranks of one process it is the source's device, whose copy engines then carry the bytes: by two thirds faster than the receiver's
+/// where all ranks pull from all. It is still the receiver that enqueues the copy and sees the event behind it, so that nothing else changes.
 #[derive(Debug)]
 pub(crate) struct Engine {
     memory: Arc<DeviceMemory>,
     /// Memory of each rank; it lives until every copy has run.
     sources: Vec<Arc<DeviceMemory>>,
     /// The first is for copies inside the rank; the others belong to the sources, as many to each, as far as they go round.
-    streams: Vec<Arc<CudaStream>>,
+    queues: Vec<Queue>,
     per_source: usize,
-    /// Which of its source's streams the next pull takes, by source.
+    /// Which of its source's queues the next pull takes, by source.
     turns: Vec<AtomicUsize>,
-    events: Arc<Events>,
 }
 
 impl Engine {
@@ -36,35 +46,38 @@ impl Engine {
         sources: Vec<Arc<DeviceMemory>>,
         options: &Options,
     ) -> Result<Self, CudaError> {
-        let context = memory.context();
-        let others = sources.len().saturating_sub(1).max(1);
+        let (ranks, me) = (sources.len().max(1), memory.rank().index());
+        let others = (ranks - 1).max(1);
         let per_source = options.streams.clamp(1, ((MOST - 1) / others).max(1));
         let count = (1 + per_source * others).min(MOST);
-        let streams = (0..count)
-            .map(|_| CudaStream::new(context, options.stream_priority))
-            .collect::<Result<Vec<_>, _>>()?;
-        let events = Events::new(context, EVENTS.max(4 * count))?;
+        let queue = |number: usize| {
+            let source = number.checked_sub(1).map(|behind| (me + 1 + behind / per_source) % ranks);
+            let context = source.map_or(memory.context(), |source| sources[source].context());
+            let stream = CudaStream::new(context, options.stream_priority)?;
+            Ok(Queue { stream, events: Events::new(context, EVENTS)? })
+        };
+        let queues = (0..count).map(queue).collect::<Result<Vec<_>, CudaError>>()?;
         let turns = sources.iter().map(|_| AtomicUsize::new(0)).collect();
-        Ok(Self { memory, sources, streams, per_source, turns, events })
+        Ok(Self { memory, sources, queues, per_source, turns })
     }
 
-    /// The stream of the next pull from a source.
-    fn stream_of(&self, source: usize) -> usize {
+    /// The queue of the next pull from a source.
+    fn queue_of(&self, source: usize) -> usize {
         let me = self.memory.rank().index();
         if source == me {
             return 0;
         }
         let turn = self.turns[source].fetch_add(1, Ordering::Relaxed) % self.per_source;
         let other = (source + self.sources.len() - me) % self.sources.len() - 1;
-        1 + (other * self.per_source + turn) % (self.streams.len() - 1)
+        1 + (other * self.per_source + turn) % (self.queues.len() - 1)
     }
 }
 
 impl Pulls for Engine {
     fn pull(&self, transfer: &Transfer) -> Result<usize, CommError> {
         let (rank, source) = (self.memory.rank(), transfer.source.index());
-        let number = self.stream_of(source);
-        let stream = &self.streams[number];
+        let number = self.queue_of(source);
+        let stream = &self.queues[number].stream;
         let (from, to) = (Place::source(transfer), Place::landing(transfer));
         for tensor in 0..eplb_comm::Memory::layout(&*self.memory).layer(transfer.layer).tensors().len() {
             let (from, to) = (self.sources[source].rows(from, tensor)?, self.memory.rows(to, tensor)?);
@@ -82,13 +95,11 @@ impl Pulls for Engine {
 
     fn fences(&self, queues: u64) -> Result<Vec<Fence>, CommError> {
         let rank = self.memory.rank();
-        let record = |stream: &Arc<CudaStream>| {
-            self.events
-                .record(stream, rank)
-                .map(|fence| fence.fence())
-                .map_err(|error: CudaError| error.at(rank))
+        let record = |queue: &Queue| {
+            let recorded = queue.events.record(&queue.stream, rank);
+            recorded.map(|fence| fence.fence()).map_err(|error: CudaError| error.at(rank))
         };
-        let wanted = self.streams.iter().enumerate().filter(|(number, _)| queues >> number & 1 == 1);
-        wanted.map(|(_, stream)| record(stream)).collect()
+        let wanted = self.queues.iter().enumerate().filter(|(number, _)| queues >> number & 1 == 1);
+        wanted.map(|(_, queue)| record(queue)).collect()
     }
 }

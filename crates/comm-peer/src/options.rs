@@ -3,7 +3,8 @@
 /// How a communicator behaves.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Streams for pulls from each other rank, used in turn: while one waits for the end of a copy, another's runs.
+    /// Streams for pulls from each other rank, used in turn. More than one are slower where ranks pull from several others at a time: their
+    /// copies get into each other's way.
     pub streams: usize,
     /// Priority of the streams: lower runs first, 0 is the default.
     pub stream_priority: i32,
@@ -14,6 +15,6 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { streams: 2, stream_priority: 0, max_gbps: None }
+        Self { streams: 1, stream_priority: 0, max_gbps: None }
     }
 }

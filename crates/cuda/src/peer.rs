@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use eplb_comm::{CommError, Memory, Place};
 
+use crate::context::Context;
 use crate::error::CudaError;
 use crate::event::Events;
 use crate::memory::DeviceMemory;
@@ -17,13 +18,26 @@ pub struct Puller {
     memory: Arc<DeviceMemory>,
     /// By rank; they live until every copy has run.
     sources: Vec<Arc<DeviceMemory>>,
-    /// As many for each source.
-    streams: Vec<Arc<CudaStream>>,
+    /// As many for each source: those of this rank's context, and those of the contexts that the sources' memory belongs to.
+    queues: [Vec<Queue>; 2],
     per_source: usize,
-    /// Of the streams of each source, how many are used, and which is next.
+    /// Of the streams of each source, how many are used, which kind of them, and which is next.
     used: usize,
+    at_source: bool,
     next: usize,
+}
+
+/// A stream with events of its context.
+#[derive(Debug)]
+struct Queue {
+    stream: Arc<CudaStream>,
     events: Arc<Events>,
+}
+
+impl Queue {
+    fn new(context: &Arc<Context>) -> Result<Self, CudaError> {
+        Ok(Self { stream: CudaStream::new(context, 0)?, events: Events::new(context, 1)? })
+    }
 }
 
 impl Puller {
@@ -37,10 +51,15 @@ impl Puller {
         per_source: usize,
     ) -> Result<Self, CudaError> {
         let per_source = per_source.max(1);
-        let streams = (0..sources.len() * per_source).map(|_| CudaStream::new(memory.context(), 0));
-        let streams = streams.collect::<Result<Vec<_>, _>>()?;
-        let events = Events::new(memory.context(), streams.len())?;
-        Ok(Self { memory, sources, streams, per_source, used: per_source, next: 0, events })
+        let queues = |at_source: bool| {
+            let of = |source: &Arc<DeviceMemory>| {
+                let context = if at_source { source.context() } else { memory.context() };
+                (0..per_source).map(|_| Queue::new(context)).collect::<Result<Vec<_>, _>>()
+            };
+            sources.iter().map(of).collect::<Result<Vec<_>, _>>().map(|queues| queues.into_iter().flatten())
+        };
+        let queues = [queues(false)?.collect(), queues(true)?.collect()];
+        Ok(Self { memory, sources, queues, per_source, used: per_source, at_source: false, next: 0 })
     }
 
     /// Streams of each source.
@@ -48,9 +67,10 @@ impl Puller {
         self.per_source
     }
 
-    /// Uses so many of the streams of each source from now on; at least one, and no more than there are.
-    pub fn use_streams(&mut self, per_source: usize) {
-        self.used = per_source.clamp(1, self.per_source);
+    /// Uses so many of the streams of each source from now on; at least one, and no more than there are. `at_source`: those of the context that
+    /// its memory belongs to, so that in one process the source's copy engines carry the bytes.
+    pub fn use_streams(&mut self, per_source: usize, at_source: bool) {
+        (self.used, self.at_source) = (per_source.clamp(1, self.per_source), at_source);
     }
 
     /// The memory that it pulls into.
@@ -70,7 +90,8 @@ impl Puller {
         };
         let (Place::Slot { layer, .. } | Place::Staging { layer, .. }) = to;
         self.memory.extent().locate(self.memory.layout(), to)?;
-        let stream = &self.streams[source * self.per_source + self.next % self.used];
+        let number = source * self.per_source + self.next % self.used;
+        let stream = &self.queues[usize::from(self.at_source)][number].stream;
         self.next = self.next.wrapping_add(1);
         for tensor in 0..self.memory.layout().layer(layer).tensors().len() {
             let (from, to) = (memory.rows(from, tensor)?, self.memory.rows(to, tensor)?);
@@ -96,9 +117,8 @@ impl Puller {
     pub fn finish(&mut self, deadline: Instant) -> Result<(), CommError> {
         let rank = self.memory.rank();
         // All are recorded before the first is waited for; an error leaves the rest to the drop.
-        let record =
-            |stream: &Arc<CudaStream>| self.events.record(stream, rank).map_err(|error| error.at(rank));
-        let fences = self.streams.iter().map(record).collect::<Result<Vec<_>, _>>()?;
+        let record = |queue: &Queue| queue.events.record(&queue.stream, rank).map_err(|error| error.at(rank));
+        let fences = self.queues.iter().flatten().map(record).collect::<Result<Vec<_>, _>>()?;
         fences.into_iter().try_for_each(|fence| fence.fence().wait(rank, "copies between devices", deadline))
     }
 }
@@ -106,8 +126,8 @@ impl Puller {
 impl Drop for Puller {
     fn drop(&mut self) {
         // The memories must outlive the copies. A device that is lost says so at once.
-        for stream in &self.streams {
-            let _ = stream.settle();
+        for queue in self.queues.iter().flatten() {
+            let _ = queue.stream.settle();
         }
     }
 }

@@ -86,7 +86,7 @@ pub(crate) struct Exchange {
     drain_only: bool,
 
     /// Streams of each rank for pulls from each other one, with `peer`
-    #[arg(long, default_value_t = 2, value_name = "N")]
+    #[arg(long, default_value_t = 1, value_name = "N")]
     streams: usize,
 
     /// Take the ranks for those of so many nodes: `peer` inside them, nccl between them, in one wave

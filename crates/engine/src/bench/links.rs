@@ -42,15 +42,15 @@ pub(super) enum Means {
 pub(super) struct Task {
     pub(super) transfers: Arc<[Transfer]>,
     pub(super) means: Means,
-    /// Whether copies from one source may run beside each other.
-    beside: bool,
+    /// Whether, of ranks of one process, the sources' copy engines carry the bytes.
+    at_source: bool,
     pub(super) deadline: Instant,
 }
 
 impl Task {
-    /// The copies of round `round`: with one stream for each source, and with all there are, in turn. The best of all counts.
+    /// The copies of round `round`: by the receivers' copy engines and by the sources', in turn. The best of all counts.
     pub(super) fn new(transfers: &Arc<[Transfer]>, means: Means, round: usize, deadline: Instant) -> Self {
-        Self { transfers: transfers.clone(), means, beside: round % 2 == 1, deadline }
+        Self { transfers: transfers.clone(), means, at_source: round % 2 == 1, deadline }
     }
 }
 
@@ -166,7 +166,7 @@ impl Plain for Puller {
     /// Each expert over its own link.
     fn copy(&mut self, task: &Task) -> Result<Duration, EngineError> {
         let rank = self.memory().rank();
-        self.use_streams(if task.beside { self.per_source() } else { 1 });
+        self.use_streams(self.per_source(), task.at_source);
         let start = Instant::now();
         for transfer in task.transfers.iter().filter(|transfer| transfer.dest == rank) {
             self.pull(transfer.source.index(), Place::source(transfer), Place::landing(transfer))?;
