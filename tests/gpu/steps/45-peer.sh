@@ -1,4 +1,4 @@
-# `peer` in particular: between processes, with less staging, held back, beside another backend, beside a server's all-reduces, and a rank that is
+# `peer` in particular: between processes, with less staging, held back, beside another backend, and a rank that is
 # stopped or killed in the middle of an exchange.
 if [ "$ranks" -ge 2 ]; then
   heading
@@ -18,10 +18,6 @@ if [ "$ranks" -ge 2 ]; then
     exchange 8 'steps of 20 ms' $full --placement random --iters 3 --warmup 1 --step-ms 20
     [ -z "$long" ] || exchange 8 'steps of 20 ms, in place' $full --placement few2 --iters 3 --warmup 1 --step-ms 20 --drain-only
     for most in 50 $([ -z "$long" ] || echo 150); do exchange 8 "at most $most GB/s" $full --placement random --iters 3 --max-gbps $most; done
-    seconds=$([ -n "$quick" ] && echo 2 || { [ -z "$long" ] && echo 4 || echo 60; })
-    exchange $((seconds + 8)) 'small, beside all-reduces' --backend peer --ranks "$ranks" --beside 1048576 --layers 1 --tensors 65536,1024 \
-      --placement few2 --iters 50000 --for-seconds "$seconds"
-    exchange $((seconds + 8)) 'full size, beside all-reduces' $full --beside 1048576 --placement random --iters 200 --for-seconds "$seconds"
     # Inside a node by copy engines, between two by NCCL.
     [ $((ranks % 2)) -ne 0 ] || exchange 8 'two nodes' $full --iters 6 --placement random --nodes 2
   }
