@@ -14,6 +14,7 @@ pub mod driver;
 pub mod engine;
 pub mod error;
 pub mod machine;
+mod margin;
 pub mod plan_file;
 pub mod process;
 pub mod rebalance;

@@ -132,7 +132,8 @@ pub(crate) fn a_death_is_seen_while_idle(store: SocketAddr) {
 pub(crate) fn a_rank_that_is_stopped_costs_a_deadline(store: SocketAddr) {
     let mut scene = Scene::new(store);
     scene.ranks[VICTIM].link.signal(libc::SIGSTOP);
-    let deadline = Instant::now() + Duration::from_millis(400);
+    // Time enough, on a busy machine, for those who need nothing of the victim.
+    let deadline = Instant::now() + Duration::from_secs(3);
     let tickets: Vec<_> = survivors()
         .map(|rank| (rank, scene.ranks[rank].submit(&ring(), Fence::passed(), deadline).unwrap()))
         .collect();

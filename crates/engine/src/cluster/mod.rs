@@ -27,6 +27,7 @@ use ndarray::Array2;
 use crate::board::LocalBoard;
 use crate::driver::Driver;
 use crate::error::EngineError;
+use crate::margin::Margin;
 pub use hooks::{Hooks, NoHooks, ServingStream, Work};
 use lockstep::Lockstep;
 use serve::Findings;
@@ -107,6 +108,7 @@ pub struct Moved {
 pub struct Cluster {
     topology: Arc<Topology>,
     settings: Settings,
+    margin: Margin,
     memories: Vec<Arc<HostMemory>>,
     communicators: Vec<Box<dyn Communicator>>,
     placement: Placement,
@@ -164,6 +166,7 @@ impl Cluster {
         }
         let mut cluster = Self {
             topology,
+            margin: Margin::new(settings.margin),
             settings,
             memories,
             communicators: Vec::new(),
@@ -202,7 +205,8 @@ impl Cluster {
 
     /// Moves the experts to `new`, whose loads (`[L, E]`) were planned on, while every rank serves steps.
     ///
-    /// A proposal that came too late for some rank is made again with a larger margin.
+    /// A proposal that came too late for some rank is made again with a larger margin, which shrinks again with each exchange
+    /// that completes.
     ///
     /// # Errors
     /// The exchange cannot be planned, was aborted (what was committed before stays in force, see
@@ -210,10 +214,9 @@ impl Cluster {
     pub fn rebalance(&mut self, new: &Placement, loads: &Array2<f64>) -> Result<Moved, EngineError> {
         let (new, loads) = (Arc::new(new.clone()), Arc::new(loads.clone()));
         let start = Instant::now();
-        let mut margin = self.settings.margin;
         let mut sum: Option<Moved> = None;
         loop {
-            let (outcome, mut moved) = self.attempt(&new, &loads, margin)?;
+            let (outcome, mut moved) = self.attempt(&new, &loads)?;
             if let Some(before) = &sum {
                 moved.waves += before.waves;
                 moved.steps += before.steps;
@@ -222,10 +225,11 @@ impl Cluster {
             }
             moved.time = start.elapsed();
             match outcome {
-                Outcome::Completed => return Ok(moved),
-                _ if outcome.came_too_late() && margin < 1 << 16 => {
-                    margin *= 4;
-                    self.settings.margin = margin;
+                Outcome::Completed => {
+                    self.margin.shrink();
+                    return Ok(moved);
+                }
+                _ if outcome.came_too_late() && self.margin.grow() => {
                     self.make_communicators()?;
                     sum = Some(moved);
                 }
@@ -243,7 +247,6 @@ impl Cluster {
         &mut self,
         new: &Arc<Placement>,
         loads: &Arc<Array2<f64>>,
-        margin: u64,
     ) -> Result<(Outcome, Moved), EngineError> {
         let members: Vec<RankId> = self.topology.live_ranks().collect();
         let board = LocalBoard::new(&members);
@@ -254,7 +257,7 @@ impl Cluster {
                 new: self.settings.hooks.placement(rank, new.clone()),
                 loads: loads.clone(),
                 limits: self.settings.limits.clone(),
-                margin,
+                margin: self.margin.steps(),
                 communicator,
                 board: self.settings.hooks.board(rank, board.clone()),
             };

@@ -12,6 +12,7 @@ use super::shared::{Set, lock};
 use super::trigger::{Situation, drift, due};
 use super::wire::Plan;
 use crate::error::EngineError;
+use crate::margin::Margin;
 
 /// What the leading rank knows of one layer set.
 #[derive(Debug)]
@@ -144,7 +145,7 @@ impl LeadSet {
 pub(super) struct Lead {
     pub(super) sets: Vec<LeadSet>,
     pub(super) planner: Option<Planner>,
-    pub(super) margin: u64,
+    pub(super) margin: Margin,
     /// Demands of all ranks in this epoch that have been answered.
     pub(super) demands: u64,
     /// Layer sets that still have to answer the demands seen last.
@@ -159,7 +160,7 @@ impl Lead {
         Self {
             sets: sets.iter().map(|set| LeadSet::new(set, members)).collect(),
             planner: None,
-            margin: config.margin,
+            margin: Margin::new(config.margin),
             demands: 0,
             owing: Vec::new(),
             sampled: None,

@@ -13,9 +13,6 @@ use super::state::Event;
 use super::wire::{Done, Round, Status, Task, decode_counts};
 use crate::error::EngineError;
 
-/// Largest margin of steps that is tried.
-const LARGEST_MARGIN: u64 = 1 << 16;
-
 impl Progress {
     /// On the leading rank: looks at all ranks and at the triggers, and announces a round when one is due.
     pub(super) fn lead_on(&mut self) -> Result<(), EngineError> {
@@ -70,15 +67,11 @@ impl Progress {
     fn close_round(&mut self, statuses: &[(RankId, Status)]) {
         let Some(set) = self.lead.under_way.take() else { return };
         let any = |done| statuses.iter().any(|(_, status)| status.done == done);
-        // Who only followed says nothing of the reason, unless nobody gives one.
-        let late = any(Done::TooLate);
-        let broken = any(Done::Aborted) || (any(Done::Followed) && !late);
-        let again = late && !broken && self.lead.margin < LARGEST_MARGIN;
-        if again {
-            self.lead.margin = (self.lead.margin * 4).min(LARGEST_MARGIN);
-        } else if !broken {
-            // What made proposals late may be over, and every commit waits for the steps of its margin.
-            self.lead.margin = (self.lead.margin / 2).max(self.shared.config.margin);
+        // Of lateness alone all ranks say the same.
+        let (late, broken) = (any(Done::TooLate), any(Done::Aborted));
+        let again = late && !broken && self.lead.margin.grow();
+        if !again && !broken {
+            self.lead.margin.shrink();
         }
         self.lead.sets[set].ended(again, broken || (late && !again));
     }
@@ -157,7 +150,7 @@ impl Progress {
         let Some(session) = &self.session else {
             return Err(EngineError::Options("no epoch to plan in".into()));
         };
-        let (lead, limits) = (&mut self.lead.sets[at], (self.lead.margin, shared.config.dry_run));
+        let (lead, limits) = (&mut self.lead.sets[at], (self.lead.margin.steps(), shared.config.dry_run));
         let set = &shared.sets[at];
         let (plan, planner) = while_renewing(session, move || {
             (lead.plan(&planner, (at, set), &placement, reason, limits), planner)

@@ -55,8 +55,6 @@ pub(super) struct Progress {
     /// Passes counted when the last round ended.
     pub(super) counted: u64,
     pub(super) running: Option<Running>,
-    /// The exchange that just ended was broken off by another rank.
-    pub(super) followed: bool,
     pulses: Vec<(RankId, Pulse)>,
     looks: u64,
     since: Instant,
@@ -91,7 +89,6 @@ impl Progress {
             answered: 0,
             counted: 0,
             running: None,
-            followed: false,
             pulses: Vec::new(),
             looks: 0,
             since: Instant::now(),

@@ -239,7 +239,6 @@ impl Progress {
             // Given up when all was committed: what it was for is done.
             Outcome::Aborted { wave, .. } if wave == waves => self.end(running, RoundOutcome::Moved, waves),
             Outcome::Aborted { cause, silent, .. } => {
-                self.followed = matches!(cause, Cause::PeerFailed { .. });
                 let fatal = (!silent.is_empty() || is_fatal(&cause)).then(|| cause.to_string());
                 let how = match late {
                     true => RoundOutcome::TooLate,
@@ -276,7 +275,6 @@ impl Progress {
         self.round = number;
         self.done = match outcome {
             RoundOutcome::TooLate => Done::TooLate,
-            RoundOutcome::Aborted { .. } if std::mem::take(&mut self.followed) => Done::Followed,
             RoundOutcome::Aborted { .. } => Done::Aborted,
             _ => Done::Well,
         };

@@ -10,10 +10,8 @@ use super::report::Reason;
 pub(super) enum Done {
     Well,
     TooLate,
-    /// Broken off for what happened on this rank.
+    /// Broken off.
     Aborted,
-    /// Broken off because another rank did.
-    Followed,
 }
 
 /// What a rank shows of itself.
@@ -175,8 +173,7 @@ impl Status {
         let mut read = Reader::new(bytes);
         let status = Self {
             round: read.whole()?,
-            done: *[Done::Well, Done::TooLate, Done::Aborted, Done::Followed]
-                .get(usize::try_from(read.whole()?).ok()?)?,
+            done: *[Done::Well, Done::TooLate, Done::Aborted].get(usize::try_from(read.whole()?).ok()?)?,
             ready: read.flag()?,
             connected: read.flag()?,
             demands: read.whole()?,

@@ -18,6 +18,7 @@ use crate::cluster::serve::Findings;
 use crate::cluster::serving::Serving;
 use crate::driver::{Driver, Held};
 use crate::error::EngineError;
+use crate::margin::Margin;
 
 /// A rank in an epoch, with its weights.
 #[derive(Debug)]
@@ -33,7 +34,7 @@ pub struct Member {
     pub(super) placement: Placement,
     pub(super) version: u64,
     pub(super) clock: StepClock,
-    pub(super) margin: u64,
+    pub(super) margin: Margin,
     /// Whether the map in force is known to be what the slots hold: not after an exchange that this rank itself broke off.
     pub(super) sound: bool,
     /// A wave that others may have committed.
@@ -121,7 +122,7 @@ impl Member {
         let last = standings.iter().filter_map(|(_, standing)| standing.last_step).max();
         let serving = at(rank, Stage::Standing, serve(rank, &job, memory, &placement))?;
         let numbering = Numbering { topology: serving.topology.clone(), roster: session.roster().to_vec() };
-        let margin = job.settings.margin;
+        let margin = Margin::new(job.settings.margin);
         let clock = StepClock::start(0, step_time(&job));
         let mut member = Self {
             session,
@@ -153,7 +154,7 @@ impl Member {
         placement: Placement,
         numbering: Numbering,
     ) -> Self {
-        let (clock, margin) = (StepClock::start(0, step_time(&job)), job.settings.margin);
+        let (clock, margin) = (StepClock::start(0, step_time(&job)), Margin::new(job.settings.margin));
         Self {
             session,
             job,
@@ -228,7 +229,7 @@ impl Member {
 
     /// Steps from the last that any rank has begun to the one that the next commit is proposed for.
     pub fn margin(&self) -> u64 {
-        self.margin
+        self.margin.steps()
     }
 
     /// What commits have cost the steps of this rank in its epoch.

@@ -17,9 +17,6 @@ use crate::cluster::lockstep::Route;
 use crate::driver::Ended;
 use crate::error::EngineError;
 
-/// Proposals are not made with a larger margin than this, in steps.
-const LARGEST_MARGIN: u64 = 1 << 16;
-
 /// What one exchange did, as this rank saw it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exchanged {
@@ -62,12 +59,10 @@ impl Member {
             exchanged.time = start.elapsed();
             match outcome {
                 Outcome::Completed => {
-                    // What made proposals late may be over, and every commit waits for the steps of its margin.
-                    self.margin = (self.margin / 2).max(self.job.settings.margin);
+                    self.margin.shrink();
                     return Ok(exchanged);
                 }
-                _ if outcome.came_too_late() && self.margin < LARGEST_MARGIN => {
-                    self.margin *= 4;
+                _ if outcome.came_too_late() && self.margin.grow() => {
                     sum = Some(exchanged);
                     self.connect()?;
                 }
@@ -118,7 +113,7 @@ impl Member {
         at(rank, Stage::Agreeing, begun)?;
         let (number, base) = self.session.board.position();
         let mut hasher = xxhash_rust::xxh3::Xxh3::new();
-        for part in [plan.hash64(), number, base, self.margin, at_once] {
+        for part in [plan.hash64(), number, base, self.margin.steps(), at_once] {
             hasher.update(&part.to_le_bytes());
         }
         let deadline = after(self.session.deadlines().store.collective);
@@ -147,7 +142,7 @@ impl Member {
         let (deadlines, last) = (self.job.settings.deadlines, self.serving.driver.last_step());
         let members = self.session.members();
         let exchange =
-            Exchange::new(plan.clone(), rank, members, deadlines, self.margin, last, Instant::now());
+            Exchange::new(plan.clone(), rank, members, deadlines, self.margin.steps(), last, Instant::now());
         self.sound = false;
         self.serving.driver.begin(exchange, communicator, board)?;
 

@@ -86,8 +86,8 @@ pub(crate) fn job(ranks: usize, transport: &Arc<Threads>) -> Job {
     let mut settings = Settings::new(&layout, &topology);
     settings.limits.staging_bytes = 4 * layout.largest_staged();
     settings.margin = 32;
-    settings.deadlines.transfer = Duration::from_secs(5);
-    settings.deadlines.peer = Duration::from_secs(3);
+    settings.deadlines.transfer = Duration::from_secs(30);
+    settings.deadlines.peer = Duration::from_secs(20);
     Job {
         start: random(99, &topology),
         topology,

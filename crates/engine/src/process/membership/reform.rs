@@ -16,6 +16,7 @@ use super::restore::{Fetch, restore};
 use super::settle::{Report, settle};
 use crate::deadlines::Deadlines;
 use crate::error::EngineError;
+use crate::margin::Margin;
 use crate::process::job::{Job, lasting_facts, step_time};
 use crate::process::member::{Member, Numbering, Undecided, serve};
 use crate::process::moving::Exchanged;
@@ -335,7 +336,7 @@ impl Member {
         self.numbering = Numbering { topology, roster: self.session.roster().to_vec() };
         (self.version, self.sound, self.undecided) = (version, true, None);
         // Members may have left the epoch before after different attempts, and who joins knows of none.
-        self.margin = self.job.settings.margin;
+        self.margin = Margin::new(self.job.settings.margin);
         Ok(())
     }
 
