@@ -50,7 +50,7 @@ static void filled(void *state, uint32_t set, uint32_t layer, const uint32_t *sl
 static void serve(struct rank *rank, const eplb_engine *engine, unsigned char *const *weights)
 {
     eplb_maps *maps;
-    struct eplb_map_arrays view;
+    struct eplb_map_arrays view = { .struct_size = sizeof view };
     CHECK(eplb_engine_maps(engine, 0, &maps));
     CHECK(eplb_maps_view(maps, &view));
     for (uint32_t layer = 0; layer < LAYERS; layer++)
@@ -118,7 +118,7 @@ static void *run(void *given)
             if (waited != EPLB_STATUS_TIMEOUT)
                 check(waited, "eplb_engine_wait_round");
         } while (waited != EPLB_STATUS_OK);
-        struct eplb_round_report report;
+        struct eplb_round_report report = { .struct_size = sizeof report };
         char outcome[200];
         size_t len;
         CHECK(eplb_engine_last_report(engine, set, &report));

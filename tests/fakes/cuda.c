@@ -547,6 +547,46 @@ static void sum_parts(void *argument) {
   free(summing);
 }
 
+/* Twin of eplb_dispatch_i32 and _i64: slots for choices, by the maps on the device. */
+typedef struct { const int *log2phy, *logcnt; const float *share; const uint64_t *salt; void *out; uint64_t out_stride; unsigned columns, slots, layer, unused; } Maps;
+typedef struct { Counting counting; Maps maps; } Dispatching;
+static int replica(const Maps *maps, unsigned token, int expert) {
+  const int *row = maps->log2phy + (size_t)expert * maps->columns;
+  int count = maps->logcnt[expert] < (int)maps->columns ? maps->logcnt[expert] : (int)maps->columns;
+  if (count < 1) return -1;
+  int chosen = (unsigned)row[0] < maps->slots ? row[0] : -1;
+  if (count < 2) return chosen;
+  uint64_t key = mix((maps->salt ? *maps->salt : 0) + 0x9e3779b97f4a7c15ull * (maps->layer + 1ull));
+  float point = (float)(mix(key ^ ((uint64_t)token << 32 | (unsigned)expert)) >> 40) * (1.0f / 16777216.0f), sum = 0;
+  for (int i = 0; i < count; i++) {
+    if ((unsigned)row[i] >= maps->slots || !(maps->share[row[i]] > 0)) continue;
+    chosen = row[i];
+    sum += maps->share[chosen];
+    if (point < sum) break;
+  }
+  return chosen;
+}
+static void choose_slots(void *argument) {
+  Dispatching *dispatching = argument;
+  Counting *counting = malloc(sizeof *counting);
+  *counting = dispatching->counting;
+  Choices choices = counting->choices;
+  Counts counts = counting->counts;
+  int wide = counting->wide;
+  count_choices(counting);
+  unsigned valid = choices.valid ? (unsigned)*choices.valid : choices.tokens;
+  for (unsigned token = 0; token < choices.tokens; token++)
+    for (unsigned i = 0; i < choices.k; i++) {
+      uint64_t at = token * choices.row_stride + i, to = token * dispatching->maps.out_stride + i;
+      int64_t id = wide ? ((const int64_t *)choices.ids)[at] : ((const int *)choices.ids)[at];
+      int wanted = token < valid && !(choices.mask && !choices.mask[token]) && id >= 0 && id < counts.experts;
+      int slot = wanted ? replica(&dispatching->maps, token, (int)id) : -1;
+      if (wide) ((int64_t *)dispatching->maps.out)[to] = slot;
+      else ((int *)dispatching->maps.out)[to] = slot;
+    }
+  free(dispatching);
+}
+
 static CUresult call(Stream *stream, void (*function)(void *), const void *argument, size_t bytes) {
   void *copy = malloc(bytes);
   memcpy(copy, argument, bytes);
@@ -562,6 +602,11 @@ EXPORT CUresult cuLaunchKernel(const char *kernel, unsigned x, unsigned y, unsig
   if (!strncmp(kernel, "eplb_record_i", 13)) {
     Counting counting = {*(Choices *)arguments[0], *(Counts *)arguments[1], !strcmp(kernel, "eplb_record_i64")};
     return call(stream, count_choices, &counting, sizeof counting);
+  }
+  if (!strncmp(kernel, "eplb_dispatch_i", 15)) {
+    Counting counting = {*(Choices *)arguments[0], *(Counts *)arguments[1], !strcmp(kernel, "eplb_dispatch_i64")};
+    Dispatching dispatching = {counting, *(Maps *)arguments[2]};
+    return call(stream, choose_slots, &dispatching, sizeof dispatching);
   }
   if (!strcmp(kernel, "serve_sums")) {
     Serving serving = {*(const unsigned **)arguments[0], *(const ServeTensor **)arguments[2], *(uint64_t **)arguments[4],

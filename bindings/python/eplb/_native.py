@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Dict, List, Optional
 
 #: The interface version that this package was written for (`EPLB_ABI_VERSION` of the header).
-ABI_VERSION = 0
+ABI_VERSION = 1
 
 _STATUS = {
     1: "invalid argument",
@@ -157,6 +157,7 @@ class MapArrays(ctypes.Structure):
     """`struct eplb_map_arrays`."""
 
     _fields_ = [
+        ("struct_size", c_size_t),
         ("version", c_uint64),
         ("first_step", c_uint64),
         ("layers", c_size_t),
@@ -203,6 +204,12 @@ class DeviceChoices(ctypes.Structure):
     ]
 
 
+class DeviceSlots(ctypes.Structure):
+    """`struct eplb_device_slots`."""
+
+    _fields_ = [("struct_size", c_size_t), ("slots", c_uint64), ("row_stride", c_size_t), ("salt", c_uint64)]
+
+
 class DeviceCounts(ctypes.Structure):
     """`struct eplb_device_counts`."""
 
@@ -213,6 +220,7 @@ class RoundReport(ctypes.Structure):
     """`struct eplb_round_report`."""
 
     _fields_ = [
+        ("struct_size", c_size_t),
         ("round", c_uint64),
         ("before", c_double),
         ("predicted", c_double),
@@ -225,6 +233,7 @@ class RoundReport(ctypes.Structure):
         ("committed", c_uint64),
         ("plan_seconds", c_double),
         ("seconds", c_double),
+        ("launch_us", c_double),
     ]
 
 
@@ -232,6 +241,7 @@ class ReplaySummary(ctypes.Structure):
     """`struct eplb_replay_summary`."""
 
     _fields_ = [
+        ("struct_size", c_size_t),
         ("first_step", c_size_t),
         ("steps", c_size_t),
         ("plans", c_size_t),
@@ -330,6 +340,8 @@ _FUNCTIONS = {
     "eplb_transport_gloo": [c_char_p, c_char_p, POINTER(c_void_p)],
     "eplb_transport_peer": [c_uint8, POINTER(c_void_p)],
     "eplb_transport_nccl": [c_uint8, POINTER(c_void_p)],
+    "eplb_transport_nccl_in_steps": [c_uint8, POINTER(c_void_p)],
+    "eplb_transport_shared_memory": [POINTER(c_void_p)],
     "eplb_builder_device": [c_void_p, c_uint32],
     "eplb_builder_new": [c_char_p, c_uint32, c_size_t, c_void_p, c_void_p, POINTER(c_void_p)],
     "eplb_builder_layer_set": [
@@ -357,6 +369,7 @@ _FUNCTIONS = {
     "eplb_engine_record_slots": [c_void_p, c_uint32, Pass, POINTER(c_uint64), c_size_t, POINTER(CountFaults)],
     "eplb_engine_record_experts": [c_void_p, c_uint32, Pass, POINTER(c_uint64), c_size_t, POINTER(CountFaults)],
     "eplb_engine_record_choices": [c_void_p, c_uint32, Pass, POINTER(Choices), POINTER(CountFaults)],
+    "eplb_engine_dispatch_topk": [c_void_p, c_uint32, Pass, POINTER(DeviceChoices), POINTER(DeviceSlots), c_uint64],
     "eplb_engine_record_topk": [c_void_p, c_uint32, Pass, POINTER(DeviceChoices), c_uint64],
     "eplb_engine_record_counts": [c_void_p, c_uint32, Pass, POINTER(DeviceCounts), c_uint64, POINTER(c_uint8)],
     "eplb_engine_rebalance_now": [c_void_p, POINTER(c_uint64)],

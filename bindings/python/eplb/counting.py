@@ -5,7 +5,7 @@ from ctypes import byref, c_uint8, c_uint64, c_void_p, sizeof
 from typing import Any, List, Optional, Tuple
 
 from eplb import arrays
-from eplb._native import Choices, CountFaults, DeviceChoices, DeviceCounts, Pass, call
+from eplb._native import Choices, CountFaults, DeviceChoices, DeviceCounts, DeviceSlots, Pass, call
 from eplb.tensors import Place, place_of
 
 
@@ -108,16 +108,54 @@ class Counting:
         )
         return faults.missing, faults.out_of_range
 
+    def dispatch(
+        self,
+        step: int,
+        layer: int,
+        ids: Any,
+        slots: Any = None,
+        *,
+        mask: Any = None,
+        salt: Any = None,
+        layer_set: int = 0,
+        tag: int = 0,
+        dummy: bool = False,
+        stream: Any = None,
+    ) -> Any:
+        """Turns the router's choices of one layer, `ids [tokens, k]` of experts on the device, into slots by the device's maps, and counts them: one
+        launch on `stream` (as `record_choices`), which may be captured into a graph.
+
+        slots: where they are written, in the shape and type of the ids; default: over the ids. -1 is written for a token that the mask leaves
+        out, and for an id that names no expert. salt: one 64-bit number on the device, mixed into the choice among replicas. Returns slots.
+        """
+        if not self._is_there(ids):
+            raise ValueError("ids are not on the engine's device; on the host, choose slots by `maps`")
+        choices = self._choices("ids", layer, ids, mask, False)
+        slots = ids if slots is None else slots
+        there = self._choices("slots", layer, slots, None, False)
+        if (there.tokens, there.k, there.id_bytes) != (choices.tokens, choices.k, choices.id_bytes):
+            raise ValueError("slots differ from ids in shape or type")
+        mixed = 0 if salt is None else _contiguous("salt", salt, 1).address
+        place = DeviceSlots(sizeof(DeviceSlots), there.ids, there.row_stride, mixed)
+        of, on = Pass(step, tag, dummy), self._stream_of(ids, stream)
+        call("eplb_engine_dispatch_topk", self._running(), layer_set, of, byref(choices), byref(place), on)
+        return slots
+
     def _record_there(
         self, step: int, layer: int, ids: Any, mask: Any, of_slots: bool, of: Pass, layer_set: int, stream: Any
     ) -> None:
-        _whole("ids", ids)
-        place = place_of("ids", ids)
+        choices = self._choices("ids", layer, ids, mask, of_slots)
+        call("eplb_engine_record_topk", self._running(), layer_set, of, byref(choices), self._stream_of(ids, stream))
+
+    def _choices(self, name: str, layer: int, ids: Any, mask: Any, of_slots: bool) -> DeviceChoices:
+        """Where choices lie on the device."""
+        _whole(name, ids)
+        place = place_of(name, ids)
         if len(place.shape) != 2 or place.size not in (4, 8):
-            raise ValueError(f"ids has shape {list(place.shape)} and {place.size} bytes per id; expected [tokens, k] of 4 or 8")
+            raise ValueError(f"{name} has shape {list(place.shape)} and {place.size} bytes per id; expected [tokens, k] of 4 or 8")
         tokens, k = place.shape
         if tokens > 0 and k > 1 and place.strides[1] != place.size:
-            raise ValueError(f"ids: the choices of a token lie apart (strides {place.strides})")
+            raise ValueError(f"{name}: the choices of a token lie apart (strides {place.strides})")
         padding = 0
         if mask is not None:
             masked = _contiguous("mask", mask, 1)
@@ -126,10 +164,9 @@ class Counting:
             padding = masked.address
         # A tensor of one token may have any stride.
         stride = place.strides[0] // place.size if tokens > 1 else k
-        choices = DeviceChoices(
+        return DeviceChoices(
             sizeof(DeviceChoices), layer, place.address, place.size, int(of_slots), tokens, k, stride, padding, 0
         )
-        call("eplb_engine_record_topk", self._running(), layer_set, of, byref(choices), self._stream_of(ids, stream))
 
     def _is_there(self, given: Any) -> bool:
         """Whether numbers lie on the engine's device."""

@@ -3,7 +3,7 @@
 import ctypes
 import os
 import traceback
-from ctypes import byref, c_char, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import byref, c_char, c_int32, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from eplb import arrays
@@ -21,7 +21,8 @@ _unfinished: List[Any] = []
 
 
 class Report(NamedTuple):
-    """What the last round of a layer set did on this rank. Balancedness is 0 to 1, on the loads planned for."""
+    """What the last round of a layer set did on this rank. Balancedness is 0 to 1, on the loads planned for. launch_us: longest time that a step took to
+    launch waves of the round, where steps do (`Transport.nccl(in_steps=True)`)."""
 
     round: int
     outcome: str
@@ -36,6 +37,7 @@ class Report(NamedTuple):
     committed: int
     plan_seconds: float
     seconds: float
+    launch_us: float
 
 
 class Engine(Counting):
@@ -313,11 +315,11 @@ class Engine(Counting):
 
     def last_report(self, layer_set: int = 0) -> Optional[Report]:
         """What the last round of a layer set did; `None` if there was none."""
-        found = RoundReport()
+        found = RoundReport(struct_size=sizeof(RoundReport))
         call("eplb_engine_last_report", self._running(), layer_set, byref(found))
         if found.round == 0:
             return None
-        values = {name: getattr(found, name) for name, _ in RoundReport._fields_}
+        values = {name: getattr(found, name) for name, _ in RoundReport._fields_ if name != "struct_size"}
         return Report(outcome=self._text("eplb_engine_round_outcome", layer_set), **values)
 
     def save(self, path: Union[str, "os.PathLike[str]"], layer_set: int = 0) -> None:

@@ -17,7 +17,7 @@ class Maps:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        view = MapArrays()
+        view = MapArrays(struct_size=sizeof(MapArrays))
         call("eplb_maps_view", handle.pointer, byref(view))
         self.version, self.first_step = view.version, view.first_step
         layers, slots, experts, columns = view.layers, view.slots, view.experts, view.columns

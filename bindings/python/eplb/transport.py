@@ -9,9 +9,8 @@ from eplb._native import Handle
 class Transport:
     """How bytes travel between the ranks of an engine.
 
-    Host memory: `Transport.local()`, `Transport.gloo()`. Devices: `Transport.peer()`, `Transport.nccl()`.
+    Host memory: `Transport.local()`, `Transport.gloo()`, `Transport.shared_memory()`. Devices: `Transport.peer()`, `Transport.nccl()`.
     """
-
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
@@ -46,10 +45,20 @@ class Transport:
         return cls(Handle("eplb_transport_free", "eplb_transport_peer", c_uint8(processes)))
 
     @classmethod
-    def nccl(cls, loaded: bool = True) -> "Transport":
+    def shared_memory(cls) -> "Transport":
+        """For ranks that are processes of one Linux host, on host memory that the engine lends: all of them map each other's."""
+        return cls(Handle("eplb_transport_free", "eplb_transport_shared_memory"))
+
+    @classmethod
+    def nccl(cls, loaded: bool = True, in_steps: bool = False) -> "Transport":
         """For slots on CUDA devices: NCCL over a communicator of its own.
 
         loaded: take the copy that the process has loaded, as torch does, and no other; else the one that is found: `EPLB_NCCL_SO`, a copy
         that is loaded, or where the system and Python keep it.
+
+        in_steps: waves are launched by `Engine.step` of one agreed id on every rank, on the thread that calls it, so in one order with the
+        collectives that the server launches itself: for servers that have such in flight. Ranks then run steps in step, at most one apart; while
+        they run none, a wave waits, and its round is broken off. `Report.launch_us` tells what it cost.
         """
-        return cls(Handle("eplb_transport_free", "eplb_transport_nccl", c_uint8(loaded)))
+        name = "eplb_transport_nccl_in_steps" if in_steps else "eplb_transport_nccl"
+        return cls(Handle("eplb_transport_free", name, c_uint8(loaded)))

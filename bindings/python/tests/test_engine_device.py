@@ -121,7 +121,8 @@ def serve(kind, plant):
     import eplb
 
     store = eplb.Store.in_process()
-    transport = eplb.Transport.peer(processes=False) if kind == "peer" else eplb.Transport.nccl(loaded=False)
+    peer = kind == "peer"
+    transport = eplb.Transport.peer(processes=False) if peer else eplb.Transport.nccl(loaded=False, in_steps=kind == "steps")
     turn = threading.Barrier(2, timeout=4 * LONG)
     told, problems, ended, said = [None, None], [], [False, False], [False, False]
 
@@ -143,7 +144,19 @@ def serve(kind, plant):
             else:
                 for layer, row in enumerate(counts):
                     chosen = [[expert, -1] for expert, count in enumerate(row) for _ in range(count)]
-                    rank.engine.record_choices(step, layer, Numbers(rank.device, chosen))
+                    ids = Numbers(rank.device, chosen)
+                    if layer == 0:
+                        rank.engine.record_choices(step, layer, ids)
+                        continue
+                    # Slots take the places of the experts, by the maps of the pass before, which are in force.
+                    assert rank.engine.dispatch(step, layer, ids) is ids
+                    rank.device.wait(rank.streams[0])
+                    of_slot = rank.engine.maps().phy2log[layer]
+                    found = (ctypes.c_int64 * (2 * len(chosen))).from_address(ids.__cuda_array_interface__["data"][0])
+                    rank.looked += len(chosen)
+                    rank.wrong += sum(
+                        found[2 * at + 1] != -1 or of_slot[found[2 * at]] != expert for at, (expert, _) in enumerate(chosen)
+                    )
             for stream in rank.streams:
                 rank.device.wait(stream)
             turn.wait()
@@ -296,6 +309,8 @@ def misuse():
         lambda: started.record(0, experts=Numbers(device, [[1, 2, 3]])),
         lambda: started.record_choices(0, 3, Numbers(device, [[1, 2, 3]]), stream=device.stream()),
         lambda: started.record_choices(0, 0, Numbers(device, [[1, 2]]), mask=Numbers(device, [[1]]), stream=device.stream()),
+        lambda: started.dispatch(0, 0, Numbers(device, [[1, 2]]), Numbers(device, [[1]]), stream=device.stream()),
+        lambda: on_host.dispatch(0, 0, Numbers(device, [[1, 2]])),
         lambda: on_host.device_maps(),
         lambda: on_host.step(0, streams=[device.stream()]) or "fine",
     ):
@@ -340,7 +355,7 @@ class EngineOnDevice(unittest.TestCase):
         self.assertGreater(sum(rank["filled"] for rank in told["ranks"]), 0)
 
     def test_experts_move_between_devices_while_steps_run(self):
-        for kind in ("peer", "nccl"):
+        for kind in ("peer", "nccl", "steps"):
             with self.subTest(kind):
                 told = json.loads(self.run_case("serve", kind))
                 self.check(told)
@@ -377,6 +392,8 @@ class EngineOnDevice(unittest.TestCase):
             "ValueError: on which stream",
             "EplbError: .*layer 3",
             "ValueError: mask has shape",
+            "ValueError: slots differ",
+            "ValueError: ids are not on",
             "EplbError: .*host memory",
             "EplbError: .*host memory",
         ]

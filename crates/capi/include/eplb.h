@@ -32,7 +32,7 @@
 #include <stdint.h>
 
 // Version of this interface: it changes when a program built against an older header may no longer run.
-#define EPLB_ABI_VERSION 0
+#define EPLB_ABI_VERSION 1
 
 // The operation was done; for `get`, the value was there; for `compare_and_set`, it swapped; for `remove`, the key was there.
 #define EPLB_STORE_DONE 0
@@ -234,6 +234,18 @@ typedef struct eplb_device_choices {
   uint64_t valid;
 } eplb_device_choices;
 
+// Where the slots of choices go, in memory of the engine's device. Set `struct_size` to the size of this structure.
+typedef struct eplb_device_slots {
+  // Size of this structure.
+  size_t struct_size;
+  // Address of slots `[tokens, k]`, of the size of the ids; may be the ids themselves, at an equal stride.
+  uint64_t slots;
+  // Slots from one token to the next; 0: `k`.
+  size_t row_stride;
+  // Address of a uint64 that is mixed into the choice among replicas; 0: none. A server that counts it up with every step spreads small batches evenly.
+  uint64_t salt;
+} eplb_device_slots;
+
 // Numbers of tokens of one pass, in memory of the engine's device. Set `struct_size` to the size of this structure.
 typedef struct eplb_device_counts {
   // Size of this structure.
@@ -265,8 +277,11 @@ typedef struct eplb_device_counters {
   uint64_t tag;
 } eplb_device_counters;
 
-// Where the arrays of maps are; valid until the maps are freed. Shapes stay the same while the engine lives.
+// Where the arrays of maps are; valid until the maps are freed. Shapes stay the same while the engine lives. Set `struct_size` to the size of
+// this structure: an older program gets the fields that it knows.
 typedef struct eplb_map_arrays {
+  // Size of this structure.
+  size_t struct_size;
   // Number of these maps on this rank, rising by one with every change.
   uint64_t version;
   // First step that runs with them on this rank.
@@ -307,8 +322,11 @@ typedef int32_t (*eplb_source_fn)(void *state,
                                   uint8_t *bytes,
                                   size_t len);
 
-// What the last round of a layer set did on this rank. Balancedness is 0 to 1, on the loads planned for.
+// What the last round of a layer set did on this rank. Balancedness is 0 to 1, on the loads planned for. Set `struct_size` to the size of this
+// structure: an older program gets the fields that it knows.
 typedef struct eplb_round_report {
+  // Size of this structure.
+  size_t struct_size;
   // Number of the round in its epoch, from 1; 0: there was none.
   uint64_t round;
   // Balancedness of the placement before.
@@ -333,6 +351,8 @@ typedef struct eplb_round_report {
   double plan_seconds;
   // Seconds from the round's beginning on this rank to its end.
   double seconds;
+  // Longest time that a step of this rank took to launch waves of the round, in microseconds; 0 where steps do not.
+  double launch_us;
 } eplb_round_report;
 
 // The operations of a host's store, such as a server's own. Keys are texts, values bytes. Every function returns one of the
@@ -509,8 +529,11 @@ typedef struct eplb_plan_request {
   double drift;
 } eplb_plan_request;
 
-// What a replay found, in numbers. Balancedness is of steps that no plan had seen: mean over layers, 0 to 1, even split.
+// What a replay found, in numbers. Balancedness is of steps that no plan had seen: mean over layers, 0 to 1, even split. Set `struct_size` to the
+// size of this structure: an older program gets the fields that it knows.
 typedef struct eplb_replay_summary {
+  // Size of this structure.
+  size_t struct_size;
   // First step that was scored.
   size_t first_step;
   // Steps scored.
@@ -761,6 +784,19 @@ enum eplb_status eplb_engine_record_topk(const struct eplb_engine *engine,
                                          const struct eplb_device_choices *choices,
                                          uint64_t stream);
 
+// Enqueues, on a stream of the pass, what turns the experts that were chosen in a layer into slots, by the maps of the device for the pass, and counts
+// them: one launch, which may be captured into a graph. Where an expert has several slots, tokens take them by their shares. -1 is written for a token
+// that does not count, and for an id that names no expert. A dummy pass gets its slots, and counts nothing.
+//
+// # Safety
+// As for `eplb_engine_record_topk`; `slots` is null or points to a structure whose `struct_size` is set, and its addresses are as those of `choices`.
+enum eplb_status eplb_engine_dispatch_topk(const struct eplb_engine *engine,
+                                           uint32_t set,
+                                           struct eplb_pass pass,
+                                           const struct eplb_device_choices *choices,
+                                           const struct eplb_device_slots *slots,
+                                           uint64_t stream);
+
 // Enqueues, on a stream of the pass, a copy of its numbers of tokens to the host, where they are folded with the maps of `pass.step`. It never
 // waits: with too many passes on their way this one is not counted, and `counted` (which may be null) gets 0, else 1. Not for graphs.
 //
@@ -797,7 +833,7 @@ enum eplb_status eplb_engine_maps_version(const struct eplb_engine *engine, uint
 // Tells where the arrays are.
 //
 // # Safety
-// `maps` is a live handle or null; `view` is null or points to room for one.
+// `maps` is a live handle or null; `view` is null or points to a structure whose `struct_size` is set.
 enum eplb_status eplb_maps_view(const struct eplb_maps *maps, struct eplb_map_arrays *view);
 
 // Frees maps. Null does nothing.
@@ -847,7 +883,7 @@ enum eplb_status eplb_builder_source(const struct eplb_builder *builder, eplb_so
 // Tells what the last round of a layer set did; how it ended, and why it began, is a text: `eplb_engine_round_outcome`.
 //
 // # Safety
-// `engine` is a live handle or null; `report` is null or points to room for one.
+// `engine` is a live handle or null; `report` is null or points to a structure whose `struct_size` is set.
 enum eplb_status eplb_engine_last_report(const struct eplb_engine *engine,
                                          uint32_t set,
                                          struct eplb_round_report *report);
@@ -1048,7 +1084,7 @@ enum eplb_status eplb_replay_run(const struct eplb_trace *trace,
 // Tells what a replay found.
 //
 // # Safety
-// `replay` is a live handle or null; `summary` is null or points to room for one.
+// `replay` is a live handle or null; `summary` is null or points to a structure whose `struct_size` is set.
 enum eplb_status eplb_replay_summarize(const struct eplb_replay *replay, struct eplb_replay_summary *summary);
 
 // Balancedness of each step that was scored, `[steps]`.
@@ -1231,6 +1267,22 @@ enum eplb_status eplb_transport_peer(uint8_t processes,
 // `transport` is null or points to room for a pointer.
 enum eplb_status eplb_transport_nccl(uint8_t loaded,
                                      struct eplb_transport **transport);
+
+// As `eplb_transport_nccl`, with waves launched by `eplb_engine_step` of one agreed id on every rank, on the server's thread: so in one order with
+// the collectives that the server launches itself. For servers that have such in flight. Ranks then run steps in step, at most one apart; while they run
+// none, a wave waits, and its round is broken off. `launch_us` of the report tells what it cost.
+//
+// # Safety
+// `transport` is null or points to room for a pointer.
+enum eplb_status eplb_transport_nccl_in_steps(uint8_t loaded,
+                                              struct eplb_transport **transport);
+
+// For ranks that are processes of one Linux host, on host memory that the engine lends (`eplb_builder_lend_layer`): they pull from each other's, which
+// all of them map.
+//
+// # Safety
+// `transport` is null or points to room for a pointer.
+enum eplb_status eplb_transport_shared_memory(struct eplb_transport **transport);
 
 // Frees a transport. Null does nothing. Engines that were started with it keep what they need of it.
 //

@@ -44,7 +44,7 @@ pub use trace::*;
 pub use transport::*;
 
 /// Version of this interface: it changes when a program built against an older header may no longer run.
-pub const EPLB_ABI_VERSION: u32 = 0;
+pub const EPLB_ABI_VERSION: u32 = 1;
 
 /// The interface version of the library, to be compared with `EPLB_ABI_VERSION` of the header.
 #[unsafe(no_mangle)]

@@ -8,17 +8,20 @@ use eplb_sim::{PolicyRun, Replay as Runner, ReplayError, Schedule};
 use crate::call::{self, Failure};
 use crate::request::PlanRequest;
 use crate::status::Status;
-use crate::structs;
+use crate::structs::{self, Growing};
 use crate::trace::Trace;
 
 /// What a replay found.
 #[derive(Debug)]
 pub struct Replay(PolicyRun);
 
-/// What a replay found, in numbers. Balancedness is of steps that no plan had seen: mean over layers, 0 to 1, even split.
+/// What a replay found, in numbers. Balancedness is of steps that no plan had seen: mean over layers, 0 to 1, even split. Set `struct_size` to the
+/// size of this structure: an older program gets the fields that it knows.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct ReplaySummary {
+    /// Size of this structure.
+    pub struct_size: usize,
     /// First step that was scored.
     pub first_step: usize,
     /// Steps scored.
@@ -39,6 +42,27 @@ pub struct ReplaySummary {
     pub link_seconds: f64,
     /// Median time of a plan, milliseconds.
     pub plan_ms_median: f64,
+}
+
+// SAFETY: repr(C), `struct_size` is first; integers and floats take any bits.
+unsafe impl Growing for ReplaySummary {
+    const LEAST: usize = size_of::<Self>();
+
+    fn defaults() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            first_step: 0,
+            steps: 0,
+            plans: 0,
+            mean: f64::NAN,
+            p01: f64::NAN,
+            moves: 0,
+            moves_fraction: 0.0,
+            waiting: 0.0,
+            link_seconds: 0.0,
+            plan_ms_median: 0.0,
+        }
+    }
 }
 
 /// Replays a trace: a plan after every `interval` steps, made from the `window` steps before it, scored on the steps that follow. The
@@ -105,13 +129,14 @@ pub unsafe extern "C" fn eplb_replay_run(
 /// Tells what a replay found.
 ///
 /// # Safety
-/// `replay` is a live handle or null; `summary` is null or points to room for one.
+/// `replay` is a live handle or null; `summary` is null or points to a structure whose `struct_size` is set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_replay_summarize(replay: *const Replay, summary: *mut ReplaySummary) -> Status {
     call::run(|| {
         // SAFETY: as the caller promises.
         let run = &unsafe { call::handle(replay, "replay") }?.0;
         let told = ReplaySummary {
+            struct_size: size_of::<ReplaySummary>(),
             first_step: run.first_step,
             steps: run.balancedness.len(),
             plans: run.rebalances.len(),
@@ -124,7 +149,7 @@ pub unsafe extern "C" fn eplb_replay_summarize(replay: *const Replay, summary: *
             plan_ms_median: run.plan_ms_median(),
         };
         // SAFETY: as the caller promises.
-        unsafe { call::put(told, summary, "summary") }
+        unsafe { structs::write(told, summary, "summary") }
     })
 }
 

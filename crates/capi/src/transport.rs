@@ -6,7 +6,7 @@ use std::sync::Arc;
 use eplb_comm::store::StoreAddress;
 use eplb_comm_nccl::Backend;
 use eplb_engine::process::{
-    DevicePeerTransport, GlooTransport, LocalTransport, NcclTransport, Transport as Carrier,
+    DevicePeerTransport, GlooTransport, LocalTransport, NcclTransport, PeerTransport, Transport as Carrier,
 };
 
 use crate::call::{self, Failure};
@@ -97,6 +97,42 @@ pub unsafe extern "C" fn eplb_transport_nccl(loaded: u8, transport: *mut *mut Tr
         }
         let backend = if loaded == 0 { Backend::Nccl } else { Backend::PyNccl };
         let made = Box::new(Transport(Arc::new(NcclTransport::new(backend))));
+        // SAFETY: as the caller promises.
+        unsafe { call::put(Box::into_raw(made), transport, "transport") }
+    })
+}
+
+/// As `eplb_transport_nccl`, with waves launched by `eplb_engine_step` of one agreed id on every rank, on the server's thread: so in one order with
+/// the collectives that the server launches itself. For servers that have such in flight. Ranks then run steps in step, at most one apart; while they run
+/// none, a wave waits, and its round is broken off. `launch_us` of the report tells what it cost.
+///
+/// # Safety
+/// `transport` is null or points to room for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_transport_nccl_in_steps(loaded: u8, transport: *mut *mut Transport) -> Status {
+    call::run(|| {
+        if transport.is_null() {
+            return Err(Failure::argument("transport is null"));
+        }
+        let backend = if loaded == 0 { Backend::Nccl } else { Backend::PyNccl };
+        let made = Box::new(Transport(Arc::new(NcclTransport::in_steps(backend))));
+        // SAFETY: as the caller promises.
+        unsafe { call::put(Box::into_raw(made), transport, "transport") }
+    })
+}
+
+/// For ranks that are processes of one Linux host, on host memory that the engine lends (`eplb_builder_lend_layer`): they pull from each other's, which
+/// all of them map.
+///
+/// # Safety
+/// `transport` is null or points to room for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_transport_shared_memory(transport: *mut *mut Transport) -> Status {
+    call::run(|| {
+        if transport.is_null() {
+            return Err(Failure::argument("transport is null"));
+        }
+        let made = Box::new(Transport(Arc::new(PeerTransport)));
         // SAFETY: as the caller promises.
         unsafe { call::put(Box::into_raw(made), transport, "transport") }
     })

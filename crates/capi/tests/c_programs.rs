@@ -36,7 +36,7 @@ fn compile(sources: &[&Path], program: &Path, flags: &[&str]) -> Command {
     command.arg("-I").arg(root().join("crates/capi/include")).args(sources);
     command.arg("-o").arg(program).arg("-L").arg(libraries()).args(["-leplb", "-lpthread", "-lm"]);
     // The soname is not the name of the file that cargo writes.
-    let soname = libraries().join("libeplb.so.0");
+    let soname = libraries().join(format!("libeplb.so.{}", eplb::EPLB_ABI_VERSION));
     if !soname.exists() {
         // Another test may be making it at the same time.
         drop(std::os::unix::fs::symlink("libeplb.so", &soname));

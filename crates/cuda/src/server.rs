@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::{Arc, OnceLock};
 
 use eplb_comm::{CommError, Fence, FenceState, Stream};
-use eplb_core::SlotCommit;
+use eplb_core::{RankId, SlotCommit};
 
 use crate::ahead::CommitList;
 use crate::compute::DeviceStream;
@@ -37,7 +37,7 @@ pub struct ServerStreams {
     given: Vec<Arc<CudaStream>>,
     /// Behind the work of streams that are not given any more.
     left: Vec<Arc<CudaFence>>,
-    /// Behind what the given streams had to do when this boundary began, if a fence was asked for since.
+    /// Behind what the given streams but the lead had to do when this boundary began, if a fence was asked for since.
     fresh: Vec<Arc<CudaFence>>,
     /// The lead is behind everything that other streams had to do.
     alone: bool,
@@ -49,11 +49,24 @@ pub struct ServerStreams {
     laid_out: Option<CommitList>,
     /// A commit of this boundary that is still to be enqueued.
     kept: Option<(CommitList, Arc<Later>)>,
+    /// What is behind everything that the lead had to do when this boundary began, once that has ended.
+    mark: Option<Arc<Later>>,
 }
 
 /// The fence behind work that is enqueued before the boundary ends.
 #[derive(Debug, Default)]
 struct Later(OnceLock<Result<Arc<CudaFence>, CommError>>);
+
+impl Later {
+    /// The work is enqueued, or could not be. Once: whoever does so has taken it from where it was kept.
+    fn set(&self, made: &Result<Arc<CudaFence>, CudaError>, rank: RankId) {
+        let told = match made {
+            Ok(fence) => Ok(fence.clone()),
+            Err(error) => Err(error.clone().at(rank)),
+        };
+        drop(self.0.set(told));
+    }
+}
 
 impl FenceState for Later {
     fn poll(&self) -> Result<bool, CommError> {
@@ -110,6 +123,7 @@ impl ServerStreams {
             latest: None,
             laid_out: None,
             kept: None,
+            mark: None,
         })
     }
 
@@ -248,12 +262,7 @@ impl ServerStreams {
             unsafe { list.launch(self.lead(), upload) }
         });
         let rank = self.memory.rank();
-        let told = match &made {
-            Ok(fence) => Ok(fence.clone()),
-            Err(error) => Err(error.clone().at(rank)),
-        };
-        // Nobody else sets it: what was kept was taken above.
-        drop(later.0.set(told));
+        later.set(&made, rank);
         self.latest = Some(made?);
         Ok(())
     }
@@ -268,7 +277,7 @@ impl ServerStreams {
                 fence.order(lead)?;
             }
             for (at, other) in self.given.iter().enumerate().skip(1) {
-                match self.fresh.get(at) {
+                match self.fresh.get(at - 1) {
                     Some(fence) => fence.order(lead)?,
                     None => self.events.record(other, rank)?.order(lead)?,
                 }
@@ -286,16 +295,23 @@ impl ServerStreams {
         let made = self.make_kept(None);
         // From here on the server enqueues.
         self.fresh.clear();
-        let latest = self.latest.take();
-        if std::mem::take(&mut self.alone) {
-            let written = match latest {
-                Some(fence) => fence,
-                None => self.events.record(self.lead(), self.memory.rank())?,
+        let (latest, mark, alone) = (self.latest.take(), self.mark.take(), std::mem::take(&mut self.alone));
+        if mark.is_some() || alone {
+            // One event tells of the end of the passes before and of what was written behind them.
+            let fence = match latest {
+                Some(fence) => Ok(fence),
+                None => self.events.record(self.lead(), self.memory.rank()),
             };
-            for other in self.given.iter().skip(1) {
-                written.order(other)?;
+            if let Some(mark) = mark {
+                mark.set(&fence, self.memory.rank());
             }
-            self.written = Some(written);
+            let fence = fence?;
+            if alone {
+                for other in self.given.iter().skip(1) {
+                    fence.order(other)?;
+                }
+                self.written = Some(fence);
+            }
         }
         made
     }
@@ -320,7 +336,7 @@ impl ServerStreams {
 
 /// Passed when all are.
 #[derive(Debug)]
-struct All(Vec<Arc<CudaFence>>);
+struct All(Vec<Arc<CudaFence>>, Arc<Later>);
 
 impl FenceState for All {
     fn poll(&self) -> Result<bool, CommError> {
@@ -329,7 +345,7 @@ impl FenceState for All {
                 return Ok(false);
             }
         }
-        Ok(true)
+        self.1.poll()
     }
 
     fn as_any(&self) -> &dyn Any {
@@ -353,25 +369,21 @@ impl Stream for ServerStreams {
         self.inner.commit(commits)
     }
 
+    /// Behind everything that passes have enqueued so far. On the lead it is marked when the boundary ends, behind what is written in it: the fence passes after
+    /// [`ServerStreams::release`].
     fn record(&mut self) -> Result<Fence, CommError> {
         let rank = self.memory.rank();
         self.make_kept(None).map_err(|error| error.at(rank))?;
         self.latest = None;
         self.forget_passed().map_err(|error| error.at(rank))?;
         let mut fences = self.left.clone();
-        let streams = if self.given.is_empty() { std::slice::from_ref(&self.own) } else { &self.given[..] };
         self.fresh.clear();
-        for stream in streams {
+        for stream in self.given.iter().skip(1) {
             self.fresh.push(self.events.record(stream, rank).map_err(|error| error.at(rank))?);
         }
         fences.extend(self.fresh.iter().cloned());
-        if self.given.is_empty() {
-            self.fresh.clear();
-        }
-        match fences.len() {
-            1 => Ok(fences[0].fence()),
-            _ => Ok(Fence::new(Arc::new(All(fences)))),
-        }
+        let mark = self.mark.get_or_insert_with(Arc::default).clone();
+        Ok(Fence::new(Arc::new(All(fences, mark))))
     }
 
     fn wait(&mut self, fence: &Fence) -> Result<(), CommError> {

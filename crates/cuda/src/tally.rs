@@ -8,7 +8,7 @@ use eplb_core::RankId;
 use crate::context::Context;
 use crate::error::CudaError;
 use crate::event::{CudaFence, Events};
-use crate::kernels::{DeviceChoices, DeviceCounts, IdType, Kernels};
+use crate::kernels::{DeviceChoices, DeviceCounts, DeviceMaps, IdType, Kernels};
 use crate::pool::{DeviceBlock, PinnedBlock};
 use crate::stream::CudaStream;
 
@@ -126,11 +126,44 @@ impl Tally {
         (kind, choices): (IdType, &DeviceChoices),
         map: Option<(u64, u32)>,
     ) -> Result<(), CudaError> {
+        let counts = self.counts((layer, tag), map);
+        // SAFETY: the sums are as large as `counts` says and live as long as this; the rest is passed on to the caller.
+        unsafe { kernels.record(stream, kind, choices, &counts) }
+    }
+
+    /// As [`Tally::record`], for choices of experts that become slots in the same launch. Without a tag nothing is counted.
+    ///
+    /// # Errors
+    /// The driver refused.
+    ///
+    /// # Panics
+    /// A layer or tag that there is not.
+    ///
+    /// # Safety
+    /// As for [`Kernels::dispatch`].
+    pub unsafe fn dispatch(
+        &self,
+        kernels: &Kernels,
+        stream: &CudaStream,
+        (layer, tag): (usize, Option<usize>),
+        (kind, choices): (IdType, &DeviceChoices),
+        maps: &DeviceMaps,
+    ) -> Result<(), CudaError> {
+        let mut counts = self.counts((layer, tag.unwrap_or(0)), None);
+        if tag.is_none() {
+            counts.loads = 0;
+        }
+        // SAFETY: as in `record`.
+        unsafe { kernels.dispatch(stream, kind, choices, &counts, maps) }
+    }
+
+    /// Where the choices of a layer are counted; with a map they are of slots.
+    fn counts(&self, (layer, tag): (usize, usize), map: Option<(u64, u32)>) -> DeviceCounts {
         let TallyShape { tags, layers, experts } = self.shape;
         assert!(layer < layers && tag < tags, "layer {layer} of {layers}, tag {tag} of {tags}");
         let addresses = self.addresses();
         let (phy2log, slots) = map.unwrap_or_default();
-        let counts = DeviceCounts {
+        DeviceCounts {
             loads: addresses.loads + 8 * (layer * experts) as u64,
             tag_stride: (layers * experts) as u64,
             tag: addresses.tag + 4 * (1 + tag) as u64,
@@ -140,9 +173,7 @@ impl Tally {
             experts: experts as u32,
             slots,
             unused: 0,
-        };
-        // SAFETY: the sums are as large as `counts` says and live as long as this; the rest is passed on to the caller.
-        unsafe { kernels.record(stream, kind, choices, &counts) }
+        }
     }
 
     /// Begins to copy the sums to the host, unless that is under way.

@@ -8,7 +8,7 @@ use eplb_comm::timeline::tell;
 use eplb_comm::{Communicator, Fence, Moment, Progress, Stream, Ticket, Timeline};
 use eplb_core::{Placement, RankId, SlotCommit, Topology, Wave};
 use eplb_exchange::plan::apply_commits;
-use eplb_exchange::{Action, Exchange, Outcome, Part, Phase};
+use eplb_exchange::{Action, Exchange, Note, Outcome, Part, Phase};
 use ndarray::Array2;
 
 use crate::board::{Board, Reader};
@@ -102,6 +102,26 @@ struct Active {
     committed: Vec<usize>,
     /// The phase and the wave that a recorder was told last.
     told: Option<(Phase, usize)>,
+    /// Notes of the forward path, which are left at the next look: to wake who writes them is not its affair.
+    notes: Vec<Note>,
+}
+
+/// Who has the driver act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Caller {
+    /// The forward path.
+    Pass,
+    /// Whoever looks at what has happened.
+    Look,
+}
+
+impl Active {
+    /// Leaves the notes of the forward path on the board.
+    fn leave_notes(&mut self, rank: RankId) {
+        for note in self.notes.drain(..) {
+            self.board.publish(rank, note);
+        }
+    }
 }
 
 /// What an exchange left behind: its outcome, and the communicator for the next one.
@@ -248,8 +268,9 @@ impl<S: Stream> Driver<S> {
             steps,
             committed: Vec::new(),
             told: None,
+            notes: Vec::new(),
         });
-        self.act()
+        self.act(Caller::Look)
     }
 
     /// To be called before each forward pass; `id`s rise strictly.
@@ -279,7 +300,7 @@ impl<S: Stream> Driver<S> {
             }
         };
         self.last_step = Some(id);
-        self.act()?;
+        self.act(Caller::Pass)?;
         if self.enqueued > enqueued {
             self.held.commits += 1;
             self.held.commit_time += begun.elapsed();
@@ -317,7 +338,7 @@ impl<S: Stream> Driver<S> {
             active.steps.push_back((last, self.stream.record()?));
         }
         active.exchange.tick(Instant::now());
-        self.act()?;
+        self.act(Caller::Pass)?;
         if let Some(active) = &mut self.active {
             active.exchange.end_boundary();
         }
@@ -392,7 +413,7 @@ impl<S: Stream> Driver<S> {
             active.exchange.store_lost(detail, now);
         }
         active.exchange.check_time(now);
-        self.act()?;
+        self.act(Caller::Look)?;
         let over = self.active.as_ref().is_some_and(|active| active.exchange.outcome().is_some());
         if over {
             tell(&self.timeline, || Moment::Ended);
@@ -419,6 +440,7 @@ impl<S: Stream> Driver<S> {
     /// acknowledged, no step from there on may run.
     pub fn abandon(&mut self, why: &str) -> Option<Abandoned> {
         let mut active = self.active.take()?;
+        active.leave_notes(self.rank);
         let wave = active.exchange.wave();
         if let Some(step) = active.exchange.bound_to() {
             self.barred.get_or_insert(Bar::Undecided { step, wave });
@@ -493,12 +515,15 @@ impl<S: Stream> Driver<S> {
         if let Some(active) = &mut self.active {
             active.exchange.cancel(why, Instant::now());
         }
-        self.act()
+        self.act(Caller::Look)
     }
 
     /// Carries out what the exchange asks for, until it asks for nothing.
-    fn act(&mut self) -> Result<(), EngineError> {
+    fn act(&mut self, caller: Caller) -> Result<(), EngineError> {
         let Some(active) = &mut self.active else { return Ok(()) };
+        if caller == Caller::Look {
+            active.leave_notes(self.rank);
+        }
         loop {
             let at = (active.exchange.phase(), active.exchange.wave());
             if self.timeline.is_some() && active.told != Some(at) {
@@ -512,6 +537,7 @@ impl<S: Stream> Driver<S> {
             for action in actions {
                 let now = Instant::now();
                 match action {
+                    Action::Publish(note) if caller == Caller::Pass => active.notes.push(note),
                     Action::Publish(note) => active.board.publish(self.rank, note),
                     Action::Drain { wave, part } => {
                         active.exchange.plan().apply_drains(Arc::make_mut(&mut self.map), wave, part);
@@ -544,6 +570,8 @@ impl<S: Stream> Driver<S> {
                         }
                     }
                     Action::Decide { from, to, hold } => {
+                        // What is decided may depend on them.
+                        active.leave_notes(self.rank);
                         let until = hold.then(|| now + active.exchange.deadlines().commit_hold);
                         let record = active.board.decide(from, to, until);
                         let after = Instant::now();

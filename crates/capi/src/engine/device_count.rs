@@ -1,7 +1,7 @@
 //! Counting tokens whose numbers lie on a device.
 
 use eplb_cuda::kernels::{DeviceChoices, IdType};
-use eplb_engine::engine::{DeviceCountersView, DeviceTokens};
+use eplb_engine::engine::{DeviceCountersView, DeviceSlots, DeviceTokens};
 
 use super::count::PassOf;
 use super::{Engine, failed, set_of};
@@ -52,6 +52,29 @@ unsafe impl Growing for DeviceChoicesOf {
             mask: 0,
             valid: 0,
         }
+    }
+}
+
+/// Where the slots of choices go, in memory of the engine's device. Set `struct_size` to the size of this structure.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceSlotsOf {
+    /// Size of this structure.
+    pub struct_size: usize,
+    /// Address of slots `[tokens, k]`, of the size of the ids; may be the ids themselves, at an equal stride.
+    pub slots: u64,
+    /// Slots from one token to the next; 0: `k`.
+    pub row_stride: usize,
+    /// Address of a uint64 that is mixed into the choice among replicas; 0: none. A server that counts it up with every step spreads small batches evenly.
+    pub salt: u64,
+}
+
+// SAFETY: as above.
+unsafe impl Growing for DeviceSlotsOf {
+    const LEAST: usize = size_of::<Self>();
+
+    fn defaults() -> Self {
+        Self { struct_size: size_of::<Self>(), slots: 0, row_stride: 0, salt: 0 }
     }
 }
 
@@ -137,26 +160,69 @@ pub unsafe extern "C" fn eplb_engine_record_topk(
         let set = set_of(engine, set)?;
         // SAFETY: as the caller promises.
         let given = unsafe { structs::read(choices, "choices") }?;
-        let kind = kind("id_bytes", given.id_bytes)?;
-        let sizes = (u32::try_from(given.tokens), u32::try_from(given.k));
+        let Some((kind, choices)) = given.choices()? else { return Ok(()) };
+        let (pass, of_slots) = (pass.pass(), given.of_slots != 0);
+        // SAFETY: as the caller promises.
+        unsafe { engine.record_topk(set, &pass, given.layer, (kind, &choices), of_slots, stream) }
+            .map_err(failed)
+    })
+}
+
+impl DeviceChoicesOf {
+    /// The choices, if there are any.
+    fn choices(&self) -> Result<Option<(IdType, DeviceChoices)>, Failure> {
+        let kind = kind("id_bytes", self.id_bytes)?;
+        let sizes = (u32::try_from(self.tokens), u32::try_from(self.k));
         let (Ok(tokens), Ok(k)) = sizes else {
             return Err(Failure::argument("choices: tokens * k must be below 2^31"));
         };
         if u64::from(tokens) * u64::from(k) >= 1 << 31 {
             return Err(Failure::argument("choices: tokens * k must be below 2^31"));
         }
-        let stride = if given.row_stride == 0 { given.k } else { given.row_stride };
-        if tokens > 0 && (k == 0 || given.ids == 0 || stride < given.k) {
+        let stride = if self.row_stride == 0 { self.k } else { self.row_stride };
+        if tokens > 0 && (k == 0 || self.ids == 0 || stride < self.k) {
             return Err(Failure::argument("choices: ids is null, k is 0, or row_stride is less than k"));
         }
-        if tokens == 0 {
-            return Ok(());
-        }
-        let (row_stride, ids) = (stride as u64, given.ids);
-        let choices = DeviceChoices { ids, row_stride, valid: given.valid, mask: given.mask, tokens, k };
-        let (pass, of_slots) = (pass.pass(), given.of_slots != 0);
+        let (row_stride, ids) = (stride as u64, self.ids);
+        let choices = DeviceChoices { ids, row_stride, valid: self.valid, mask: self.mask, tokens, k };
+        Ok((tokens > 0).then_some((kind, choices)))
+    }
+}
+
+/// Enqueues, on a stream of the pass, what turns the experts that were chosen in a layer into slots, by the maps of the device for the pass, and counts
+/// them: one launch, which may be captured into a graph. Where an expert has several slots, tokens take them by their shares. -1 is written for a token
+/// that does not count, and for an id that names no expert. A dummy pass gets its slots, and counts nothing.
+///
+/// # Safety
+/// As for `eplb_engine_record_topk`; `slots` is null or points to a structure whose `struct_size` is set, and its addresses are as those of `choices`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_engine_dispatch_topk(
+    engine: *const Engine,
+    set: u32,
+    pass: PassOf,
+    choices: *const DeviceChoicesOf,
+    slots: *const DeviceSlotsOf,
+    stream: u64,
+) -> Status {
+    call::run(|| {
         // SAFETY: as the caller promises.
-        unsafe { engine.record_topk(set, &pass, given.layer, (kind, &choices), of_slots, stream) }
+        let engine = &unsafe { call::handle(engine, "engine") }?.0;
+        let set = set_of(engine, set)?;
+        // SAFETY: as the caller promises.
+        let given = unsafe { structs::read(choices, "choices") }?;
+        // SAFETY: as the caller promises.
+        let to = unsafe { structs::read(slots, "slots") }?;
+        if given.of_slots != 0 {
+            return Err(Failure::argument("choices: ids are slots already; dispatch takes experts"));
+        }
+        let Some((kind, choices)) = given.choices()? else { return Ok(()) };
+        let stride = if to.row_stride == 0 { given.k } else { to.row_stride };
+        if to.slots == 0 || stride < given.k {
+            return Err(Failure::argument("slots: the address is null, or row_stride is less than k"));
+        }
+        let to = DeviceSlots { out: to.slots, out_stride: stride as u64, salt: to.salt };
+        // SAFETY: as the caller promises.
+        unsafe { engine.dispatch_topk(set, &pass.pass(), given.layer, (kind, &choices), &to, stream) }
             .map_err(failed)
     })
 }

@@ -7,15 +7,19 @@ use eplb_engine::engine::Maps as Snapshot;
 use super::{Engine, set_of};
 use crate::call::{self, Failure};
 use crate::status::Status;
+use crate::structs::{self, Growing};
 
 /// The maps that were in force at some step. They never change; newer ones are another snapshot.
 #[derive(Debug)]
 pub struct Maps(Arc<Snapshot>);
 
-/// Where the arrays of maps are; valid until the maps are freed. Shapes stay the same while the engine lives.
+/// Where the arrays of maps are; valid until the maps are freed. Shapes stay the same while the engine lives. Set `struct_size` to the size of
+/// this structure: an older program gets the fields that it knows.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct MapsView {
+    /// Size of this structure.
+    pub struct_size: usize,
     /// Number of these maps on this rank, rising by one with every change.
     pub version: u64,
     /// First step that runs with them on this rank.
@@ -36,6 +40,27 @@ pub struct MapsView {
     pub logcnt: *const i32,
     /// Part of its expert's tokens that a slot gets; `[layers, slots]`.
     pub share: *const f32,
+}
+
+// SAFETY: repr(C), `struct_size` is first; integers and raw pointers take any bits.
+unsafe impl Growing for MapsView {
+    const LEAST: usize = size_of::<Self>();
+
+    fn defaults() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            version: 0,
+            first_step: 0,
+            layers: 0,
+            slots: 0,
+            experts: 0,
+            columns: 0,
+            phy2log: std::ptr::null(),
+            log2phy: std::ptr::null(),
+            logcnt: std::ptr::null(),
+            share: std::ptr::null(),
+        }
+    }
 }
 
 /// Takes the maps by which the pass of the last `eplb_engine_step` routes its tokens.
@@ -78,7 +103,7 @@ pub unsafe extern "C" fn eplb_engine_maps_version(
 /// Tells where the arrays are.
 ///
 /// # Safety
-/// `maps` is a live handle or null; `view` is null or points to room for one.
+/// `maps` is a live handle or null; `view` is null or points to a structure whose `struct_size` is set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_maps_view(maps: *const Maps, view: *mut MapsView) -> Status {
     call::run(|| {
@@ -86,6 +111,7 @@ pub unsafe extern "C" fn eplb_maps_view(maps: *const Maps, view: *mut MapsView) 
         let maps = &unsafe { call::handle(maps, "maps") }?.0;
         let (layers, experts, columns) = maps.log2phy.dim();
         let told = MapsView {
+            struct_size: size_of::<MapsView>(),
             version: maps.version,
             first_step: maps.first_step,
             layers,
@@ -106,7 +132,7 @@ pub unsafe extern "C" fn eplb_maps_view(maps: *const Maps, view: *mut MapsView) 
             return Err(Failure::new(Status::Internal, "maps are not in C order"));
         }
         // SAFETY: as the caller promises.
-        unsafe { call::put(told, view, "view") }
+        unsafe { structs::write(told, view, "view") }
     })
 }
 

@@ -6,11 +6,15 @@ use std::path::Path;
 use super::{Engine, failed, set_of};
 use crate::call::{self, Failure};
 use crate::status::Status;
+use crate::structs::{self, Growing};
 
-/// What the last round of a layer set did on this rank. Balancedness is 0 to 1, on the loads planned for.
+/// What the last round of a layer set did on this rank. Balancedness is 0 to 1, on the loads planned for. Set `struct_size` to the size of this
+/// structure: an older program gets the fields that it knows.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct RoundReport {
+    /// Size of this structure.
+    pub struct_size: usize,
     /// Number of the round in its epoch, from 1; 0: there was none.
     pub round: u64,
     /// Balancedness of the placement before.
@@ -35,12 +39,38 @@ pub struct RoundReport {
     pub plan_seconds: f64,
     /// Seconds from the round's beginning on this rank to its end.
     pub seconds: f64,
+    /// Longest time that a step of this rank took to launch waves of the round, in microseconds; 0 where steps do not.
+    pub launch_us: f64,
+}
+
+// SAFETY: repr(C), `struct_size` is first; integers and floats take any bits.
+unsafe impl Growing for RoundReport {
+    const LEAST: usize = std::mem::offset_of!(RoundReport, launch_us);
+
+    fn defaults() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            round: 0,
+            before: f64::NAN,
+            predicted: f64::NAN,
+            bound: f64::NAN,
+            reached: f64::NAN,
+            moves: 0,
+            local_copies: 0,
+            link_bytes: 0,
+            waves: 0,
+            committed: 0,
+            plan_seconds: 0.0,
+            seconds: 0.0,
+            launch_us: 0.0,
+        }
+    }
 }
 
 /// Tells what the last round of a layer set did; how it ended, and why it began, is a text: `eplb_engine_round_outcome`.
 ///
 /// # Safety
-/// `engine` is a live handle or null; `report` is null or points to room for one.
+/// `engine` is a live handle or null; `report` is null or points to a structure whose `struct_size` is set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_engine_last_report(
     engine: *const Engine,
@@ -51,38 +81,24 @@ pub unsafe extern "C" fn eplb_engine_last_report(
         // SAFETY: as the caller promises.
         let engine = &unsafe { call::handle(engine, "engine") }?.0;
         let found = engine.last_report(set_of(engine, set)?);
-        let told = found.map_or(
-            RoundReport {
-                round: 0,
-                before: f64::NAN,
-                predicted: f64::NAN,
-                bound: f64::NAN,
-                reached: f64::NAN,
-                moves: 0,
-                local_copies: 0,
-                link_bytes: 0,
-                waves: 0,
-                committed: 0,
-                plan_seconds: 0.0,
-                seconds: 0.0,
-            },
-            |found| RoundReport {
-                round: found.round,
-                before: found.before,
-                predicted: found.predicted,
-                bound: found.bound,
-                reached: found.reached,
-                moves: found.moves as u64,
-                local_copies: found.local_copies as u64,
-                link_bytes: found.link_bytes,
-                waves: found.waves as u64,
-                committed: found.committed as u64,
-                plan_seconds: found.plan_time.as_secs_f64(),
-                seconds: found.time.as_secs_f64(),
-            },
-        );
+        let told = found.map_or(RoundReport::defaults(), |found| RoundReport {
+            struct_size: size_of::<RoundReport>(),
+            round: found.round,
+            before: found.before,
+            predicted: found.predicted,
+            bound: found.bound,
+            reached: found.reached,
+            moves: found.moves as u64,
+            local_copies: found.local_copies as u64,
+            link_bytes: found.link_bytes,
+            waves: found.waves as u64,
+            committed: found.committed as u64,
+            plan_seconds: found.plan_time.as_secs_f64(),
+            seconds: found.time.as_secs_f64(),
+            launch_us: found.launch.as_secs_f64() * 1e6,
+        });
         // SAFETY: as the caller promises.
-        unsafe { call::put(told, report, "report") }
+        unsafe { structs::write(told, report, "report") }
     })
 }
 

@@ -34,7 +34,13 @@ fn builders_and_transports_of_devices_name_what_is_wrong() {
             eplb_transport_free(transport);
             assert_eq!(eplb_transport_nccl(processes, &mut transport), Status::Ok);
             eplb_transport_free(transport);
+            assert_eq!(eplb_transport_nccl_in_steps(processes, &mut transport), Status::Ok);
+            eplb_transport_free(transport);
         }
+        is(eplb_transport_nccl_in_steps(0, null_mut()), Status::InvalidArgument, "transport is null");
+        is(eplb_transport_shared_memory(null_mut()), Status::InvalidArgument, "transport is null");
+        assert_eq!(eplb_transport_shared_memory(&mut transport), Status::Ok);
+        eplb_transport_free(transport);
         eplb_builder_free(builder);
     }
 }
@@ -96,6 +102,37 @@ fn counting_on_a_device_names_what_is_wrong() {
             "layer sets 0 to 0",
         );
         is(eplb_engine_record_topk(null(), 0, pass, &choices, 1), Status::InvalidArgument, "engine is null");
+        let slots =
+            DeviceSlotsOf { struct_size: size_of::<DeviceSlotsOf>(), slots: 64, row_stride: 0, salt: 0 };
+        let dispatch = |choices: &DeviceChoicesOf, slots: &DeviceSlotsOf| {
+            eplb_engine_dispatch_topk(engine, 0, pass, choices, slots, 1)
+        };
+        is(dispatch(&choices, &slots), Status::InvalidArgument, "host memory");
+        is(dispatch(&DeviceChoicesOf { of_slots: 1, ..choices }, &slots), Status::InvalidArgument, "experts");
+        is(dispatch(&DeviceChoicesOf { k: 0, ..choices }, &slots), Status::InvalidArgument, "k is 0");
+        is(dispatch(&choices, &DeviceSlotsOf { slots: 0, ..slots }), Status::InvalidArgument, "null");
+        is(
+            dispatch(&choices, &DeviceSlotsOf { row_stride: 1, ..slots }),
+            Status::InvalidArgument,
+            "row_stride",
+        );
+        is(
+            dispatch(&choices, &DeviceSlotsOf { struct_size: 4, ..slots }),
+            Status::InvalidArgument,
+            "struct_size",
+        );
+        for (engine, set, choices, slots, word) in [
+            (null(), 0, &raw const choices, &raw const slots, "engine is null"),
+            (engine.cast_const(), 5, &raw const choices, &raw const slots, "layer sets 0 to 0"),
+            (engine.cast_const(), 0, null(), &raw const slots, "choices is null"),
+            (engine.cast_const(), 0, &raw const choices, null(), "slots is null"),
+        ] {
+            is(
+                eplb_engine_dispatch_topk(engine, set, pass, choices, slots, 1),
+                Status::InvalidArgument,
+                word,
+            );
+        }
         let mut copied =
             |counts: &DeviceCountsOf| eplb_engine_record_counts(engine, 0, pass, counts, 1, &raw mut counted);
         is(copied(&counts), Status::InvalidArgument, "host memory");

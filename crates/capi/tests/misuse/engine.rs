@@ -153,6 +153,12 @@ fn engines_name_what_is_wrong() {
         is(eplb_engine_maps(engine, 0, null_mut()), Status::InvalidArgument, "maps is null");
         is(eplb_engine_maps_version(engine, 0, null_mut()), Status::InvalidArgument, "version is null");
         is(eplb_maps_view(null(), null_mut()), Status::InvalidArgument, "maps is null");
+        assert_eq!(eplb_engine_maps(engine, 0, &mut maps), Status::Ok);
+        let mut view: MapsView = std::mem::zeroed();
+        view.struct_size = size_of::<MapsView>() + 8;
+        is(eplb_maps_view(maps, &mut view), Status::InvalidArgument, "struct_size");
+        assert!(view.phy2log.is_null());
+        eplb_maps_free(maps);
         assert_eq!(eplb_engine_step(engine, 5), Status::Ok);
         is(eplb_engine_step(engine, 5), Status::InvalidArgument, "step 5 after step 5");
         let slots = |len| eplb_engine_record_slots(engine, 0, pass, counts.as_ptr(), len, null_mut());
@@ -181,6 +187,7 @@ fn engines_name_what_is_wrong() {
         is(eplb_engine_rebalance_now(engine, null_mut()), Status::InvalidArgument, "rounds is null");
         is(eplb_engine_wait_round(engine, 0, 1), Status::Timeout, "wait_round");
         is(eplb_engine_last_report(engine, 0, null_mut()), Status::InvalidArgument, "report is null");
+        reports_of_programs_that_know_fewer_fields(engine);
         is(eplb_engine_metrics(engine, 0, null_mut(), 0, null_mut()), Status::InvalidArgument, "len is null");
         assert_eq!(eplb_engine_metrics(engine, 0, null_mut(), 0, &mut len), Status::Ok);
         let mut text = vec![7; len];
@@ -253,4 +260,30 @@ fn an_engine_is_used_by_several_threads() {
     });
     // SAFETY: nobody uses it any more.
     unsafe { eplb_engine_free(shared.0) };
+}
+
+/// A program whose header has no `launch_us` gets what it knows, and nothing behind it is written.
+///
+/// # Safety
+/// A live handle, of an engine that had no round.
+unsafe fn reports_of_programs_that_know_fewer_fields(engine: *const Engine) {
+    let known = std::mem::offset_of!(RoundReport, launch_us);
+    // SAFETY: any bits are a value of it.
+    let mut report: RoundReport = unsafe { std::mem::zeroed() };
+    (report.struct_size, report.launch_us) = (known, 7.0);
+    // SAFETY: as the caller promises; the structure is longer than it says.
+    unsafe {
+        assert_eq!(eplb_engine_last_report(engine, 0, &mut report), Status::Ok, "{}", said());
+        assert!(
+            report.struct_size == known && report.before.is_nan() && report.launch_us == 7.0,
+            "{report:?}"
+        );
+        for wrong in [0, known - 8, known + 4, size_of::<RoundReport>() + 8] {
+            report.struct_size = wrong;
+            is(eplb_engine_last_report(engine, 0, &mut report), Status::InvalidArgument, "struct_size");
+        }
+        report.struct_size = size_of::<RoundReport>();
+        assert_eq!(eplb_engine_last_report(engine, 0, &mut report), Status::Ok);
+        assert!(report.launch_us.abs() < 1e-9, "{report:?}");
+    }
 }

@@ -275,9 +275,10 @@ fn replays_name_what_is_wrong() {
         );
         assert!(replay.is_null());
         assert_eq!(eplb_replay_run(trace, &request, 5, 5, 1.0, 1, &mut replay), Status::Ok, "{}", said());
-        let mut summary = std::mem::MaybeUninit::uninit();
-        assert_eq!(eplb_replay_summarize(replay, summary.as_mut_ptr()), Status::Ok);
-        let summary = summary.assume_init();
+        let mut summary: ReplaySummary = std::mem::zeroed();
+        is(eplb_replay_summarize(replay, &mut summary), Status::InvalidArgument, "struct_size is 0");
+        summary.struct_size = size_of::<ReplaySummary>();
+        assert_eq!(eplb_replay_summarize(replay, &mut summary), Status::Ok);
         assert!(
             summary.first_step == 5 && summary.moves == 0 && (0.2..0.9).contains(&summary.mean),
             "{summary:?}"

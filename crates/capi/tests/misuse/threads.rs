@@ -98,9 +98,10 @@ fn steps_of_two_threads_and_shutdowns_beside_them_do_not_crash() {
                 let status = eplb_engine_step(shared.0, id);
                 assert!(matches!(status, Status::Ok | Status::InvalidArgument | Status::State), "{}", said());
                 if eplb_engine_maps(shared.0, 0, &mut maps) == Status::Ok {
-                    let mut view = std::mem::MaybeUninit::<MapsView>::uninit();
-                    assert_eq!(eplb_maps_view(maps, view.as_mut_ptr()), Status::Ok);
-                    assert_eq!(view.assume_init().slots, 4);
+                    let mut view = std::mem::MaybeUninit::<MapsView>::zeroed().assume_init();
+                    view.struct_size = size_of::<MapsView>();
+                    assert_eq!(eplb_maps_view(maps, &mut view), Status::Ok);
+                    assert_eq!(view.slots, 4);
                     eplb_maps_free(maps);
                 }
                 if thread == 1 && turn == 300 {

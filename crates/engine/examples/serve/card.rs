@@ -309,8 +309,9 @@ impl Hands for Card {
         pass: &Pass,
         routed: &Array2<u64>,
         chosen: &[Vec<i32>],
+        seen: &mut Seen,
     ) -> Result<(), Failure> {
-        self.tally(engine, set, pass, routed, chosen)
+        self.tally(engine, set, pass, routed, chosen, seen)
     }
 
     fn end(&mut self, server: &Server, maps: &Arc<Maps>, seen: &mut Seen) -> Result<(), Failure> {

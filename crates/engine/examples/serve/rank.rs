@@ -65,6 +65,7 @@ pub(crate) trait Hands {
         pass: &Pass,
         routed: &Array2<u64>,
         chosen: &[Vec<i32>],
+        seen: &mut Seen,
     ) -> Result<(), Failure>;
 
     /// The pass is enqueued.
@@ -125,6 +126,7 @@ impl Hands for Plain {
         pass: &Pass,
         routed: &Array2<u64>,
         _: &[Vec<i32>],
+        _: &mut Seen,
     ) -> Result<(), Failure> {
         engine.record(set, pass, Counts::Slots(routed.view()))?;
         Ok(())
@@ -267,7 +269,7 @@ impl Server {
                 seen.note_wrong(|| format!("step {step}, token {at} of rank {rank}"));
             }
         }
-        hands.count(engine, set, &Pass { step, tag: 1, dummy: false }, &routed, &chosen)
+        hands.count(engine, set, &Pass { step, tag: 1, dummy: false }, &routed, &chosen, seen)
     }
 
     /// Serves what came for this rank's slots in a layer; the answers, one pile for each rank.
@@ -294,7 +296,7 @@ impl Server {
 }
 
 /// The slot that serves a token, by the maps of its rank.
-fn replica(maps: &Maps, layer: usize, token: u32, expert: usize) -> Option<usize> {
+pub(super) fn replica(maps: &Maps, layer: usize, token: u32, expert: usize) -> Option<usize> {
     let (log2phy, logcnt, share) =
         (maps.log2phy.index_axis(ndarray::Axis(0), layer), maps.logcnt.row(layer), maps.share.row(layer));
     let layer_maps = LayerMaps {

@@ -49,11 +49,11 @@ impl World {
         }
     }
 
-    /// Whether waves gain from overlapping.
-    fn overlaps(&self) -> bool {
+    /// What carries experts, if there are other ranks.
+    fn transport(&self) -> Option<&dyn Transport> {
         match self {
-            Self::Group { transport, .. } => transport.overlaps(),
-            Self::Alone => true,
+            Self::Group { world_size, transport, .. } if *world_size > 1 => Some(&**transport),
+            _ => None,
         }
     }
 }
@@ -261,7 +261,7 @@ impl Builder {
         let plans = Plans {
             rank,
             config: &config,
-            overlap: world.overlaps(),
+            transport: world.transport(),
             hook: hook.as_ref(),
             device: device.as_ref().zip(kernels.as_ref()),
         };

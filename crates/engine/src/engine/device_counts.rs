@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use eplb_comm::kernels::Faults;
 use eplb_core::RankId;
-use eplb_cuda::kernels::{DeviceChoices, IdType, Kernels};
+use eplb_cuda::kernels::{DeviceChoices, DeviceMaps, IdType, Kernels};
 use eplb_cuda::{Context, CudaError, CudaStream, Ring, Tallied, Tally, TallyAddresses, TallyShape};
 use ndarray::{Array3, ArrayView2};
 
@@ -27,6 +27,17 @@ pub struct DeviceTokens {
     pub kind: IdType,
     /// Whether they are of slots, not experts.
     pub slots: bool,
+}
+
+/// Where the slots of choices are written. Addresses are of device memory.
+#[derive(Debug, Clone, Copy)]
+pub struct DeviceSlots {
+    /// `[tokens, k]` slots.
+    pub out: u64,
+    /// Elements from one token to the next, at least `k`.
+    pub out_stride: u64,
+    /// A uint64 that is mixed into the choice among replicas; 0 = none. A server that counts it up with every step spreads small batches evenly.
+    pub salt: u64,
 }
 
 /// Where a layer set's sums lie on the device, for servers that launch the kernels themselves, in graphs for instance.
@@ -155,6 +166,55 @@ impl Engine {
         let tally = lock(&counts.tally);
         // SAFETY: the map lies as long as the engine and is changed on streams of passes alone; the rest is passed on to the caller.
         unsafe { tally.record(kernels, &stream, (layer, pass.tag), (kind, choices), map) }?;
+        Ok(())
+    }
+
+    /// Enqueues, on a stream of the pass, what turns the experts that the router chose in a layer into slots, by the device's maps for the pass, and
+    /// counts them: one launch, which may be captured into a graph. Where an expert has several slots, tokens take them by their shares; `salt`, the
+    /// address of a number on the device or 0, is mixed into that choice. A dummy pass gets its slots, and counts nothing.
+    ///
+    /// -1 is written for a token that does not count, and for an id that is none or names no expert.
+    ///
+    /// # Errors
+    /// As [`Engine::record_topk`].
+    ///
+    /// # Safety
+    /// As for [`Engine::record_topk`], for `salt` and the output too: `[tokens, k]` slots in the type of the ids, tokens `out_stride` apart; it may
+    /// be the ids themselves, at an equal stride.
+    #[allow(unsafe_code)]
+    pub unsafe fn dispatch_topk(
+        &self,
+        set: SetId,
+        pass: &Pass,
+        layer: usize,
+        (kind, choices): (IdType, &DeviceChoices),
+        slots: &DeviceSlots,
+        stream: u64,
+    ) -> Result<(), EngineError> {
+        let (set, counts) = self.counts(set, "dispatch_topk")?;
+        set.counters.check(pass, Some(layer))?;
+        let kernels = counts.kernels.as_ref().map_err(|why| RecordError::NoKernels { why: why.clone() })?;
+        let Some(device) = &set.device else { return Ok(()) };
+        let (at, shape) = (device.maps.addresses(), device.maps.shape());
+        let row = |base: u64, entries: usize| base + 4 * (layer * entries) as u64;
+        let maps = DeviceMaps {
+            log2phy: row(at.log2phy, shape.experts * shape.columns),
+            logcnt: row(at.logcnt, shape.experts),
+            share: row(at.share, shape.slots),
+            salt: slots.salt,
+            out: slots.out,
+            out_stride: slots.out_stride,
+            columns: shape.columns as u32,
+            slots: shape.slots as u32,
+            layer: layer as u32,
+            unused: 0,
+        };
+        // SAFETY: the caller says that the stream lives while the pass does.
+        let stream = unsafe { CudaStream::borrow(&counts.context, stream as *mut std::ffi::c_void) };
+        let tally = lock(&counts.tally);
+        let tag = (!pass.dummy).then_some(pass.tag);
+        // SAFETY: the maps lie as long as the engine and are changed on streams of passes alone; the rest is passed on to the caller.
+        unsafe { tally.dispatch(kernels, &stream, (layer, tag), (kind, choices), &maps) }?;
         Ok(())
     }
 

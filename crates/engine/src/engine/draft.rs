@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::ptr::NonNull;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use eplb_comm::Stream;
 use eplb_comm::host::HostMemory;
@@ -26,6 +27,7 @@ use super::stream::{Compute, Hook, Hooked, InlineStream};
 use super::window::Window;
 use crate::driver::Driver;
 use crate::error::EngineError;
+use crate::process::Transport;
 
 /// A layer set so far.
 pub(super) struct Draft {
@@ -49,8 +51,8 @@ pub(super) type Bases = Vec<usize>;
 pub(super) struct Plans<'a> {
     pub(super) rank: RankId,
     pub(super) config: &'a EngineConfig,
-    /// Whether waves overlap.
-    pub(super) overlap: bool,
+    /// What carries experts, if there are other ranks.
+    pub(super) transport: Option<&'a dyn Transport>,
     pub(super) hook: Option<&'a Hook>,
     /// The device, and its kernels, or why there are none.
     pub(super) device: Option<(&'a Device, &'a Result<Arc<Kernels>, String>)>,
@@ -93,7 +95,7 @@ impl Draft {
 
     /// What the engine works with.
     pub(super) fn build(self, id: SetId, plans: &Plans<'_>) -> Result<(Set, Lane), EngineError> {
-        let &Plans { rank, config, overlap, hook, device: place } = plans;
+        let &Plans { rank, config, transport, hook, device: place } = plans;
         let missing = (0..self.layers).find(|layer| !self.tensors.contains_key(layer));
         if let Some(layer) = missing {
             return Err(RegisterError::Missing { layer: LayerId::at(layer), set: self.name }.into());
@@ -116,13 +118,13 @@ impl Draft {
             config.staging_bytes.unwrap_or(limits.staging_bytes).max(layout.largest_staged());
         limits.drain_floor = config.drain_floor;
         limits.wave_cost = SERVING_WAVE_COST;
-        limits.overlap = overlap;
+        limits.overlap = transport.is_none_or(Transport::overlaps);
         // A replica on every rank at most, and never more than the slots that other experts leave.
         let most = topology.ranks().min(topology.slots() - experts + 1);
         let columns = config.max_replicas.unwrap_or(most).max(start.max_replicas());
         limits.max_replicas = Some(columns);
         let device = place.map(|(device, _)| device);
-        let memory = memory(rank, &layout, slots, &bases, limits.staging_bytes, (&name, device))?;
+        let memory = memory(rank, &layout, slots, &bases, limits.staging_bytes, (&name, device, transport))?;
         memory.declare(&start)?;
         let expert_bytes = (0..layers).map(|layer| layout.layer(LayerId::at(layer)).expert_bytes() as u64);
         let options = config.options(expert_bytes.collect(), columns);
@@ -144,6 +146,7 @@ impl Draft {
             communicator: None,
             bulletin: None,
             launcher: None,
+            launch: Duration::ZERO,
             wanted: None,
             ready: Vec::new(),
             reshared: false,
@@ -186,7 +189,7 @@ fn memory(
     slots: std::ops::Range<usize>,
     bases: &[Option<Bases>],
     staging_bytes: usize,
-    (name, device): (&str, Option<&Device>),
+    (name, device, transport): (&str, Option<&Device>, Option<&dyn Transport>),
 ) -> Result<Slots, EngineError> {
     let registered = bases.first().is_some_and(Option::is_some);
     if let Some(layer) = bases.iter().position(|bases| bases.is_some() != registered) {
@@ -195,7 +198,10 @@ fn memory(
     let layout = layout.clone();
     match (registered, device) {
         (false, None) => {
-            return Ok(Slots::Host(HostMemory::new(rank, layout, slots, staging_bytes)?));
+            return Ok(Slots::Host(match transport {
+                Some(transport) => transport.memory(rank, layout, slots, staging_bytes)?,
+                None => HostMemory::new(rank, layout, slots, staging_bytes)?,
+            }));
         }
         (false, Some(device)) => {
             return Ok(Slots::Device(DeviceMemory::new(

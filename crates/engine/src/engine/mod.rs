@@ -72,7 +72,7 @@ use eplb_cuda::DeviceMemory;
 pub use builder::{Builder, World};
 pub use config::{BudgetConfig, ConfigError, EngineConfig, KEYS, TriggerConfig, WorthConfig};
 pub use device::{Device, DeviceMapsView};
-pub use device_counts::{DeviceCountersView, DeviceTokens};
+pub use device_counts::{DeviceCountersView, DeviceSlots, DeviceTokens};
 pub use eplb_cuda::kernels::{DeviceChoices, IdType};
 pub use joined::JoinedStreams;
 pub use maps::Maps;

@@ -114,4 +114,8 @@ pub struct Report {
     pub plan_time: Duration,
     /// Time from the round's beginning on this rank to its end.
     pub time: Duration,
+    /// Longest time that a step of this rank took to launch waves of the round; zero where steps do not ([`Transport::launches_in_steps`]).
+    ///
+    /// [`Transport::launches_in_steps`]: crate::process::Transport::launches_in_steps
+    pub launch: Duration,
 }

@@ -120,6 +120,7 @@ impl Progress {
         lane.driver.begin_within_step(exchange, communicator, session.board.clone(), last)?;
         lane.reshared = wanted.is_some();
         lane.wanted = wanted.clone();
+        lane.launch = Duration::ZERO;
         drop(core);
         running.wanted = wanted;
         self.running = Some(running);
@@ -280,12 +281,12 @@ impl Progress {
         };
         self.counted = shared.sets.iter().map(|set| set.counters.passes()).sum();
         let set = &shared.sets[plan.set];
-        let (now, share) = {
+        let (now, share, launch) = {
             let core = lock(&shared.core);
             let lane = &core.lanes[plan.set];
             let wanted = lane.wanted.as_ref().map(|wanted| (wanted, set.topology.as_ref()));
             let maps = make(lane.driver.phy2log(), set.experts, set.columns, wanted)?;
-            (Placement::with_missing(set.experts, maps.phy2log)?, maps.share.mapv(f64::from))
+            (Placement::with_missing(set.experts, maps.phy2log)?, maps.share.mapv(f64::from), lane.launch)
         };
         let share =
             if set.options.dispatch == Dispatch::Share { Some(Share::new(share, &now)?) } else { None };
@@ -308,6 +309,7 @@ impl Progress {
             committed,
             plan_time: Duration::from_nanos(plan.plan_nanos),
             time: since.elapsed(),
+            launch,
         };
         shown.within(|| {
             tracing::info!(

@@ -90,6 +90,8 @@ pub(super) struct Lane {
     pub(super) bulletin: Option<Arc<dyn Bulletin>>,
     /// What launches its waves, where steps do.
     pub(super) launcher: Option<Arc<dyn Launcher>>,
+    /// Longest call of it in this round.
+    pub(super) launch: Duration,
     /// The entries of `phy2log` that were published last.
     pub(super) published: Arc<Array2<i32>>,
     pub(super) wanted: Option<Wanted>,

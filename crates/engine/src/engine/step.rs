@@ -156,9 +156,13 @@ impl Shared {
             published?;
             released?;
         }
-        if let (Some(id), Some(launcher)) = (id, core.moving.and_then(|at| core.lanes[at].launcher.as_ref()))
-        {
-            self.meters.launched(launcher.step(id));
+        if let (Some(id), Some(at)) = (id, core.moving) {
+            let lane = &mut core.lanes[at];
+            if let Some(launcher) = &lane.launcher {
+                let spent = launcher.step(id);
+                lane.launch = lane.launch.max(spent);
+                self.meters.launched(spent);
+            }
         }
         if core.moving.is_none() {
             self.clear(EXCHANGE | PUBLISH);

@@ -203,15 +203,9 @@ fn commits(log: &Log) -> Vec<Vec<String>> {
     steps
 }
 
-/// On two streams: both are recorded, the first waits for the second, one launch makes the commit and changes the maps, and the second waits for it.
-const COMMIT: [&str; 6] = [
-    "cuEventRecord",
-    "cuEventRecord",
-    "cuStreamWaitEvent",
-    "eplb_commit",
-    "cuEventRecord",
-    "cuStreamWaitEvent",
-];
+/// On two streams: the second is recorded and the first waits for it, one launch makes the commit and changes the maps, and the second waits for it.
+const COMMIT: [&str; 5] =
+    ["cuEventRecord", "cuStreamWaitEvent", "eplb_commit", "cuEventRecord", "cuStreamWaitEvent"];
 
 /// Whether most commits ask the driver for no more than [`COMMIT`]. A step that is quicker than what was sent ahead waits for that in its stream,
 /// with a call or two more.
@@ -263,6 +257,12 @@ fn counts_that_are_folded_with_the_maps_of_another_step_are_noticed() {
     // Of the first step, by whose maps no later pass routes once experts have moved.
     let run = serve("slots=72 rounds=3 folded_as=0", 0, None);
     assert!(run.said.contains("other experts were counted than chosen"), "{}", run.said);
+}
+
+#[test]
+fn slots_that_the_device_does_not_choose_are_noticed() {
+    let run = serve("slots=72 rounds=2 patience=2", 0, Some("eplb_dispatch_i32:3"));
+    assert!(run.said.contains(" went to "), "{}", run.said);
 }
 
 #[test]

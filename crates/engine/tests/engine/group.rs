@@ -9,8 +9,19 @@ use super::support::{LONG, Threads, config, count, wrong};
 
 #[test]
 fn a_round_on_demand_moves_experts_while_steps_run() {
-    let threads = Threads::new(4);
-    let (barrier, over) = (Barrier::new(4), AtomicBool::new(false));
+    rounds_move_experts(&Threads::new(4));
+}
+
+/// Ranks that pull from memory which they all map, and talk through its pages, as processes of one host do.
+#[cfg(target_os = "linux")]
+#[test]
+fn rounds_move_experts_through_shared_memory() {
+    let transport = std::sync::Arc::new(eplb_engine::process::PeerTransport);
+    rounds_move_experts(&Threads { transport, ..Threads::new(3) });
+}
+
+fn rounds_move_experts(threads: &Threads) {
+    let (barrier, over) = (Barrier::new(threads.ranks), AtomicBool::new(false));
     let placements = threads.run(|rank| {
         let (engine, set) = threads.engine(rank, config());
         let mut step = 0;

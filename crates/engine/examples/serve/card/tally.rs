@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eplb_cuda::{Context, DeviceBlock, PinnedBlock};
-use eplb_engine::engine::{DeviceChoices, DeviceTokens, Engine, IdType, Pass, SetId};
+use eplb_engine::engine::{DeviceChoices, DeviceSlots, DeviceTokens, Engine, IdType, Maps, Pass, SetId};
 use ndarray::{Array2, Axis};
 
 use super::super::model::TOP_K;
-use super::super::rank::{Failure, Seen};
+use super::super::rank::{Failure, Seen, replica};
 use super::Card;
-use super::kernel::write;
+use super::kernel::{bytes, write};
 
 /// What a pass counts, on its way to the device.
 #[derive(Debug)]
@@ -27,7 +27,7 @@ impl Tallied {
 }
 
 impl Card {
-    /// In turn: the experts that tokens chose, layer by layer, and the slots that a pass chose, at once.
+    /// In turn: the experts that tokens chose, layer by layer; the same, turned into slots meanwhile; and twice the slots that a pass chose, at once.
     pub(super) fn tally(
         &mut self,
         engine: &Engine,
@@ -35,6 +35,7 @@ impl Card {
         pass: &Pass,
         routed: &Array2<u64>,
         chosen: &[Vec<i32>],
+        seen: &mut Seen,
     ) -> Result<(), Failure> {
         let pass = &Pass { step: self.id_of(pass.step), ..*pass };
         let at = self.passes % 2;
@@ -57,8 +58,22 @@ impl Card {
                     tokens,
                     k: TOP_K as u32,
                 };
-                // SAFETY: as above; the ids are as many as said.
-                unsafe { engine.record_topk(set, pass, layer, (IdType::I32, &choices), false, handle) }?;
+                // SAFETY: as above; the ids are as many as said, and slots take their places.
+                unsafe {
+                    if self.passes.is_multiple_of(4) {
+                        engine.record_topk(set, pass, layer, (IdType::I32, &choices), false, handle)
+                    } else {
+                        let slots = DeviceSlots { out: ids, out_stride: TOP_K as u64, salt: 0 };
+                        engine.dispatch_topk(set, pass, layer, (IdType::I32, &choices), &slots, handle)
+                    }
+                }?;
+            }
+            if self.passes % 4 == 1 {
+                // SAFETY: as above; read behind the fence alone.
+                unsafe { stream.to_host(tally.device.base(), tally.host.base(), words * chosen.len()) }?;
+                let fence = self.fence(at)?;
+                self.wait(&fence)?;
+                self.compare_slots(at, &engine.maps(set), chosen, seen);
             }
         } else {
             write(&mut tally.host, routed.iter().flat_map(|count| count.to_ne_bytes()));
@@ -80,6 +95,26 @@ impl Card {
             }
         }
         Ok(())
+    }
+
+    /// Compares the slots that the device chose with those that the maps of the pass mean.
+    fn compare_slots(&self, at: usize, maps: &Maps, chosen: &[Vec<i32>], seen: &mut Seen) {
+        // SAFETY: the copy to it was just waited for.
+        let mut found = unsafe { bytes(&self.tallies[at].host) }.chunks_exact(4);
+        for (layer, chosen) in chosen.iter().enumerate() {
+            for (choice, &expert) in chosen.iter().enumerate() {
+                let slot = found.next().and_then(|slot| Some(i32::from_le_bytes(slot.try_into().ok()?)));
+                let token = (choice / TOP_K) as u32;
+                let expected = replica(maps, layer, token, expert as usize).map(|slot| slot as i32);
+                if slot != expected {
+                    seen.note_wrong(|| {
+                        format!(
+                            "layer {layer}, token {token}: expert {expert} went to {slot:?}, not {expected:?}"
+                        )
+                    });
+                }
+            }
+        }
     }
 
     /// Whether the engine has counted what tokens chose.
