@@ -40,7 +40,7 @@ class Transport:
         """For slots on CUDA devices of one host, one for each rank: copy engines pull from the memory of the others.
 
         processes: ranks are processes; else they are threads of this process, and all of them are given this one object. Torch's memory
-        can be opened by other processes as long as `expandable_segments` is off, which is its default.
+        can be opened by other processes, also with `expandable_segments` (seen with PyTorch 2.11).
         """
         return cls(Handle("eplb_transport_free", "eplb_transport_peer", c_uint8(processes)))
 
