@@ -180,6 +180,10 @@ fn judge(case: &Case, said: &[(usize, Duration, String)]) -> Result<(), String> 
     if let Some(word) = missing {
         return Err(format!("nobody said {word:?}: {said:?}"));
     }
+    let knows = |(_, _, text): &&(usize, Duration, String)| text.contains("store");
+    if case.fault == Fault::StoreDead && !said.iter().all(|said| knows(&said)) {
+        return Err(format!("not all said that the store is lost: {said:?}"));
+    }
     let names_target =
         |(_, _, text): &(usize, Duration, String)| text.contains(&format!("rank {}", case.target));
     let dies = matches!(case.fault, Fault::Kill | Fault::Stop);

@@ -2,7 +2,10 @@
 
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
+use std::time::Duration;
 
+use eplb_comm::store::deadlines::after;
+use eplb_comm::store::{Deadlines, Store, StoreError, TcpStore};
 use eplb_engine::process::GlooTransport;
 use serde_json::Value;
 
@@ -191,6 +194,29 @@ fn ranks_find_out_what_fits_best_when_they_meet() {
         names(&String::from_utf8_lossy(&output.stderr), &words);
         object(&output);
     }
+}
+
+#[test]
+fn a_rank_that_serves_the_store_takes_it_with_it_when_it_dies() {
+    if !gloo() {
+        return;
+    }
+    let place = format!("127.0.0.1:{}", free_port());
+    let store = format!("tcp://{place}");
+    // Of three one does not come, so that the others wait for it.
+    let rank = |rank: &str| {
+        started(&["--backend", "gloo", "--rank", rank, "--world-size", "3", "--store", &store], &[])
+    };
+    let [mut serves, other] = [rank("0"), rank("1")];
+    let soon = after(Duration::from_secs(60));
+    let seen = TcpStore::connect(&place, None, &Deadlines::DEFAULT, soon).unwrap();
+    seen.wait(&["hello/0", "hello/1"], soon).unwrap();
+    serves.kill().unwrap();
+    serves.wait().unwrap();
+    let output = other.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    names(&String::from_utf8_lossy(&output.stderr), &["rank 1, rendezvous", &place, "is lost"]);
+    assert!(matches!(seen.get("hello/0", soon), Err(StoreError::Lost { .. })));
 }
 
 #[test]
