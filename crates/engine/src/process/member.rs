@@ -178,6 +178,8 @@ impl Member {
         let deadline = after(self.session.deadlines().store.collective);
         let all_here = self.session.group.barrier("connecting", deadline);
         at(rank, Stage::Connecting, all_here)?;
+        // Nobody has the communicator of before any more.
+        self.session.clear_corners();
         let meeting = Meeting {
             rank,
             world_size: self.job.topology.ranks(),

@@ -259,6 +259,16 @@ impl Session {
         &self.deadlines
     }
 
+    /// Deletes what communicators of this epoch have left in the store, once nobody has them any more: an epoch in which many are made
+    /// anew would fill it.
+    pub(crate) fn clear_corners(&self) {
+        let deadline = after(self.deadlines.store.operation);
+        for key in self.corners.by().take() {
+            // A store that does not answer says so to whoever asks it for something next.
+            drop(self.store.delete(&key, deadline));
+        }
+    }
+
     /// A corner of the store for the next communicator of this epoch.
     pub(crate) fn corner(&mut self) -> Result<Arc<dyn Store>, EngineError> {
         self.communicators += 1;
