@@ -22,7 +22,7 @@ HERE = Path(__file__).resolve().parent
 # Name -> arguments of `eplb bench exchange`, and variables.
 OURS = {
     "nccl": (["--backend", "nccl"], {}),
-    "nccl-overlap": (["--backend", "nccl", "--overlap"], {}),
+    "nccl-in-turn": (["--backend", "nccl", "--overlap=false"], {}),
     "nccl-own-channels": (["--backend", "nccl", "--min-ctas", "1"], {}),
     "nccl-chunks": (["--backend", "nccl"], {"NCCL_P2P_NVL_CHUNKSIZE": "32768"}),
     "nccl-processes": (["--backend", "nccl", "--processes"], {}),

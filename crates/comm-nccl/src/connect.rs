@@ -24,8 +24,9 @@ use crate::shared::{Counters, Shared};
 /// Events made at start-up; a wave takes two, packing a few.
 const EVENTS: usize = 48;
 
-/// The same for memory that is registered: a message long enough that NCCL does not put it into its own small buffers.
-const REGISTERED_GREETING_BYTES: usize = 64 << 10;
+/// The same for memory that is registered. NCCL opens that when a message is first sent from it or to it that takes its protocol for long
+/// ones: more than 16 KiB for each channel that there may be, of which there are 64 at most.
+const REGISTERED_GREETING_BYTES: usize = (64 + 4) * (16 << 10);
 
 /// Longest wait for messages that were given up to leave the device.
 pub(crate) const LAST_WAIT: Duration = Duration::from_secs(10);
@@ -151,7 +152,11 @@ fn take(
     let packs = size > 1 && (peers.any_gaps() || peers.any_below(options.gather_below));
     let registers = size > 1 && options.register && peers.can_register();
     let greeting = if registers { REGISTERED_GREETING_BYTES } else { GREETING_BYTES };
-    let greetings = if size > 1 { 2 * greeting * size } else { 0 };
+    let greetings = match (size, registers) {
+        (1, _) => 0,
+        (_, true) => greeting * size,
+        (_, false) => 2 * greeting * size,
+    };
     let kind = if registers { HandleKind::Descriptor } else { HandleKind::Legacy };
     let pack =
         DeviceBlock::exportable(&context, greetings.max(if packs { 2 * pack_bytes } else { 0 }), kind)?;
@@ -370,14 +375,16 @@ fn exchange_greetings(
     let library = comm.library().clone();
     let group = nccl_rs::Group::start(&library)?;
     let Opening { from, bytes } = opening;
-    let (size, half) = (comm.size(), scratch.base() + (bytes * comm.size()) as u64);
+    let size = comm.size();
+    // What comes from elsewhere needs no place here.
+    let received = scratch.base() + if from.is_some() { 0 } else { (bytes * size) as u64 };
     for peer in (0..size).filter(|&peer| peer != rank.index()) {
         let at = (bytes * peer) as u64;
-        // SAFETY: each peer has its own part of both halves of the scratch block, which lives until the event below; a slot is at
+        // SAFETY: each peer has its own part of the scratch block, for each way that needs one, which lives until the event below; a slot is at
         // least as long, and nobody writes it before ranks exchange.
         unsafe {
             comm.send(&group, from.unwrap_or(scratch.base() + at), bytes, peer, stream.as_raw())?;
-            comm.recv(&group, half + at, bytes, peer, stream.as_raw())?;
+            comm.recv(&group, received + at, bytes, peer, stream.as_raw())?;
         }
     }
     group.end()?;

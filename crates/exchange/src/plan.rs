@@ -48,7 +48,7 @@ pub struct Limits {
     /// then, and all its ports are busy. Otherwise staging serves only what cannot go without.
     pub followers: bool,
     /// Whether transfers of a wave may run while the wave before moves, is decided and committed, where staging has two halves. For
-    /// backends that carry several submissions at a time; to NCCL, which carries one after another, it is no gain.
+    /// backends that take a submission while another is under way.
     pub overlap: bool,
 }
 

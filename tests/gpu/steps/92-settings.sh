@@ -22,7 +22,7 @@ if [ "$ranks" -ge 2 ] && [ -z "$quick" ]; then
       # shellcheck disable=SC2086
       exchange 8 'ranks are processes' $size --placement $placement --processes
       # shellcheck disable=SC2086
-      exchange 6 'waves overlap' $size --placement $placement --overlap
+      exchange 6 'one wave after another' $size --placement $placement --overlap=false
     done
     # shellcheck disable=SC2086
     exchange 6 'every tensor a message' $size --placement shift --gather-below 0

@@ -65,7 +65,7 @@ pub(crate) struct Exchange {
     #[arg(long, value_name = "S")]
     staging_bytes: Option<usize>,
 
-    /// Whether transfers of a wave run while the wave before moves, is decided and committed (default: but over NCCL)
+    /// Whether transfers of a wave run while the wave before moves, is decided and committed (default: true)
     #[arg(long, num_args = 0..=1, default_missing_value = "true", value_name = "BOOL")]
     overlap: Option<bool>,
 

@@ -67,7 +67,7 @@ fn all_memory_of_messages_is_registered_and_opened_where_asked_for() {
     let run = |more: &[&str], variables: &[(&str, &str)]| {
         let folder = tempfile::tempdir().unwrap();
         let variables = [variables, &[("EPLB_FAKE_FOLDER", folder.path().to_str().unwrap())]].concat();
-        let shape = "bench exchange --backend nccl --ranks 3 --layers 1 --experts 9 --redundant 3 --tensors 70000,64 --json --iters 1 \
+        let shape = "bench exchange --backend nccl --ranks 3 --layers 1 --experts 9 --redundant 3 --tensors 1200000,64 --json --iters 1 \
                      --patience 60 --gather-below 0 --register --handles descriptor";
         eplb(&[&shape.split_whitespace().collect::<Vec<_>>()[..], more].concat(), &variables)
     };
@@ -76,7 +76,7 @@ fn all_memory_of_messages_is_registered_and_opened_where_asked_for() {
     // By each rank: two tensors, staging, and what is packed.
     assert_eq!(good.log.count("ncclCommRegister"), 3 * 4);
     // The tensor that is long enough and staging are opened to both peers.
-    let opened = |call: &&Call| call.name == "ncclSend" && call.text("bytes") == "65536";
+    let opened = |call: &&Call| call.name == "ncclSend" && call.text("bytes") == "1114112";
     assert_eq!(good.log.0.iter().filter(opened).count(), 3 * 2 * 2);
     // A piece that was left out is found when a message uses it.
     let forgotten = run(&["--processes"], &[("EPLB_FAKE_FAULT", "ncclCommRegister:1")]);

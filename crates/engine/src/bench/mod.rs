@@ -90,7 +90,7 @@ pub struct ExchangeBench {
     pub warmup: usize,
     /// Staging per rank; `None` = the default of [`Limits::new`].
     pub staging_bytes: Option<usize>,
-    /// Whether waves overlap; `None`: where it helps, which is everywhere but over NCCL.
+    /// Whether waves overlap; `None`: they do.
     pub overlap: Option<bool>,
     /// Most bytes that a wave carries through a port; `None`: what is predicted to take the least time.
     pub wave_bytes: Option<u64>,
@@ -290,7 +290,7 @@ impl ExchangeBench {
         let topology = Arc::new(topology);
         let layout = Arc::new(self.layout()?);
         let mut limits = Limits::new(&layout, &topology);
-        limits.overlap = self.overlap.unwrap_or(!matches!(self.carrier, Carrier::Nccl(_)));
+        limits.overlap = self.overlap.unwrap_or(true);
         limits.followers = self.followers;
         limits.wave_bytes = self.wave_bytes;
         if !self.step.is_zero() {

@@ -130,10 +130,6 @@ impl Transport for NcclTransport {
         self.backend.name()
     }
 
-    fn overlaps(&self) -> bool {
-        false
-    }
-
     fn launches_in_steps(&self) -> bool {
         self.options.launch == Launch::Pump
     }
