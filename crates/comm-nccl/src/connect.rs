@@ -8,7 +8,7 @@ use eplb_comm::{Fence, Memory};
 use eplb_core::{LayerId, RankId};
 use eplb_cuda::ipc::HandleKind;
 use eplb_cuda::kernels::Kernels;
-use eplb_cuda::{CudaStream, DeviceBlock, DeviceMemory, Events, RowCopies};
+use eplb_cuda::{Context, CudaStream, DeviceBlock, DeviceMemory, Events, RowCopies};
 use nccl_rs::{Comm, Config, Library, UniqueId, Version};
 
 use crate::agree::Agreement;
@@ -176,7 +176,7 @@ fn take(
         Some(group) => {
             let _entered = context.enter()?;
             let comm = match source {
-                Source::Own(backend) => begin(backend, group, &options.config, deadline)?,
+                Source::Own(backend) => begin(backend, group, &options.config, &context, deadline)?,
                 Source::Lent(comm) => comm,
             };
             let mut comm = greet(comm, &pack, &messages, &events, rank, deadline)?;
@@ -257,11 +257,12 @@ fn register(
     Ok(())
 }
 
-/// Makes NCCL's communicator of all ranks of a group, on the device whose context is current.
+/// Makes NCCL's communicator of all ranks of a group, on the device of a context that is current.
 pub(crate) fn begin(
     backend: Backend,
     group: &mut Group,
     config: &Config,
+    context: &Context,
     deadline: Instant,
 ) -> Result<Comm, NcclCommError> {
     let library = match backend {
@@ -271,7 +272,7 @@ pub(crate) fn begin(
     same_versions(&library, group, deadline)?;
     let id = unique_id(&library, group, deadline)?;
     let ranks = group.members().len();
-    let config = with_channels(config, ranks);
+    let config = with_channels(config, ranks, context.multiprocessors()?);
     let comm = Comm::begin(&library, id, group.rank().index(), ranks, &config)?;
     comm.wait("making the communicator", deadline)?;
     Ok(comm)

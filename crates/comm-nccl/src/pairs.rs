@@ -86,7 +86,7 @@ impl NcclPairs {
         let corner = PrefixStore::new(store.clone(), &format!("nccl-pairs-meet/{epoch}/"))?;
         let mut group = Group::new(Arc::new(corner), epoch, rank, &members)?;
         let entered = context.enter()?;
-        let comm = begin(backend, &mut group, &options.config, deadline)?;
+        let comm = begin(backend, &mut group, &options.config, &context, deadline)?;
         let library = comm.library().clone();
         let comm = greet(comm, &scratch, &stream, &events, rank, deadline)?;
         drop(entered);

@@ -68,7 +68,7 @@ impl Sends {
         let stream = CudaStream::new(&context, options.stream_priority)?;
         let events = Events::new(&context, 2)?;
         let _entered = context.enter()?;
-        let comm = begin(backend, &mut group, &options.config, deadline)?;
+        let comm = begin(backend, &mut group, &options.config, &context, deadline)?;
         let gather_below =
             if gathers(memory.layout(), options.gather_below) { options.gather_below } else { 0 };
         let limits = Limits { operations: options.operations.max(1), pack_bytes: usize::MAX, gather_below };

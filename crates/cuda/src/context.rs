@@ -141,6 +141,18 @@ impl Context {
         Ok(())
     }
 
+    /// Multiprocessors of the device.
+    ///
+    /// # Errors
+    /// The driver refused.
+    pub fn multiprocessors(&self) -> Result<u32, CudaError> {
+        let mut count = 0;
+        let which = sys::CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT;
+        // SAFETY: writes one integer; the device is one that the driver named.
+        check("cuDeviceGetAttribute", unsafe { sys::cuDeviceGetAttribute(&mut count, which, self.device) })?;
+        Ok(u32::try_from(count).unwrap_or(0))
+    }
+
     /// Free and total bytes of the device.
     ///
     /// # Errors
