@@ -202,7 +202,7 @@ impl Builder {
         Ok(())
     }
 
-    /// The compute stream of a set, or several joined ([`JoinedStreams`](super::JoinedStreams)). Default: [`InlineStream`].
+    /// The compute stream of a set, or several joined ([`JoinedStreams`](super::JoinedStreams)). Default: [`InlineStream`](super::InlineStream).
     ///
     /// # Errors
     /// There is no such set.
