@@ -104,7 +104,7 @@ impl Exchange {
         self.broken.as_ref().map(|broken| (broken.rank, broken.wave))
     }
 
-    /// After [`Action::Halt`]: nothing of the wave can touch this rank's memory any more.
+    /// After [`Action::Halt`](crate::protocol::Action::Halt): nothing of the wave can touch this rank's memory any more.
     pub fn halted(&mut self, now: Instant) {
         self.clock.look(now);
         if self.phase == Phase::Stopping {
@@ -143,7 +143,7 @@ impl Exchange {
         self.advance();
     }
 
-    /// The answer to [`Action::Decide`]: what the record says now.
+    /// The answer to [`Action::Decide`](crate::protocol::Action::Decide): what the record says now.
     pub fn decided(&mut self, record: Record, now: Instant) {
         self.deciding = false;
         self.learn(record, now);
