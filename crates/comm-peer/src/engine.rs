@@ -8,6 +8,7 @@ use eplb_core::Transfer;
 use eplb_cuda::{CudaError, CudaStream, DeviceMemory, Events};
 
 use crate::options::Options;
+use crate::order::{source_after_source, sources_in_turn};
 use crate::pulls::Pulls;
 
 /// Events of each queue made at start-up: as many waves are rarely open at a time.
@@ -33,10 +34,13 @@ pub(crate) struct Engine {
     memory: Arc<DeviceMemory>,
     /// Memory of each rank; it lives until every copy has run.
     sources: Vec<Arc<DeviceMemory>>,
-    /// The first is for copies inside the rank; the others belong to the sources, as many to each, as far as they go round.
+    /// The first is for copies inside the rank. Where sources' copy engines carry the bytes, the others belong to the sources, as many to each, as
+    /// far as they go round; else all sources share them.
     queues: Vec<Queue>,
+    /// Whether sources have queues of their own.
+    apart: bool,
     per_source: usize,
-    /// Which of its source's queues the next pull takes, by source.
+    /// Which queue of its source's, or of all, the next pull takes; by source, or at this rank's place.
     turns: Vec<AtomicUsize>,
 }
 
@@ -49,16 +53,18 @@ impl Engine {
         let (ranks, me) = (sources.len().max(1), memory.rank().index());
         let others = (ranks - 1).max(1);
         let per_source = options.streams.clamp(1, ((MOST - 1) / others).max(1));
-        let count = (1 + per_source * others).min(MOST);
+        let apart = sources.iter().any(|source| !Arc::ptr_eq(source.context(), memory.context()));
+        let count = if apart { (1 + per_source * others).min(MOST) } else { 1 + per_source };
         let queue = |number: usize| {
-            let source = number.checked_sub(1).map(|behind| (me + 1 + behind / per_source) % ranks);
+            let source =
+                number.checked_sub(1).filter(|_| apart).map(|behind| (me + 1 + behind / per_source) % ranks);
             let context = source.map_or(memory.context(), |source| sources[source].context());
             let stream = CudaStream::new(context, options.stream_priority)?;
             Ok(Queue { stream, events: Events::new(context, EVENTS)? })
         };
         let queues = (0..count).map(queue).collect::<Result<Vec<_>, CudaError>>()?;
         let turns = sources.iter().map(|_| AtomicUsize::new(0)).collect();
-        Ok(Self { memory, sources, queues, per_source, turns })
+        Ok(Self { memory, sources, queues, apart, per_source, turns })
     }
 
     /// The queue of the next pull from a source.
@@ -67,7 +73,11 @@ impl Engine {
         if source == me {
             return 0;
         }
-        let turn = self.turns[source].fetch_add(1, Ordering::Relaxed) % self.per_source;
+        let turn = self.turns[if self.apart { source } else { me }].fetch_add(1, Ordering::Relaxed)
+            % self.per_source;
+        if !self.apart {
+            return 1 + turn;
+        }
         let other = (source + self.sources.len() - me) % self.sources.len() - 1;
         1 + (other * self.per_source + turn) % (self.queues.len() - 1)
     }
@@ -87,6 +97,11 @@ impl Pulls for Engine {
             unsafe { stream.copy(from, to) }.map_err(|error| error.at(rank))?;
         }
         Ok(number)
+    }
+
+    fn arrange(&self, pulls: Vec<Transfer>) -> Vec<Transfer> {
+        let (me, ranks) = (self.memory.rank().index(), self.sources.len());
+        if self.apart { sources_in_turn(pulls, me, ranks) } else { source_after_source(pulls, me, ranks) }
     }
 
     fn bytes(&self, transfer: &Transfer) -> u64 {

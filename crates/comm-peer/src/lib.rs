@@ -19,6 +19,7 @@ mod connect;
 mod engine;
 mod lane;
 mod options;
+mod order;
 mod pace;
 #[cfg(target_os = "linux")]
 pub mod process;

@@ -3,8 +3,8 @@
 /// How a communicator behaves.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Options {
-    /// Streams for pulls from each other rank, used in turn. More than one are slower where ranks pull from several others at a time: their
-    /// copies get into each other's way.
+    /// Streams for pulls, used in turn: of ranks of one process so many for each other rank, of a process so many for all. More than one are
+    /// slower where ranks pull from several others at a time: their copies get into each other's way.
     pub streams: usize,
     /// Priority of the streams: lower runs first, 0 is the default.
     pub stream_priority: i32,

@@ -12,6 +12,11 @@ pub(crate) trait Pulls: Debug + Send + Sync {
     /// Returns the number of the queue that they are in, below 64.
     fn pull(&self, transfer: &Transfer) -> Result<usize, CommError>;
 
+    /// The order in which the pulls of a wave are best enqueued, as far as their sources allow. They do not depend on each other.
+    fn arrange(&self, pulls: Vec<Transfer>) -> Vec<Transfer> {
+        pulls
+    }
+
     /// Bytes of a transfer.
     fn bytes(&self, transfer: &Transfer) -> u64;
 

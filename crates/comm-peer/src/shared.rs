@@ -115,6 +115,7 @@ impl Shared {
         after: Fence,
         deadline: Instant,
     ) -> Result<(u64, Arc<Ticket>), CommError> {
+        let pulls = self.engine.arrange(pulls);
         let mut work = self.lock();
         if let Some(ended) = &work.ended {
             let cause = ended.to_string();

@@ -85,7 +85,7 @@ pub(crate) struct Exchange {
     #[arg(long)]
     drain_only: bool,
 
-    /// Streams of each rank for pulls from each other one, with `peer`
+    /// Streams of each rank for pulls with `peer`: so many for each other rank where ranks are threads, for all where they are processes
     #[arg(long, default_value_t = 1, value_name = "N")]
     streams: usize,
 

@@ -126,7 +126,7 @@ pub struct ExchangeBench {
     pub patience: Duration,
     /// Whether slots that could wait for a drain may go through staging ([`Limits::followers`]).
     pub followers: bool,
-    /// Streams of each rank for pulls from each other one, with `peer`.
+    /// Streams of each rank for pulls with `peer`: so many for each other rank where ranks are threads, for all where they are processes.
     pub streams: usize,
     /// Nodes that the ranks are to be taken for; more than one: `peer` inside them and `nccl` between them, in one wave.
     pub nodes: usize,
