@@ -305,7 +305,8 @@ typedef struct eplb_map_arrays {
 } eplb_map_arrays;
 
 // Called inside `eplb_engine_step` and `eplb_engine_tick` after a commit, for each layer, with the slots that it filled (numbers over all
-// ranks). It must not call the engine. On a device it may enqueue work on the first of the streams given.
+// ranks). It must not call the engine. On a device it may enqueue work on the first of the streams given. It is not called for slots that
+// `eplb_engine_reform` fills from the source: what is derived from those, the source or who called `eplb_engine_reform` puts there.
 typedef void (*eplb_after_commit_fn)(void *state,
                                      uint32_t set,
                                      uint32_t layer,

@@ -20,7 +20,8 @@ use crate::status::Status;
 const UPLOAD: Duration = Duration::from_secs(60);
 
 /// Called inside `eplb_engine_step` and `eplb_engine_tick` after a commit, for each layer, with the slots that it filled (numbers over all
-/// ranks). It must not call the engine. On a device it may enqueue work on the first of the streams given.
+/// ranks). It must not call the engine. On a device it may enqueue work on the first of the streams given. It is not called for slots that
+/// `eplb_engine_reform` fills from the source: what is derived from those, the source or who called `eplb_engine_reform` puts there.
 pub type AfterCommitFn =
     Option<unsafe extern "C" fn(state: *mut c_void, set: u32, layer: u32, slots: *const u32, count: usize)>;
 

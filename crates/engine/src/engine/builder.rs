@@ -228,7 +228,8 @@ impl Builder {
     }
 
     /// Called after each commit with the slots of a layer that it filled, for tensors that the server derives from weights. It runs
-    /// inside [`Engine::step`] or [`Engine::tick`], behind the copies on the compute stream, and must not call the engine.
+    /// inside [`Engine::step`] or [`Engine::tick`], behind the copies on the compute stream, and must not call the engine. It is not called for
+    /// slots that [`Engine::reform`] fills from the [`source`](Self::source): what is derived from those, the source or who called `reform` puts there.
     pub fn after_commit(&mut self, hook: AfterCommit) {
         self.hook = Some(Hook::new(hook));
     }

@@ -31,14 +31,14 @@ impl Engine {
         if matches!(state, State::Failed { .. } | State::Stopped | State::Quiesced) {
             return Err(self.misfit("rebalance_now", &state));
         }
-        let rounds = self.shared.rounds();
+        let rounds = self.shared.desk.rounds();
         self.shared.demands.fetch_add(1, Ordering::SeqCst);
         Ok(rounds)
     }
 
     /// Rounds that have ended on this rank since the start.
     pub fn rounds(&self) -> u64 {
-        self.shared.rounds()
+        self.shared.desk.rounds()
     }
 
     /// Waits until more than `after` rounds have ended, and returns the report of the last one of the first set that had one.
@@ -47,7 +47,7 @@ impl Engine {
     /// [`EngineError::Late`]; the engine failed or was stopped meanwhile. A rank that is alone has no rounds.
     pub fn wait_round(&self, after: u64, timeout: Duration) -> Result<Report, EngineError> {
         let over = |state: &State| matches!(state, State::Failed { .. } | State::Stopped);
-        let state = self.shared.wait(timeout, |view| view.rounds > after || over(view.state));
+        let state = self.shared.desk.wait(timeout, |view| view.rounds > after || over(view.state));
         let state = self.in_time(state, "wait_round", timeout)?;
         let reports = (0..self.shared.sets.len()).filter_map(|set| self.last_report(SetId(set)));
         match reports.max_by_key(|report| report.round).filter(|_| self.rounds() > after) {
@@ -116,13 +116,9 @@ impl Engine {
             self.alone();
             return self.last_writes(timeout, deadline);
         }
-        // Half of the time for an orderly end, the rest for any.
-        if self.shared.wait(timeout / 2, |view| view.over).is_none() {
-            drop(self.shared.on(Event::Halt));
-        }
-        let over = self.shared.wait(timeout / 2, |view| view.over);
+        let over = self.shared.desk.end(timeout, |change| self.shared.tell(Some(change)));
         let mut thread = lock(&self.thread);
-        if over.is_none() && thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+        if !over && thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
             return self.in_time(None, "shutdown", timeout).map(drop);
         }
         if let Some(thread) = thread.take() {
@@ -161,7 +157,7 @@ impl Engine {
     /// Without a thread nothing is open, and every order is carried out at once.
     fn alone(&self) {
         loop {
-            let orders = self.shared.take_orders();
+            let orders = self.shared.desk.take_orders();
             if orders.is_empty() {
                 return;
             }
@@ -181,7 +177,8 @@ impl Engine {
         there: impl Fn(&State) -> bool,
     ) -> Result<(), EngineError> {
         let over = |state: &State| matches!(state, State::Failed { .. } | State::Stopped);
-        let state = self.shared.wait(timeout, |view| !view.busy && (there(view.state) || over(view.state)));
+        let state =
+            self.shared.desk.wait(timeout, |view| !view.busy && (there(view.state) || over(view.state)));
         let state = self.in_time(state, call, timeout)?;
         if over(&state) { Err(self.misfit(call, &state)) } else { Ok(()) }
     }

@@ -33,6 +33,7 @@ mod builder;
 mod closed;
 mod config;
 mod control;
+mod desk;
 mod device;
 mod device_counts;
 mod draft;

@@ -10,6 +10,7 @@ use eplb_comm::store::{Life, Pulse, Store, StoreError};
 use eplb_core::RankId;
 use ndarray::Array3;
 
+use super::desk::Worker;
 use super::lead::Lead;
 use super::running::Running;
 use super::shared::{Shared, lock};
@@ -128,21 +129,7 @@ impl Progress {
         {
             tracing::warn!(%error, "captures of graphs by the server may fail while this thread works");
         }
-        loop {
-            for order in self.shared.take_orders() {
-                if let Err(error) = self.obey(order) {
-                    self.fail(&error);
-                }
-            }
-            self.shared.obeyed();
-            if self.shared.state() == State::Stopped {
-                break;
-            }
-            let turn = if self.running.is_some() { self.exchange_turn() } else { self.idle_turn() };
-            if let Err(error) = turn {
-                self.fail(&error);
-            }
-        }
+        self.shared.clone().desk.work(&mut self);
         self.abandon("the engine was shut down");
         self.close();
         self.settle();
@@ -151,7 +138,7 @@ impl Progress {
         self.shared.finish();
     }
 
-    fn obey(&mut self, order: Order) -> Result<(), EngineError> {
+    fn carry_out(&mut self, order: Order) -> Result<(), EngineError> {
         match order {
             Order::Cancel(why) => self.cancel(why),
             Order::Close => {
@@ -375,6 +362,21 @@ impl Progress {
     pub(super) fn rest(&mut self, something_happened: bool) {
         self.pause = if something_happened { SHORTEST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
         std::thread::sleep(self.pause);
+    }
+}
+
+impl Worker for Progress {
+    fn obey(&mut self, order: Order) {
+        if let Err(error) = self.carry_out(order) {
+            self.fail(&error);
+        }
+    }
+
+    fn turn(&mut self) {
+        let turn = if self.running.is_some() { self.exchange_turn() } else { self.idle_turn() };
+        if let Err(error) = turn {
+            self.fail(&error);
+        }
     }
 }
 

@@ -176,9 +176,7 @@ impl Progress {
                 drop(shared.on(Event::Phase { phase, wave, agreed }));
             }
             changed |= phase == Phase::Moving;
-            if let (Phase::Committing, Some(step)) = (phase, agreed)
-                && shared.host_is_quiet()
-            {
+            if let (Phase::Committing, Some(step)) = (phase, agreed) {
                 self.commit_at_rest(step)?;
             }
         }
@@ -187,11 +185,12 @@ impl Progress {
     }
 
     /// Applies a commit that is decided for a step which does not come, because the host has stopped: no pass is under way on this
-    /// rank, so this is a boundary as good as that of the step.
+    /// rank, so this is a boundary as good as that of the step. Nothing, while the host goes on.
     fn commit_at_rest(&mut self, step: u64) -> Result<(), EngineError> {
         let shared = self.shared.clone();
         let mut core = lock(&shared.core);
-        let Some(at) = core.moving else { return Ok(()) };
+        // Under the lock: a host that gives up waiting may run passes again, and the first of them waits for it.
+        let Some(at) = core.moving.filter(|_| shared.desk.host_is_quiet()) else { return Ok(()) };
         let first_step = shared.hand.next_step();
         let lane = &mut core.lanes[at];
         let passed = lane.driver.step(step);

@@ -2,9 +2,9 @@
 //!
 //! How a step and an exchange that begins see each other: [`handover`](super::handover).
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use eplb_comm::{Bulletin, Communicator, Launcher};
 use eplb_core::{ModelLayout, Placement, RankId, Topology};
@@ -14,6 +14,7 @@ use eplb_plan::Options;
 use ndarray::Array2;
 
 use super::config::EngineConfig;
+use super::desk::{Change, Desk};
 use super::device::{DeviceAhead, Given, Ready};
 use super::device_counts::DeviceCounts;
 use super::handover::Handover;
@@ -22,7 +23,7 @@ use super::meters::Meters;
 use super::record::Counters;
 use super::report::Report;
 use super::slots::Slots;
-use super::state::{Event, Machine, Misfit, Order, State};
+use super::state::{Event, Misfit, State};
 use super::stream::Hooked;
 use super::window::Window;
 use crate::deadlines::Deadlines;
@@ -123,34 +124,10 @@ pub(super) struct Shared {
     /// Demands for a round so far.
     pub(super) demands: AtomicU64,
     pub(super) core: Mutex<Core>,
-    control: Mutex<Control>,
-    changed: Condvar,
+    pub(super) desk: Desk,
     /// Streams that the server gave last.
     pub(super) given: Given,
     pub(super) meters: Meters,
-    /// Whether the progress thread is gone.
-    pub(super) over: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Control {
-    machine: Machine,
-    orders: Vec<Order>,
-    since: Instant,
-    rounds: u64,
-    /// Orders are being carried out.
-    obeying: bool,
-}
-
-/// What waits look at.
-#[derive(Debug)]
-pub(super) struct View<'a> {
-    pub(super) state: &'a State,
-    pub(super) rounds: u64,
-    /// Whether the progress thread has ended.
-    pub(super) over: bool,
-    /// Whether something that the host asked for is still to be done.
-    pub(super) busy: bool,
 }
 
 /// Locks a mutex that only guards whole values: no panic leaves them half changed.
@@ -166,13 +143,6 @@ impl Shared {
         sets: Vec<Set>,
         lanes: Vec<Lane>,
     ) -> Self {
-        let control = Control {
-            machine: Machine::new(),
-            orders: Vec::new(),
-            since: Instant::now(),
-            rounds: 0,
-            obeying: false,
-        };
         Self {
             config,
             deadlines,
@@ -182,11 +152,9 @@ impl Shared {
             hand: Handover::default(),
             demands: AtomicU64::new(0),
             core: Mutex::new(Core { lanes, moving: None }),
-            control: Mutex::new(control),
-            changed: Condvar::new(),
+            desk: Desk::new(),
             given: Given::default(),
             meters: Meters::default(),
-            over: AtomicBool::new(false),
         }
     }
 
@@ -206,63 +174,27 @@ impl Shared {
 
     /// Takes in an event; orders go to the progress thread.
     pub(super) fn on(&self, event: Event) -> Result<(), Misfit> {
-        self.take_in(&mut lock(&self.control), event)
+        self.desk.on(event).map(|change| self.tell(change))
     }
 
-    fn take_in(&self, control: &mut Control, event: Event) -> Result<(), Misfit> {
-        let before = control.machine.state().clone();
-        let order = control.machine.on(event)?;
-        control.orders.extend(order);
-        let after = control.machine.state();
-        if *after != before {
-            tracing::debug!(rank = self.rank.0, from = %before, to = %after, "state");
-            let spent = control.since.elapsed();
-            self.meters.spend(&before, spent);
-            control.since = Instant::now();
+    /// Tells logs and metrics of a change of state.
+    pub(super) fn tell(&self, change: Option<Change>) {
+        if let Some(Change { from, to, spent }) = change {
+            tracing::debug!(rank = self.rank.0, %from, %to, "state");
+            self.meters.spend(&from, spent);
         }
-        self.changed.notify_all();
-        Ok(())
     }
 
     /// Where the engine is.
     pub(super) fn state(&self) -> State {
-        lock(&self.control).machine.state().clone()
-    }
-
-    /// Whether the host waits, with no pass under way, for what is under way to be over.
-    pub(super) fn host_is_quiet(&self) -> bool {
-        lock(&self.control).machine.has_wish()
-    }
-
-    /// What the progress thread has to do.
-    pub(super) fn take_orders(&self) -> Vec<Order> {
-        let mut control = lock(&self.control);
-        let orders = std::mem::take(&mut control.orders);
-        control.obeying = !orders.is_empty();
-        orders
-    }
-
-    /// What was taken has been carried out.
-    pub(super) fn obeyed(&self) {
-        lock(&self.control).obeying = false;
-        self.changed.notify_all();
+        self.desk.state()
     }
 
     /// Something cannot go on.
     pub(super) fn fail(&self, cause: String) {
         tracing::error!(rank = self.rank.0, cause, "the engine failed");
         self.meters.error(&cause);
-        let mut control = lock(&self.control);
-        // The host leaves what failed already: this must not be taken for the end of what it has asked for.
-        if !control.orders.contains(&Order::Reform) {
-            // Refused only once stopped, and then there is nobody to tell.
-            drop(self.take_in(&mut control, Event::Fail(cause)));
-        }
-    }
-
-    /// Rounds ended on this rank.
-    pub(super) fn rounds(&self) -> u64 {
-        lock(&self.control).rounds
+        self.tell(self.desk.fail(cause));
     }
 
     /// A round has ended.
@@ -270,40 +202,12 @@ impl Shared {
         self.meters.round(&report);
         let set = &self.sets[report.set.0];
         *lock(&set.report) = Some(report);
-        lock(&self.control).rounds += 1;
-        self.changed.notify_all();
+        self.desk.end_round();
     }
 
     /// The progress thread ends.
     pub(super) fn finish(&self) {
-        drop(self.on(Event::Halt));
-        self.over.store(true, Ordering::SeqCst);
-        let guard = lock(&self.control);
-        self.changed.notify_all();
-        drop(guard);
-    }
-
-    /// Waits until `done` holds; the state then, or `None` at the deadline.
-    pub(super) fn wait(&self, timeout: Duration, mut done: impl FnMut(View<'_>) -> bool) -> Option<State> {
-        let deadline = eplb_comm::store::deadlines::after(timeout);
-        let mut control = lock(&self.control);
-        loop {
-            let over = self.over.load(Ordering::SeqCst);
-            let view = View {
-                state: control.machine.state(),
-                rounds: control.rounds,
-                over,
-                busy: control.obeying || !control.orders.is_empty() || control.machine.has_wish(),
-            };
-            if done(view) {
-                return Some(control.machine.state().clone());
-            }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left.is_zero() {
-                return None;
-            }
-            control = self.changed.wait_timeout(control, left).unwrap_or_else(PoisonError::into_inner).0;
-        }
+        self.tell(self.desk.finish());
     }
 
     /// Publishes the maps of a layer set if they have changed, for steps from `first_step` on. For boundaries only.
@@ -338,6 +242,7 @@ impl Shared {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::state::Order;
 
     #[test]
     fn a_failure_of_what_the_host_leaves_is_not_one_of_what_it_asks_for() {
@@ -349,7 +254,7 @@ mod tests {
         // The progress thread was still looking at the epoch that failed.
         shared.fail("the same once more".into());
         assert_eq!(shared.state(), State::Reforming);
-        assert_eq!(shared.take_orders(), [Order::Reform]);
+        assert_eq!(shared.desk.take_orders(), [Order::Reform]);
         shared.fail("no epoch was formed".into());
         assert_eq!(shared.state(), State::Failed { cause: "no epoch was formed".into() });
     }

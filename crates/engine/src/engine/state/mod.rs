@@ -208,6 +208,12 @@ impl Machine {
         }
     }
 
+    /// One that forgets wishes.
+    #[cfg(test)]
+    pub(super) fn forgetful() -> Self {
+        Self { forgets: true, ..Self::new() }
+    }
+
     pub(super) fn state(&self) -> &State {
         &self.state
     }
@@ -277,7 +283,11 @@ impl Machine {
                     if self.wish == Some(Wish::Stop) { State::Stopped } else { State::Failed { cause } };
                 self.wish = None;
             }
-            Event::Halt => self.state = State::Stopped,
+            Event::Halt => {
+                self.state = State::Stopped;
+                // It waits for nothing any more, and may run passes.
+                self.wish = None;
+            }
             _ => return Err(misfit),
         }
         Ok(None)

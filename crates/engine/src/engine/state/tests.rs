@@ -134,7 +134,7 @@ proptest! {
 
 #[test]
 fn a_machine_that_forgets_wishes_is_caught() {
-    let forgetful = Machine { forgets: true, ..Machine::new() };
+    let forgetful = Machine::forgetful();
     let error = run(forgetful.clone(), &[Event::Begin, Event::Quiesce, Event::Ended]).unwrap_err();
     assert!(error.contains("quiesce"), "{error}");
     let error = run(forgetful, &[Event::Begin]).unwrap_err();
