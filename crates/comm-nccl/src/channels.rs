@@ -16,7 +16,7 @@ const ENOUGH: usize = 2;
 /// NCCL divides the channels of a communicator by its ranks, and sends each message over as many, rounded down to a power of two; all
 /// messages of a pair over the same ones (`scheduleP2pTasksToPlan` of its `enqueue.cc`). Only a message of more than 16 MiB for each of
 /// them is given more. So three or four ranks have 8 channels for a message of some 40 MB, which is less than half of what a link
-/// carries (docs/benchmarks.md); with as many thread blocks as NCCL takes they have 16. More ranks have fewer whatever is asked for, and
+/// carries (docs/benchmarks/nccl.md); with as many thread blocks as NCCL takes they have 16. More ranks have fewer whatever is asked for, and
 /// pay for the buffers of as many peers, so that they are left as NCCL has them; and so is whoever says a number, and a device of which that
 /// many blocks would take more than half of the multiprocessors: a server's own kernels must find room beside.
 pub(crate) fn with_channels(config: &Config, ranks: usize, multiprocessors: u32) -> Config {

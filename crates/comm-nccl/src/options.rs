@@ -51,7 +51,7 @@ pub enum Gather {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
     /// Options of NCCL's communicator. By default thread blocks are not capped: beside matrix products on an H200, fewer blocks made an
-    /// exchange longer by as much as they made it gentler (docs/benchmarks.md). Three or four ranks are given as many as there are, where a
+    /// exchange longer by as much as they made it gentler (docs/benchmarks/nccl.md). Three or four ranks are given as many as there are, where a
     /// device has multiprocessors enough, so that a message has 16 channels and not 8; `min_ctas: Some(1)` leaves that to NCCL, which takes 1.3 GiB less for its buffers then.
     pub config: Config,
     /// Most sends and receives of a rank in one group. Groups of about 2,000 have hung NCCL before 2.30.

@@ -2,7 +2,7 @@
 //!
 //! Copy engines carry what is enqueued one after another, and two ranks that pull from one source at a time get half as much each while another
 //! source idles. Every rank `r` of `n` so begins with rank `r - 1`, goes on with `r - 2`, and so on: as long as they keep in step no two pull from
-//! one source. Which way is faster was measured (docs/benchmarks.md): with the receiver's copy engines runs of pulls from one source, with the
+//! one source. Which way is faster was measured (docs/benchmarks/exchange.md): with the receiver's copy engines runs of pulls from one source, with the
 //! sources' a pull from each in turn.
 
 use eplb_core::Transfer;

@@ -150,7 +150,7 @@ pub struct Window {
     pub scenarios: usize,
     /// Part of the drift measured over the window that is expected to go on, 0 to 1: each step is carried along the line
     /// through its expert's loads to the step to come. 0 = loads stay what they were; on recorded traffic a drift
-    /// gained nothing (docs/benchmarks.md).
+    /// gained nothing (docs/benchmarks/windows.md).
     pub drift: f64,
 }
 

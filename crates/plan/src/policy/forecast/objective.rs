@@ -8,7 +8,7 @@ use super::holding::{EMPTY, Effect, Holding, Places};
 use super::scenarios::{LANES, Lane, Scenarios, dot, total};
 
 /// `p` is 2 to this power, 16: of 8, 16 and 32 the one with the best balance for its moves on mixtures of
-/// recorded traffic (docs/benchmarks.md).
+/// recorded traffic (docs/benchmarks/windows.md).
 pub(super) const DOUBLINGS: usize = 4;
 
 /// Below any sum of powers that is not rounding.
