@@ -82,7 +82,9 @@ static void *run(void *given)
     CHECK(eplb_builder_layer_set(builder, "main", LAYERS, EXPERTS, SLOTS, NULL, 1, &set));
     for (uint32_t layer = 0; layer < LAYERS; layer++) {
         weights[layer] = malloc(LOCAL * ROW * ROWS);
-        struct eplb_tensor tensor = { "w13", weights[layer], ROWS, ROW, 0, 0 };
+        struct eplb_tensor tensor = {
+            .struct_size = sizeof tensor, .name = "w13", .data = weights[layer], .rows = ROWS, .row_bytes = ROW
+        };
         for (size_t slot = 0; slot < LOCAL; slot++)
             for (size_t at = 0; at < ROW * ROWS; at++)
                 weights[layer][slot * ROW * ROWS + at] =
@@ -102,8 +104,8 @@ static void *run(void *given)
         uint64_t counts[LAYERS * EXPERTS];
         for (size_t i = 0; i < LAYERS * EXPERTS; i++)
             counts[i] = (i * 5 + (size_t)round * 3) % EXPERTS == 0 ? 900 : 40 + i % 7;
-        struct eplb_pass pass = { step, 1, 0 };
-        CHECK(eplb_engine_record_experts(engine, set, pass, counts, LAYERS * EXPERTS, NULL));
+        struct eplb_pass pass = { .struct_size = sizeof pass, .step = step, .tag = 1 };
+        CHECK(eplb_engine_record_experts(engine, set, &pass, counts, LAYERS * EXPERTS, NULL));
         if (rank->number == 0)
             CHECK(eplb_engine_rebalance_now(engine, &ended));
         enum eplb_status waited;

@@ -12,6 +12,7 @@ Neither torch nor numpy is needed.
 from eplb._native import EplbError, library_path, version
 from eplb.deepseek import rebalance_experts
 from eplb.engine import Engine, Report
+from eplb.lent import Lent
 from eplb.maps import DeviceMaps, Maps
 from eplb.pairs import Pairs
 from eplb.planning import Placement, Plan, plan
@@ -24,6 +25,7 @@ __all__ = [
     "DeviceMaps",
     "Engine",
     "EplbError",
+    "Lent",
     "Maps",
     "Pairs",
     "Placement",

@@ -36,7 +36,14 @@ class EplbError(RuntimeError):
         self.kind = kind
 
 
-class PlanRequest(ctypes.Structure):
+class Structure(ctypes.Structure):
+    """A structure of the library: its first field is its size, which is set here."""
+
+    def __init__(self, *values: Any, **named: Any) -> None:
+        super().__init__(ctypes.sizeof(type(self)), *values, **named)
+
+
+class PlanRequest(Structure):
     """`struct eplb_plan_request`."""
 
     _fields_ = [
@@ -80,7 +87,7 @@ class PlanRequest(ctypes.Structure):
     ]
 
 
-class PlanSummary(ctypes.Structure):
+class PlanSummary(Structure):
     """`struct eplb_plan_summary`."""
 
     _fields_ = [
@@ -107,16 +114,17 @@ class PlanSummary(ctypes.Structure):
     ]
 
 
-class PairMessage(ctypes.Structure):
+class PairMessage(Structure):
     """`struct eplb_message`."""
 
-    _fields_ = [("peer", c_uint32), ("base", c_void_p), ("bytes", c_size_t)]
+    _fields_ = [("struct_size", c_size_t), ("peer", c_uint32), ("base", c_void_p), ("bytes", c_size_t)]
 
 
-class Tensor(ctypes.Structure):
+class Tensor(Structure):
     """`struct eplb_tensor`."""
 
     _fields_ = [
+        ("struct_size", c_size_t),
         ("name", c_char_p),
         ("data", c_void_p),
         ("rows", c_size_t),
@@ -126,26 +134,27 @@ class Tensor(ctypes.Structure):
     ]
 
 
-class Pass(ctypes.Structure):
+class Pass(Structure):
     """`struct eplb_pass`."""
 
-    _fields_ = [("step", c_uint64), ("tag", c_uint32), ("dummy", c_uint8)]
+    _fields_ = [("struct_size", c_size_t), ("step", c_uint64), ("tag", c_uint32), ("dummy", c_uint32)]
 
 
-class CountFaults(ctypes.Structure):
+class CountFaults(Structure):
     """`struct eplb_count_faults`."""
 
-    _fields_ = [("missing", c_uint64), ("out_of_range", c_uint64)]
+    _fields_ = [("struct_size", c_size_t), ("missing", c_uint64), ("out_of_range", c_uint64)]
 
 
-class Choices(ctypes.Structure):
+class Choices(Structure):
     """`struct eplb_choices`."""
 
     _fields_ = [
+        ("struct_size", c_size_t),
         ("layer", c_size_t),
         ("ids", c_void_p),
         ("id_bytes", c_uint32),
-        ("of_slots", c_uint8),
+        ("of_slots", c_uint32),
         ("tokens", c_size_t),
         ("k", c_size_t),
         ("row_stride", c_size_t),
@@ -153,7 +162,7 @@ class Choices(ctypes.Structure):
     ]
 
 
-class MapArrays(ctypes.Structure):
+class MapArrays(Structure):
     """`struct eplb_map_arrays`."""
 
     _fields_ = [
@@ -171,7 +180,7 @@ class MapArrays(ctypes.Structure):
     ]
 
 
-class DeviceMapArrays(ctypes.Structure):
+class DeviceMapArrays(Structure):
     """`struct eplb_device_maps`."""
 
     _fields_ = [
@@ -187,7 +196,7 @@ class DeviceMapArrays(ctypes.Structure):
     ]
 
 
-class DeviceChoices(ctypes.Structure):
+class DeviceChoices(Structure):
     """`struct eplb_device_choices`."""
 
     _fields_ = [
@@ -204,19 +213,19 @@ class DeviceChoices(ctypes.Structure):
     ]
 
 
-class DeviceSlots(ctypes.Structure):
+class DeviceSlots(Structure):
     """`struct eplb_device_slots`."""
 
     _fields_ = [("struct_size", c_size_t), ("slots", c_uint64), ("row_stride", c_size_t), ("salt", c_uint64)]
 
 
-class DeviceCounts(ctypes.Structure):
+class DeviceCounts(Structure):
     """`struct eplb_device_counts`."""
 
     _fields_ = [("struct_size", c_size_t), ("counts", c_uint64), ("count_bytes", c_uint32), ("of_slots", c_uint32)]
 
 
-class RoundReport(ctypes.Structure):
+class RoundReport(Structure):
     """`struct eplb_round_report`."""
 
     _fields_ = [
@@ -237,7 +246,7 @@ class RoundReport(ctypes.Structure):
     ]
 
 
-class ReplaySummary(ctypes.Structure):
+class ReplaySummary(Structure):
     """`struct eplb_replay_summary`."""
 
     _fields_ = [
@@ -276,7 +285,7 @@ def callback_types() -> Dict[str, Any]:
     return {name: ctypes.CFUNCTYPE(c_int32, c_void_p, *kinds, c_void_p) for name, kinds in _CALLBACKS.items()}
 
 
-class StoreCallbacks(ctypes.Structure):
+class StoreCallbacks(Structure):
     """`struct eplb_store_callbacks`."""
 
     _fields_ = [
@@ -355,6 +364,7 @@ _FUNCTIONS = {
         POINTER(c_uint32),
     ],
     "eplb_builder_register_layer": [c_void_p, c_uint32, c_size_t, POINTER(Tensor), c_size_t],
+    "eplb_builder_lend_layer": [c_void_p, c_uint32, c_size_t, POINTER(Tensor), c_size_t],
     "eplb_builder_placement": [c_void_p, c_uint32, POINTER(c_int32), c_size_t],
     "eplb_builder_after_commit": [c_void_p, AFTER_COMMIT, c_void_p],
     "eplb_builder_source": [c_void_p, SOURCE, c_void_p],
@@ -365,13 +375,14 @@ _FUNCTIONS = {
     "eplb_engine_tick": [c_void_p],
     "eplb_engine_maps": [c_void_p, c_uint32, POINTER(c_void_p)],
     "eplb_engine_maps_version": [c_void_p, c_uint32, POINTER(c_uint64)],
+    "eplb_engine_lent": [c_void_p, c_uint32, c_size_t, c_size_t, POINTER(c_void_p)],
     "eplb_maps_view": [c_void_p, POINTER(MapArrays)],
-    "eplb_engine_record_slots": [c_void_p, c_uint32, Pass, POINTER(c_uint64), c_size_t, POINTER(CountFaults)],
-    "eplb_engine_record_experts": [c_void_p, c_uint32, Pass, POINTER(c_uint64), c_size_t, POINTER(CountFaults)],
-    "eplb_engine_record_choices": [c_void_p, c_uint32, Pass, POINTER(Choices), POINTER(CountFaults)],
-    "eplb_engine_dispatch_topk": [c_void_p, c_uint32, Pass, POINTER(DeviceChoices), POINTER(DeviceSlots), c_uint64],
-    "eplb_engine_record_topk": [c_void_p, c_uint32, Pass, POINTER(DeviceChoices), c_uint64],
-    "eplb_engine_record_counts": [c_void_p, c_uint32, Pass, POINTER(DeviceCounts), c_uint64, POINTER(c_uint8)],
+    "eplb_engine_record_slots": [c_void_p, c_uint32, POINTER(Pass), POINTER(c_uint64), c_size_t, POINTER(CountFaults)],
+    "eplb_engine_record_experts": [c_void_p, c_uint32, POINTER(Pass), POINTER(c_uint64), c_size_t, POINTER(CountFaults)],
+    "eplb_engine_record_choices": [c_void_p, c_uint32, POINTER(Pass), POINTER(Choices), POINTER(CountFaults)],
+    "eplb_engine_dispatch_topk": [c_void_p, c_uint32, POINTER(Pass), POINTER(DeviceChoices), POINTER(DeviceSlots), c_uint64],
+    "eplb_engine_record_topk": [c_void_p, c_uint32, POINTER(Pass), POINTER(DeviceChoices), c_uint64],
+    "eplb_engine_record_counts": [c_void_p, c_uint32, POINTER(Pass), POINTER(DeviceCounts), c_uint64, POINTER(c_uint8)],
     "eplb_engine_rebalance_now": [c_void_p, POINTER(c_uint64)],
     "eplb_engine_wait_round": [c_void_p, c_uint64, c_uint64],
     "eplb_engine_pause": [c_void_p],

@@ -1,7 +1,7 @@
 """Counting tokens, from numbers on the host and on the device."""
 
 import ctypes
-from ctypes import byref, c_uint8, c_uint64, c_void_p, sizeof
+from ctypes import byref, c_uint8, c_uint64, c_void_p
 from typing import Any, List, Optional, Tuple
 
 from eplb import arrays
@@ -43,9 +43,9 @@ class Counting:
         if self._is_there(given):
             _whole(name, given)
             place = _contiguous(name, given, 2)
-            counts = DeviceCounts(sizeof(DeviceCounts), place.address, place.size, int(slots is not None))
+            counts = DeviceCounts(place.address, place.size, int(slots is not None))
             on = self._stream_of(given, stream)
-            call("eplb_engine_record_counts", self._running(), layer_set, Pass(step, tag, dummy), byref(counts), on, None)
+            call("eplb_engine_record_counts", self._running(), layer_set, byref(Pass(step, tag, dummy)), byref(counts), on, None)
             return 0, 0
         values = arrays.take(given, c_uint64, name, (2,))
         faults = CountFaults()
@@ -53,7 +53,7 @@ class Counting:
             f"eplb_engine_record_{name}",
             self._running(),
             layer_set,
-            Pass(step, tag, dummy),
+            byref(Pass(step, tag, dummy)),
             values.pointer,
             len(values),
             byref(faults),
@@ -102,7 +102,7 @@ class Counting:
             "eplb_engine_record_choices",
             self._running(),
             layer_set,
-            Pass(step, tag, dummy),
+            byref(Pass(step, tag, dummy)),
             byref(choices),
             byref(faults),
         )
@@ -136,16 +136,16 @@ class Counting:
         if (there.tokens, there.k, there.id_bytes) != (choices.tokens, choices.k, choices.id_bytes):
             raise ValueError("slots differ from ids in shape or type")
         mixed = 0 if salt is None else _contiguous("salt", salt, 1).address
-        place = DeviceSlots(sizeof(DeviceSlots), there.ids, there.row_stride, mixed)
+        place = DeviceSlots(there.ids, there.row_stride, mixed)
         of, on = Pass(step, tag, dummy), self._stream_of(ids, stream)
-        call("eplb_engine_dispatch_topk", self._running(), layer_set, of, byref(choices), byref(place), on)
+        call("eplb_engine_dispatch_topk", self._running(), layer_set, byref(of), byref(choices), byref(place), on)
         return slots
 
     def _record_there(
         self, step: int, layer: int, ids: Any, mask: Any, of_slots: bool, of: Pass, layer_set: int, stream: Any
     ) -> None:
         choices = self._choices("ids", layer, ids, mask, of_slots)
-        call("eplb_engine_record_topk", self._running(), layer_set, of, byref(choices), self._stream_of(ids, stream))
+        call("eplb_engine_record_topk", self._running(), layer_set, byref(of), byref(choices), self._stream_of(ids, stream))
 
     def _choices(self, name: str, layer: int, ids: Any, mask: Any, of_slots: bool) -> DeviceChoices:
         """Where choices lie on the device."""
@@ -164,9 +164,7 @@ class Counting:
             padding = masked.address
         # A tensor of one token may have any stride.
         stride = place.strides[0] // place.size if tokens > 1 else k
-        return DeviceChoices(
-            sizeof(DeviceChoices), layer, place.address, place.size, int(of_slots), tokens, k, stride, padding, 0
-        )
+        return DeviceChoices(layer, place.address, place.size, int(of_slots), tokens, k, stride, padding, 0)
 
     def _is_there(self, given: Any) -> bool:
         """Whether numbers lie on the engine's device."""

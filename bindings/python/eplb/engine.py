@@ -3,13 +3,14 @@
 import ctypes
 import os
 import traceback
-from ctypes import byref, c_char, c_int32, c_size_t, c_uint32, c_uint64, c_void_p, sizeof
+from ctypes import byref, c_char, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from eplb import arrays
 from eplb._native import AFTER_COMMIT, SOURCE, EplbError, Handle, RoundReport, Tensor, call
 from eplb.config import toml
 from eplb.counting import Counting, number_of
+from eplb.lent import Kind, Lent
 from eplb.maps import DeviceMaps, Maps
 from eplb.store import Store, milliseconds
 from eplb.tensors import Weights, describe
@@ -60,6 +61,8 @@ class Engine(Counting):
     leaves out `store` and `transport`: it has no thread, store or connection. device: the CUDA device that the slots lie on, where the
     tensors do not tell it.
 
+    Instead of registering tensors the engine can be asked for the memory: `lend` before the start, `lent` after it. `Transport.shared_memory` needs that.
+
     `step` and `tick` are called by one thread at a time; everything else may be called from any thread. Calls that may take
     long let other threads of Python run. Tensors are kept alive until the engine is closed.
 
@@ -93,6 +96,9 @@ class Engine(Counting):
         #: Number of the CUDA device that all slots lie on; `None`: they lie in host memory, or nothing is known yet.
         self.device = device
         self._placed = False
+        # Of each layer set: local slots, and by layer the tensors that are lent.
+        self._slots: List[int] = []
+        self._kinds: List[Dict[int, Dict[str, Kind]]] = []
         self._streams: List[Any] = []
         self._device_maps: Dict[int, DeviceMaps] = {}
         if device is not None:
@@ -117,7 +123,36 @@ class Engine(Counting):
             nodes,
             byref(number),
         )
+        # Where they do not divide, the first ranks have one more.
+        even = slots // self.world_size + int(self.rank < slots % self.world_size)
+        self._slots.append(even if slots_of_rank is None else int(slots_of_rank[self.rank]))
+        self._kinds.append({})
         return number.value
+
+    def lend(self, layer_set: int, layer: int, tensors: Dict[str, Tuple[Sequence[int], str]]) -> None:
+        """Has the engine allocate the tensors of a layer, zeroed: for each the shape of one slot and the name of a dtype, such as `((4096, 7168), "bfloat16")`.
+        On the device that `device=` of the engine names, else in host memory. `lent` gives them after the start.
+
+        Raises `ValueError` for a dtype that is not known.
+        """
+        kinds = {name: Kind(tuple(int(n) for n in shape), dtype) for name, (shape, dtype) in tensors.items()}
+        described = [Tensor(name.encode(), None, 1, kind.bytes, 0, 0) for name, kind in kinds.items()]
+        block = (Tensor * max(len(described), 1))(*described)
+        call("eplb_builder_lend_layer", self._building(), layer_set, layer, block, len(described))
+        self._kinds[layer_set][layer] = kinds
+        self._placed = True
+
+    def lent(self, layer_set: int, layer: int) -> Dict[str, Lent]:
+        """The tensors of a layer that the engine lends, `[local slots, ..]` each; after the start.
+
+        Raises `KeyError` for a layer that is not lent.
+        """
+        made = {}
+        for at, (name, kind) in enumerate(self._kinds[layer_set][layer].items()):
+            data = c_void_p()
+            call("eplb_engine_lent", self._running(), layer_set, layer, at, byref(data))
+            made[name] = Lent(self._engine, data.value or 0, self._slots[layer_set], kind, self.device)
+        return made
 
     def layer(self, layer_set: int, layer: int, tensors: Dict[str, Weights]) -> None:
         """Registers the tensors of a layer, each `[local slots, ..]` in the server's memory, whose slots the engine will write.
@@ -315,7 +350,7 @@ class Engine(Counting):
 
     def last_report(self, layer_set: int = 0) -> Optional[Report]:
         """What the last round of a layer set did; `None` if there was none."""
-        found = RoundReport(struct_size=sizeof(RoundReport))
+        found = RoundReport()
         call("eplb_engine_last_report", self._running(), layer_set, byref(found))
         if found.round == 0:
             return None

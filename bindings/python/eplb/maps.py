@@ -1,6 +1,6 @@
 """The maps by which a server routes, on the host and on the device."""
 
-from ctypes import byref, c_float, c_int32, sizeof
+from ctypes import byref, c_float, c_int32
 from typing import Any, Dict, Tuple
 
 from eplb import arrays
@@ -17,7 +17,7 @@ class Maps:
 
     def __init__(self, handle: Handle) -> None:
         self._handle = handle
-        view = MapArrays(struct_size=sizeof(MapArrays))
+        view = MapArrays()
         call("eplb_maps_view", handle.pointer, byref(view))
         self.version, self.first_step = view.version, view.first_step
         layers, slots, experts, columns = view.layers, view.slots, view.experts, view.columns
@@ -106,7 +106,7 @@ class DeviceMaps:
     """
 
     def __init__(self, engine: Handle, layer_set: int, device: int) -> None:
-        view = DeviceMapArrays(struct_size=sizeof(DeviceMapArrays))
+        view = DeviceMapArrays()
         call("eplb_engine_device_maps", engine.pointer, layer_set, byref(view))
         layers, slots, experts, columns = view.layers, view.slots, view.experts, view.columns
         shapes: Dict[str, Tuple[int, Tuple[int, ...], str]] = {

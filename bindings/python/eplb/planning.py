@@ -52,7 +52,7 @@ class Plan:
     """
 
     def __init__(self, handle: Handle, kind: arrays.Kind, with_current: bool) -> None:
-        summary = PlanSummary(struct_size=ctypes.sizeof(PlanSummary))
+        summary = PlanSummary()
         call("eplb_plan_summarize", handle.pointer, byref(summary))
         layers, slots, experts, columns = summary.layers, summary.slots, summary.experts, max(summary.max_replicas, 1)
         phy2log = arrays.room((layers, slots), c_int32)

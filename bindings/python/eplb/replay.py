@@ -1,7 +1,7 @@
 """Replay of traces: what a policy would have done, judged on steps that it had not seen."""
 
 import inspect
-from ctypes import byref, c_double, c_size_t, c_uint64, sizeof
+from ctypes import byref, c_double, c_size_t, c_uint64
 from types import SimpleNamespace
 from typing import Any, List, Union
 
@@ -22,7 +22,7 @@ class Replay:
     """
 
     def __init__(self, handle: Handle) -> None:
-        summary = ReplaySummary(struct_size=sizeof(ReplaySummary))
+        summary = ReplaySummary()
         call("eplb_replay_summarize", handle.pointer, byref(summary))
         balancedness = arrays.room((summary.steps,), c_double)
         call("eplb_replay_balancedness", handle.pointer, balancedness.pointer, len(balancedness))

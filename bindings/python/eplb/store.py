@@ -148,9 +148,7 @@ class _TorchStore:
             kinds["remove"](self._guard(self._remove)),
         )
         self.name = f"torch {type(store).__name__}".encode()
-        self.callbacks = StoreCallbacks(
-            ctypes.sizeof(StoreCallbacks), self.name, None, *self.functions, 1 << 20
-        )
+        self.callbacks = StoreCallbacks(self.name, None, *self.functions, 1 << 20)
 
     def _guard(self, operation: Any) -> Any:
         """What an operation raises becomes words for the library."""

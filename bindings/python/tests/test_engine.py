@@ -9,6 +9,7 @@ from pathlib import Path
 
 import eplb
 from eplb import engine as module
+from eplb import lent as module_lent
 from eplb.config import toml
 from eplb.tensors import describe
 
@@ -38,6 +39,16 @@ class Block:
     def put(self, slot, row, value):
         start = (slot * self.rows + row) * self.pitch
         self.bytes[start : start + self.row] = list(value)
+
+
+class View(Block):
+    """The same bytes in memory that an engine lends."""
+
+    def __init__(self, lent):
+        _, self.rows, self.row = lent.shape
+        self.pitch = self.row
+        self.bytes = (ctypes.c_uint8 * (lent.shape[0] * self.rows * self.row)).from_address(lent.address)
+        self.lent = lent
 
 
 def expert_bytes(layer, expert, row):
@@ -115,6 +126,50 @@ class Alone(unittest.TestCase):
         self.assertIn(self.block, kept)
         del handle
 
+    def test_memory_that_is_lent_is_seen_by_others(self):
+        engine = eplb.Engine()
+        main = engine.layer_set("main", layers=1, experts=3, slots=4)
+        with self.assertRaisesRegex(ValueError, "float7"):
+            engine.lend(main, 0, {"w": ((2, 3), "float7")})
+        engine.lend(main, 0, {"w": ((2, 3), "bfloat16"), "scale": ((5,), "float32")})
+        with self.assertRaisesRegex(eplb.EplbError, "registered twice"):
+            engine.lend(main, 0, {"w": ((2, 3), "bfloat16")})
+        engine.start()
+        lent = engine.lent(main, 0)
+        self.assertEqual((lent["w"].shape, lent["scale"].shape), ((4, 2, 3), (4, 5)))
+        self.assertEqual(lent["w"].__array_interface__["typestr"], "<u2")
+        self.assertEqual(lent["w"].__dlpack_device__(), (1, 0))
+        scale = (ctypes.c_float * 20).from_address(lent["scale"].address)
+        self.assertEqual(list(scale), [0.0] * 20)
+        with self.assertRaises(KeyError):
+            engine.lent(main, 1)
+        with self.assertRaises(BufferError):
+            lent["w"].__dlpack__(copy=True)
+        # What a package that takes DLPack reads, and how it lets go.
+        held = len(module_lent._held)
+        get = ctypes.pythonapi.PyCapsule_GetPointer
+        get.argtypes, get.restype = [ctypes.py_object, ctypes.c_char_p], ctypes.c_void_p
+        capsule = lent["w"].__dlpack__(stream=None, max_version=(1, 0))
+        told = module_lent._Tensor.from_address(get(capsule, b"dltensor"))
+        self.assertEqual((told.data, told.device.kind, told.dimensions), (lent["w"].address, 1, 3))
+        self.assertEqual((told.dtype.code, told.dtype.bits, told.dtype.lanes, told.shape[:3]), (4, 16, 1, [4, 2, 3]))
+        self.assertEqual(len(module_lent._held), held + 1)
+        rename = ctypes.pythonapi.PyCapsule_SetName
+        rename.argtypes = [ctypes.py_object, ctypes.c_char_p]
+        taken = b"used_dltensor"
+        self.assertEqual(rename(capsule, taken), 0)
+        del capsule
+        self.assertEqual(len(module_lent._held), held + 1, "who took it still has it")
+        ctypes.CFUNCTYPE(None, ctypes.c_void_p)(told.deleter)(ctypes.addressof(told))
+        self.assertEqual(len(module_lent._held), held)
+        unused = lent["w"].__dlpack__()
+        self.assertEqual(len(module_lent._held), held + 1)
+        del unused
+        self.assertEqual(len(module_lent._held), held, "a capsule that nobody took lets go by itself")
+        engine.close()
+        # The memory is there for as long as something looks at it.
+        self.assertEqual(list(scale), [0.0] * 20)
+
     def test_where_rows_are(self):
         described, device = describe("w", Block(4, 3, 8, pitch=10))
         self.assertIsNone(device)
@@ -138,7 +193,13 @@ class Alone(unittest.TestCase):
 
 class Together(unittest.TestCase):
     def test_experts_move_while_steps_run_and_every_byte_is_right(self):
-        store, transport = eplb.Store.in_process(), eplb.Transport.local()
+        self.move(eplb.Transport.local(), lends=False)
+
+    def test_experts_move_between_memory_that_is_lent_and_that_all_map(self):
+        self.move(eplb.Transport.shared_memory(), lends=True)
+
+    def move(self, transport, lends):
+        store = eplb.Store.in_process()
         done, turn = threading.Barrier(2), threading.Barrier(2)
         problems, moved, hooked = [], [0, 0], [0, 0]
 
@@ -156,16 +217,22 @@ class Together(unittest.TestCase):
             main = engine.layer_set("main", layers=LAYERS, experts=EXPERTS, slots=2 * LOCAL)
             blocks = [Block(LOCAL, 2, ROW, pitch=ROW + 5) for _ in range(LAYERS)]
             for layer, block in enumerate(blocks):
-                for slot in range(LOCAL):
-                    for row in range(2):
-                        block.put(slot, row, expert_bytes(layer, (me * LOCAL + slot) % EXPERTS, row))
-                engine.layer(main, layer, {"w13": block})
+                if lends:
+                    engine.lend(main, layer, {"w13": ((2, ROW), "uint8")})
+                else:
+                    engine.layer(main, layer, {"w13": block})
 
             def filled(_set, _layer, slots):
                 hooked[me] += len(slots)
 
             engine.after_commit(filled)
             engine.start()
+            if lends:
+                blocks = [View(engine.lent(main, layer)["w13"]) for layer in range(LAYERS)]
+            for layer, block in enumerate(blocks):
+                for slot in range(LOCAL):
+                    for row in range(2):
+                        block.put(slot, row, expert_bytes(layer, (me * LOCAL + slot) % EXPERTS, row))
             step = 0
             for number in range(3):
                 counts = [[1000 if (e * 3 + number) % EXPERTS == 0 else 30 for e in range(EXPERTS)] for _ in range(LAYERS)]

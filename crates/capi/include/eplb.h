@@ -21,8 +21,8 @@
  * engine's own. An engine in a group has one thread, alone it has none.
  * After fork, a child uses nothing of its parent's.
  *
- * Versions. Structures that may grow start with struct_size: set them up with their _init function, or set it to sizeof. A
- * program is served by every later library of the same EPLB_ABI_VERSION, which is part of the soname.
+ * Versions. Every structure starts with struct_size: set them up with their _init function, or set it to sizeof, in arrays in
+ * every element. A program is served by every later library of the same EPLB_ABI_VERSION, which is part of the soname.
  */
 
 #ifndef EPLB_H
@@ -133,8 +133,10 @@ typedef struct eplb_transport eplb_transport;
 // A value that the library takes from a host's callback, or hands to a host. See `eplb_value_set`.
 typedef struct eplb_value eplb_value;
 
-// One tensor of a layer, from this rank's first slot on.
+// One tensor of a layer, from this rank's first slot on. Set `struct_size` to the size of this structure, in every one of an array.
 typedef struct eplb_tensor {
+  // Size of this structure.
+  size_t struct_size;
   // Name, for messages and for the comparison over ranks.
   const char *name;
   // Address of the first local slot; not read where the engine lends the memory.
@@ -149,26 +151,32 @@ typedef struct eplb_tensor {
   size_t slot_stride;
 } eplb_tensor;
 
-// Which forward pass counts are of.
+// Which forward pass counts are of. Set `struct_size` to the size of this structure.
 typedef struct eplb_pass {
+  // Size of this structure.
+  size_t struct_size;
   // Its step: counts of slots are folded with the maps of that step.
   uint64_t step;
   // Kind of pass: a position in the configuration's `tags` (0 = prefill, 1 = decode by default).
   uint32_t tag;
   // Not 0: a dummy or warm-up pass; nothing is counted.
-  uint8_t dummy;
+  uint32_t dummy;
 } eplb_pass;
 
-// Choices that could not be counted.
+// Choices that could not be counted. Set `struct_size` to the size of this structure.
 typedef struct eplb_count_faults {
+  // Size of this structure.
+  size_t struct_size;
   // Tokens counted at slots that the maps leave empty.
   uint64_t missing;
   // Ids that name no expert or slot.
   uint64_t out_of_range;
 } eplb_count_faults;
 
-// The router's choices of one layer.
+// The router's choices of one layer. Set `struct_size` to the size of this structure.
 typedef struct eplb_choices {
+  // Size of this structure.
+  size_t struct_size;
   // The layer.
   size_t layer;
   // Ids `[tokens, k]`, in host memory; a negative id is no choice.
@@ -176,7 +184,7 @@ typedef struct eplb_choices {
   // Bytes of an id: 4 or 8, signed.
   uint32_t id_bytes;
   // Not 0: ids are slots, else experts.
-  uint8_t of_slots;
+  uint32_t of_slots;
   // Tokens.
   size_t tokens;
   // Choices of each token.
@@ -395,8 +403,10 @@ typedef struct eplb_store_callbacks {
 // too: it should be quick. It must not call `eplb_log_set`, nor end or free what the library is busy with.
 typedef void (*eplb_log_fn)(void *state, uint32_t level, const char *target, const char *message);
 
-// Bytes to or from another rank.
+// Bytes to or from another rank. Set `struct_size` to the size of this structure, in every one of an array.
 typedef struct eplb_message {
+  // Size of this structure.
+  size_t struct_size;
   // The other rank.
   uint32_t peer;
   // Where the bytes lie, or go.
@@ -571,7 +581,7 @@ const char *eplb_version(void);
 const char *eplb_last_error(void);
 
 // Begins an engine. `config` is a TOML text, or null: the defaults; variables of the environment (`EPLB_..`) then say what they say
-// instead. Keys: the documentation of `EngineConfig` in the crate `eplb-engine`.
+// instead. Keys and variables: `docs/configuration.md`.
 //
 // A rank that is alone passes `world_size` 1, and null for `store` and `transport`: it gets no thread, store or communicator. Else all
 // ranks pass the same `world_size`, a store that all reach, and a transport of the same kind.
@@ -708,10 +718,11 @@ void eplb_engine_free(struct eplb_engine *engine);
 // Counts the tokens that each slot got in a pass on this rank: `counts [layers, slots]`. `faults` may be null.
 //
 // # Safety
-// `engine` is a live handle or null; `counts` is null or points to `len` values; `faults` is null or points to room for one.
+// `engine` is a live handle or null; `counts` is null or points to `len` values; `pass` and `faults` are null or point to structures whose
+// `struct_size` is set.
 enum eplb_status eplb_engine_record_slots(const struct eplb_engine *engine,
                                           uint32_t set,
-                                          struct eplb_pass pass,
+                                          const struct eplb_pass *pass,
                                           const uint64_t *counts,
                                           size_t len,
                                           struct eplb_count_faults *faults);
@@ -722,7 +733,7 @@ enum eplb_status eplb_engine_record_slots(const struct eplb_engine *engine,
 // As `eplb_engine_record_slots`.
 enum eplb_status eplb_engine_record_experts(const struct eplb_engine *engine,
                                             uint32_t set,
-                                            struct eplb_pass pass,
+                                            const struct eplb_pass *pass,
                                             const uint64_t *counts,
                                             size_t len,
                                             struct eplb_count_faults *faults);
@@ -730,11 +741,11 @@ enum eplb_status eplb_engine_record_experts(const struct eplb_engine *engine,
 // Counts the choices of one layer in a pass on this rank. `faults` may be null.
 //
 // # Safety
-// `engine` is a live handle or null; `choices` is null or points to choices whose pointers are null or as long as they say; `faults`
-// is null or points to room for one.
+// `engine` is a live handle or null; `pass`, `choices` and `faults` are null or point to structures whose `struct_size` is set; the pointers of
+// `choices` are null or as long as it says.
 enum eplb_status eplb_engine_record_choices(const struct eplb_engine *engine,
                                             uint32_t set,
-                                            struct eplb_pass pass,
+                                            const struct eplb_pass *pass,
                                             const struct eplb_choices *choices,
                                             struct eplb_count_faults *faults);
 
@@ -776,12 +787,12 @@ enum eplb_status eplb_engine_device_maps(const struct eplb_engine *engine,
 // says the tag of all replays). A dummy pass enqueues nothing.
 //
 // # Safety
-// `engine` is a live handle or null; `choices` is null or points to a structure whose `struct_size` is set. `stream` is one of those given to
+// `engine` is a live handle or null; `pass` and `choices` are null or point to structures whose `struct_size` is set. `stream` is one of those given to
 // `eplb_engine_step_on` for this pass. Every address is of the engine's device, aligned to its type, as large as said, and stays valid and
 // unchanged until the launch, or the last replay of a graph that holds it, has run.
 enum eplb_status eplb_engine_record_topk(const struct eplb_engine *engine,
                                          uint32_t set,
-                                         struct eplb_pass pass,
+                                         const struct eplb_pass *pass,
                                          const struct eplb_device_choices *choices,
                                          uint64_t stream);
 
@@ -793,7 +804,7 @@ enum eplb_status eplb_engine_record_topk(const struct eplb_engine *engine,
 // As for `eplb_engine_record_topk`; `slots` is null or points to a structure whose `struct_size` is set, and its addresses are as those of `choices`.
 enum eplb_status eplb_engine_dispatch_topk(const struct eplb_engine *engine,
                                            uint32_t set,
-                                           struct eplb_pass pass,
+                                           const struct eplb_pass *pass,
                                            const struct eplb_device_choices *choices,
                                            const struct eplb_device_slots *slots,
                                            uint64_t stream);
@@ -802,11 +813,11 @@ enum eplb_status eplb_engine_dispatch_topk(const struct eplb_engine *engine,
 // waits: with too many passes on their way this one is not counted, and `counted` (which may be null) gets 0, else 1. Not for graphs.
 //
 // # Safety
-// `engine` is a live handle or null; `counts` is null or points to a structure whose `struct_size` is set; `counted` is null or points to room
+// `engine` is a live handle or null; `pass` and `counts` are null or point to structures whose `struct_size` is set; `counted` is null or points to room
 // for a number. `stream` is one of those given to `eplb_engine_step_on` for this pass; the numbers stay valid and unchanged until the copy has run.
 enum eplb_status eplb_engine_record_counts(const struct eplb_engine *engine,
                                            uint32_t set,
-                                           struct eplb_pass pass,
+                                           const struct eplb_pass *pass,
                                            const struct eplb_device_counts *counts,
                                            uint64_t stream,
                                            uint8_t *counted);
@@ -1290,106 +1301,6 @@ enum eplb_status eplb_transport_shared_memory(struct eplb_transport **transport)
 // # Safety
 // `transport` is null or a live handle that is not in use, and is not used afterwards.
 void eplb_transport_free(struct eplb_transport *transport);
-
-// Why the last call of this thread failed; empty if none did. Valid until the thread's next call that fails.
-const char *eplb_last_error(void);
-
-// Frees a plan. Null does nothing.
-//
-// # Safety
-// `plan` is null or was made by `eplb_planner_plan`, is not in use, and is not used afterwards.
-void eplb_plan_free(struct eplb_plan *plan);
-
-// Tells what a plan is worth. `summary->struct_size` must be set.
-//
-// # Safety
-// `plan` is a live handle or null; `summary` is null or points to `summary->struct_size` bytes.
-enum eplb_status eplb_plan_summarize(const struct eplb_plan *plan, struct eplb_plan_summary *summary);
-
-// Which expert is in which slot, `[layers, slots]`, -1 = empty. `len` is the number of values that `phy2log` has room for.
-//
-// # Safety
-// `plan` is a live handle or null; `phy2log` is null or points to `len` values.
-enum eplb_status eplb_plan_phy2log(const struct eplb_plan *plan,
-                                   int32_t *phy2log,
-                                   size_t len);
-
-// The slots of each expert, `[layers, experts, columns]`, ascending, -1 = no more.
-//
-// # Safety
-// `plan` is a live handle or null; `log2phy` is null or points to `len` values.
-enum eplb_status eplb_plan_log2phy(const struct eplb_plan *plan,
-                                   size_t columns,
-                                   int32_t *log2phy,
-                                   size_t len);
-
-// The number of slots of each expert, `[layers, experts]`.
-//
-// # Safety
-// `plan` is a live handle or null; `logcnt` is null or points to `len` values.
-enum eplb_status eplb_plan_logcnt(const struct eplb_plan *plan, uint32_t *logcnt, size_t len);
-
-// The part of its expert's tokens that each slot gets, `[layers, slots]`.
-//
-// # Safety
-// `plan` is a live handle or null; `share` is null or points to `len` values.
-enum eplb_status eplb_plan_share(const struct eplb_plan *plan, double *share, size_t len);
-
-// Makes a planner with `threads` threads; 1 plans on the calling thread. Plans do not depend on it.
-//
-// # Safety
-// `planner` is null or points to room for a pointer.
-enum eplb_status eplb_planner_new(size_t threads, struct eplb_planner **planner);
-
-// Frees a planner. Null does nothing.
-//
-// # Safety
-// `planner` is null or was made by `eplb_planner_new`, is not in use, and is not used afterwards.
-void eplb_planner_free(struct eplb_planner *planner);
-
-// Makes a plan: places the experts, splits their tokens over the replicas, and scores the result.
-//
-// # Safety
-// `planner` is a live handle or null; `request` points to a request whose pointers are null or as long as it says; `plan`
-// points to room for a pointer.
-enum eplb_status eplb_planner_plan(const struct eplb_planner *planner,
-                                   const struct eplb_plan_request *request,
-                                   struct eplb_plan **plan);
-
-// Sets every field to its default. `struct_size` is `sizeof(struct eplb_plan_request)` of the caller's header.
-//
-// # Safety
-// `request` is null or points to `struct_size` bytes that can be written.
-enum eplb_status eplb_plan_request_init(struct eplb_plan_request *request,
-                                        size_t struct_size);
-
-// Opens a trace: `.npy`, `.npz` or `.csv`, of any of the systems that `eplb trace` reads.
-//
-// # Safety
-// `path` is null or ends with a zero byte; `trace` is null or points to room for a pointer.
-enum eplb_status eplb_trace_open(const char *path, struct eplb_trace **trace);
-
-// Frees a trace. Null does nothing.
-//
-// # Safety
-// `trace` is null or was made by `eplb_trace_open`, is not in use, and is not used afterwards.
-void eplb_trace_free(struct eplb_trace *trace);
-
-// Steps, layers and experts of a trace.
-//
-// # Safety
-// `trace` is a live handle or null; `shape` is null or points to 3 values.
-enum eplb_status eplb_trace_shape(const struct eplb_trace *trace, size_t *shape);
-
-// Loads of `steps` steps from `first` on, `[steps, layers, experts]`.
-//
-// # Safety
-// `trace` is a live handle or null; `loads` is null or points to `len` values.
-enum eplb_status eplb_trace_loads(const struct eplb_trace *trace,
-                                  size_t first,
-                                  size_t steps,
-                                  double *loads,
-                                  size_t len);
 
 #ifdef __cplusplus
 }  // extern "C"

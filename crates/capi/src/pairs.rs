@@ -12,21 +12,33 @@ use eplb_core::RankId;
 use crate::call::{self, Failure};
 use crate::status::Status;
 use crate::store::{self, Store};
+use crate::structs::{self, Growing};
 
 /// Connections between all ranks, for messages in batches. A second thread that uses one waits for the first.
 #[derive(Debug)]
 pub struct PairsHandle(Mutex<Box<dyn Pairs>>);
 
-/// Bytes to or from another rank.
+/// Bytes to or from another rank. Set `struct_size` to the size of this structure, in every one of an array.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct PairMessage {
+    /// Size of this structure.
+    pub struct_size: usize,
     /// The other rank.
     pub peer: u32,
     /// Where the bytes lie, or go.
     pub base: *mut c_void,
     /// How many.
     pub bytes: usize,
+}
+
+// SAFETY: repr(C), `struct_size` is first; integers and a raw pointer take any bits.
+unsafe impl Growing for PairMessage {
+    const LEAST: usize = size_of::<Self>();
+
+    fn defaults() -> Self {
+        Self { struct_size: size_of::<Self>(), peer: 0, base: std::ptr::null_mut(), bytes: 0 }
+    }
 }
 
 fn failed(error: CommError) -> Failure {
@@ -181,11 +193,8 @@ pub unsafe extern "C" fn eplb_pairs_exchange(
 /// # Safety
 /// `given` is null or points to `count` messages.
 unsafe fn messages(given: *const PairMessage, count: usize, name: &str) -> Result<Vec<Message>, Failure> {
-    if count == 0 {
-        return Ok(Vec::new());
-    }
     // SAFETY: as the caller promises.
-    let given = unsafe { call::array(given, count, name) }?;
+    let given = unsafe { structs::read_all(given, count, name) }?;
     let message = |(at, message): (usize, &PairMessage)| {
         let base = match NonNull::new(message.base.cast::<u8>()) {
             Some(base) => base,

@@ -222,6 +222,16 @@ pub enum EngineError {
         /// The state.
         state: String,
     },
+    /// The engine's own thread ended by a fault in eplb.
+    #[error(
+        "{rank}: {cause}; a fault in eplb itself, please report it: rounds are over here until the engine is made anew"
+    )]
+    Panicked {
+        /// This rank.
+        rank: RankId,
+        /// What it panicked with.
+        cause: String,
+    },
     /// A configuration that means nothing.
     #[error(transparent)]
     Config(#[from] crate::engine::ConfigError),

@@ -12,6 +12,7 @@ use super::{Engine, failed};
 use crate::call::{self, Failure};
 use crate::status::Status;
 use crate::store::Store;
+use crate::structs::{self, Growing};
 use crate::transport::Transport;
 
 /// An engine that is being put together. A second thread that uses one waits for the first.
@@ -27,10 +28,12 @@ pub(super) struct State {
     ranks: usize,
 }
 
-/// One tensor of a layer, from this rank's first slot on.
+/// One tensor of a layer, from this rank's first slot on. Set `struct_size` to the size of this structure, in every one of an array.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct Tensor {
+    /// Size of this structure.
+    pub struct_size: usize,
     /// Name, for messages and for the comparison over ranks.
     pub name: *const c_char,
     /// Address of the first local slot; not read where the engine lends the memory.
@@ -45,8 +48,25 @@ pub struct Tensor {
     pub slot_stride: usize,
 }
 
+// SAFETY: repr(C), `struct_size` is first; integers and raw pointers take any bits.
+unsafe impl Growing for Tensor {
+    const LEAST: usize = size_of::<Self>();
+
+    fn defaults() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            name: std::ptr::null(),
+            data: std::ptr::null_mut(),
+            rows: 1,
+            row_bytes: 0,
+            pitch: 0,
+            slot_stride: 0,
+        }
+    }
+}
+
 /// Begins an engine. `config` is a TOML text, or null: the defaults; variables of the environment (`EPLB_..`) then say what they say
-/// instead. Keys: the documentation of `EngineConfig` in the crate `eplb-engine`.
+/// instead. Keys and variables: `docs/configuration.md`.
 ///
 /// A rank that is alone passes `world_size` 1, and null for `store` and `transport`: it gets no thread, store or communicator. Else all
 /// ranks pass the same `world_size`, a store that all reach, and a transport of the same kind.
@@ -174,7 +194,7 @@ unsafe fn tensors<'a>(tensors: *const Tensor, count: usize) -> Result<Vec<(&'a s
         return Err(Failure::argument("count is 0; a layer has at least one tensor"));
     }
     // SAFETY: as the caller promises.
-    let given = unsafe { call::array(tensors, count, "tensors") }?;
+    let given = unsafe { structs::read_all(tensors, count, "tensors") }?;
     let named = |tensor: &Tensor| {
         // SAFETY: as the caller promises.
         let name = unsafe { call::text(tensor.name, "the name of a tensor") }?;

@@ -9,46 +9,74 @@ use ndarray::ArrayView2;
 use super::{Engine, failed, set_of};
 use crate::call::{self, Failure};
 use crate::status::Status;
+use crate::structs::{self, Growing};
 
-/// Which forward pass counts are of.
+/// Which forward pass counts are of. Set `struct_size` to the size of this structure.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct PassOf {
+    /// Size of this structure.
+    pub struct_size: usize,
     /// Its step: counts of slots are folded with the maps of that step.
     pub step: u64,
     /// Kind of pass: a position in the configuration's `tags` (0 = prefill, 1 = decode by default).
     pub tag: u32,
     /// Not 0: a dummy or warm-up pass; nothing is counted.
-    pub dummy: u8,
+    pub dummy: u32,
 }
 
-/// Choices that could not be counted.
+// SAFETY: repr(C), `struct_size` is first, integers alone.
+unsafe impl Growing for PassOf {
+    const LEAST: usize = size_of::<Self>();
+
+    fn defaults() -> Self {
+        Self { struct_size: size_of::<Self>(), step: 0, tag: 0, dummy: 0 }
+    }
+}
+
+/// Choices that could not be counted. Set `struct_size` to the size of this structure.
 #[repr(C)]
-#[derive(Debug, Clone, Copy, Default)]
+#[derive(Debug, Clone, Copy)]
 pub struct CountFaults {
+    /// Size of this structure.
+    pub struct_size: usize,
     /// Tokens counted at slots that the maps leave empty.
     pub missing: u64,
     /// Ids that name no expert or slot.
     pub out_of_range: u64,
 }
 
-impl PassOf {
-    pub(super) fn pass(&self) -> Pass {
-        Pass { step: self.step, tag: self.tag as usize, dummy: self.dummy != 0 }
+// SAFETY: as above.
+unsafe impl Growing for CountFaults {
+    const LEAST: usize = size_of::<Self>();
+
+    fn defaults() -> Self {
+        Self { struct_size: size_of::<Self>(), missing: 0, out_of_range: 0 }
     }
+}
+
+/// The pass that a caller names.
+///
+/// # Safety
+/// `pass` is null or points to a structure whose `struct_size` is set.
+pub(super) unsafe fn pass_of(pass: *const PassOf) -> Result<Pass, Failure> {
+    // SAFETY: as the caller promises.
+    let PassOf { step, tag, dummy, .. } = unsafe { structs::read(pass, "pass") }?;
+    Ok(Pass { step, tag: tag as usize, dummy: dummy != 0 })
 }
 
 /// Hands over what could not be counted, if the caller wants to know.
 ///
 /// # Safety
-/// `faults` is null or points to room for one.
+/// `faults` is null or points to a structure whose `struct_size` is set.
 unsafe fn tell(found: Faults, faults: *mut CountFaults) -> Result<(), Failure> {
     if faults.is_null() {
         return Ok(());
     }
-    let told = CountFaults { missing: found.missing, out_of_range: found.out_of_range };
+    let told =
+        CountFaults { missing: found.missing, out_of_range: found.out_of_range, ..CountFaults::defaults() };
     // SAFETY: as the caller promises.
-    unsafe { call::put(told, faults, "faults") }
+    unsafe { structs::write(told, faults, "faults") }
 }
 
 /// # Safety
@@ -56,7 +84,7 @@ unsafe fn tell(found: Faults, faults: *mut CountFaults) -> Result<(), Failure> {
 unsafe fn counts(
     engine: *const Engine,
     set: u32,
-    pass: PassOf,
+    pass: *const PassOf,
     counts: *const u64,
     len: usize,
     of_slots: bool,
@@ -65,6 +93,8 @@ unsafe fn counts(
     // SAFETY: as the caller promises.
     let engine = &unsafe { call::handle(engine, "engine") }?.0;
     let set = set_of(engine, set)?;
+    // SAFETY: as the caller promises.
+    let pass = unsafe { pass_of(pass) }?;
     let maps = engine.maps(set);
     let (layers, slots) = maps.phy2log.dim();
     let columns = if of_slots { slots } else { maps.logcnt.ncols() };
@@ -78,7 +108,9 @@ unsafe fn counts(
         ))
     })?;
     let counts = if of_slots { Counts::Slots(view) } else { Counts::Experts(view) };
-    let found = engine.record(set, &pass.pass(), counts).map_err(failed)?;
+    // SAFETY: as the caller promises. Before anything is counted.
+    unsafe { structs::check_out(faults, "faults") }?;
+    let found = engine.record(set, &pass, counts).map_err(failed)?;
     // SAFETY: as the caller promises.
     unsafe { tell(found, faults) }
 }
@@ -86,12 +118,13 @@ unsafe fn counts(
 /// Counts the tokens that each slot got in a pass on this rank: `counts [layers, slots]`. `faults` may be null.
 ///
 /// # Safety
-/// `engine` is a live handle or null; `counts` is null or points to `len` values; `faults` is null or points to room for one.
+/// `engine` is a live handle or null; `counts` is null or points to `len` values; `pass` and `faults` are null or point to structures whose
+/// `struct_size` is set.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_engine_record_slots(
     engine: *const Engine,
     set: u32,
-    pass: PassOf,
+    pass: *const PassOf,
     counts: *const u64,
     len: usize,
     faults: *mut CountFaults,
@@ -108,7 +141,7 @@ pub unsafe extern "C" fn eplb_engine_record_slots(
 pub unsafe extern "C" fn eplb_engine_record_experts(
     engine: *const Engine,
     set: u32,
-    pass: PassOf,
+    pass: *const PassOf,
     counts: *const u64,
     len: usize,
     faults: *mut CountFaults,
@@ -117,10 +150,12 @@ pub unsafe extern "C" fn eplb_engine_record_experts(
     call::run(|| unsafe { self::counts(engine, set, pass, counts, len, false, faults) })
 }
 
-/// The router's choices of one layer.
+/// The router's choices of one layer. Set `struct_size` to the size of this structure.
 #[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub struct ChoicesOf {
+    /// Size of this structure.
+    pub struct_size: usize,
     /// The layer.
     pub layer: usize,
     /// Ids `[tokens, k]`, in host memory; a negative id is no choice.
@@ -128,7 +163,7 @@ pub struct ChoicesOf {
     /// Bytes of an id: 4 or 8, signed.
     pub id_bytes: u32,
     /// Not 0: ids are slots, else experts.
-    pub of_slots: u8,
+    pub of_slots: u32,
     /// Tokens.
     pub tokens: usize,
     /// Choices of each token.
@@ -139,16 +174,35 @@ pub struct ChoicesOf {
     pub mask: *const u8,
 }
 
+// SAFETY: repr(C), `struct_size` is first; integers and raw pointers take any bits.
+unsafe impl Growing for ChoicesOf {
+    const LEAST: usize = size_of::<Self>();
+
+    fn defaults() -> Self {
+        Self {
+            struct_size: size_of::<Self>(),
+            layer: 0,
+            ids: std::ptr::null(),
+            id_bytes: 8,
+            of_slots: 0,
+            tokens: 0,
+            k: 0,
+            row_stride: 0,
+            mask: std::ptr::null(),
+        }
+    }
+}
+
 /// Counts the choices of one layer in a pass on this rank. `faults` may be null.
 ///
 /// # Safety
-/// `engine` is a live handle or null; `choices` is null or points to choices whose pointers are null or as long as they say; `faults`
-/// is null or points to room for one.
+/// `engine` is a live handle or null; `pass`, `choices` and `faults` are null or point to structures whose `struct_size` is set; the pointers of
+/// `choices` are null or as long as it says.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_engine_record_choices(
     engine: *const Engine,
     set: u32,
-    pass: PassOf,
+    pass: *const PassOf,
     choices: *const ChoicesOf,
     faults: *mut CountFaults,
 ) -> Status {
@@ -156,8 +210,10 @@ pub unsafe extern "C" fn eplb_engine_record_choices(
         // SAFETY: as the caller promises.
         let engine = &unsafe { call::handle(engine, "engine") }?.0;
         // SAFETY: as the caller promises.
-        let given = *unsafe { call::handle(choices, "choices") }?;
+        let given = unsafe { structs::read(choices, "choices") }?;
         let set = set_of(engine, set)?;
+        // SAFETY: as the caller promises.
+        let pass = unsafe { pass_of(pass) }?;
         let stride = if given.row_stride == 0 { given.k } else { given.row_stride };
         let len = match given.tokens {
             0 => Some(0),
@@ -171,18 +227,20 @@ pub unsafe extern "C" fn eplb_engine_record_choices(
             false => Some(unsafe { call::array(given.mask, given.tokens, "mask") }?),
         };
         let (layer, slots) = (given.layer, given.of_slots != 0);
+        // SAFETY: as the caller promises. Before anything is counted.
+        unsafe { structs::check_out(faults, "faults") }?;
         let found = match given.id_bytes {
             4 => {
                 // SAFETY: as the caller promises.
                 let ids = unsafe { ids::<i32>(given.ids, len) }?;
                 let choices = masked(Choices::new(ids, given.tokens, given.k, stride), mask)?;
-                engine.record(set, &pass.pass(), Counts::TopK32 { layer, choices, slots })
+                engine.record(set, &pass, Counts::TopK32 { layer, choices, slots })
             }
             8 => {
                 // SAFETY: as the caller promises.
                 let ids = unsafe { ids::<i64>(given.ids, len) }?;
                 let choices = masked(Choices::new(ids, given.tokens, given.k, stride), mask)?;
-                engine.record(set, &pass.pass(), Counts::TopK { layer, choices, slots })
+                engine.record(set, &pass, Counts::TopK { layer, choices, slots })
             }
             other => return Err(Failure::argument(format!("id_bytes is {other}; ids have 4 or 8 bytes"))),
         };

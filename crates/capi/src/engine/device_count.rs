@@ -3,7 +3,7 @@
 use eplb_cuda::kernels::{DeviceChoices, IdType};
 use eplb_engine::engine::{DeviceCountersView, DeviceSlots, DeviceTokens};
 
-use super::count::PassOf;
+use super::count::{PassOf, pass_of};
 use super::{Engine, failed, set_of};
 use crate::call::{self, Failure};
 use crate::status::Status;
@@ -143,14 +143,14 @@ fn kind(name: &str, bytes: u32) -> Result<IdType, Failure> {
 /// says the tag of all replays). A dummy pass enqueues nothing.
 ///
 /// # Safety
-/// `engine` is a live handle or null; `choices` is null or points to a structure whose `struct_size` is set. `stream` is one of those given to
+/// `engine` is a live handle or null; `pass` and `choices` are null or point to structures whose `struct_size` is set. `stream` is one of those given to
 /// `eplb_engine_step_on` for this pass. Every address is of the engine's device, aligned to its type, as large as said, and stays valid and
 /// unchanged until the launch, or the last replay of a graph that holds it, has run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_engine_record_topk(
     engine: *const Engine,
     set: u32,
-    pass: PassOf,
+    pass: *const PassOf,
     choices: *const DeviceChoicesOf,
     stream: u64,
 ) -> Status {
@@ -160,8 +160,10 @@ pub unsafe extern "C" fn eplb_engine_record_topk(
         let set = set_of(engine, set)?;
         // SAFETY: as the caller promises.
         let given = unsafe { structs::read(choices, "choices") }?;
+        // SAFETY: as the caller promises.
+        let pass = unsafe { pass_of(pass) }?;
         let Some((kind, choices)) = given.choices()? else { return Ok(()) };
-        let (pass, of_slots) = (pass.pass(), given.of_slots != 0);
+        let of_slots = given.of_slots != 0;
         // SAFETY: as the caller promises.
         unsafe { engine.record_topk(set, &pass, given.layer, (kind, &choices), of_slots, stream) }
             .map_err(failed)
@@ -199,7 +201,7 @@ impl DeviceChoicesOf {
 pub unsafe extern "C" fn eplb_engine_dispatch_topk(
     engine: *const Engine,
     set: u32,
-    pass: PassOf,
+    pass: *const PassOf,
     choices: *const DeviceChoicesOf,
     slots: *const DeviceSlotsOf,
     stream: u64,
@@ -212,6 +214,8 @@ pub unsafe extern "C" fn eplb_engine_dispatch_topk(
         let given = unsafe { structs::read(choices, "choices") }?;
         // SAFETY: as the caller promises.
         let to = unsafe { structs::read(slots, "slots") }?;
+        // SAFETY: as the caller promises.
+        let pass = unsafe { pass_of(pass) }?;
         if given.of_slots != 0 {
             return Err(Failure::argument("choices: ids are slots already; dispatch takes experts"));
         }
@@ -222,7 +226,7 @@ pub unsafe extern "C" fn eplb_engine_dispatch_topk(
         }
         let to = DeviceSlots { out: to.slots, out_stride: stride as u64, salt: to.salt };
         // SAFETY: as the caller promises.
-        unsafe { engine.dispatch_topk(set, &pass.pass(), given.layer, (kind, &choices), &to, stream) }
+        unsafe { engine.dispatch_topk(set, &pass, given.layer, (kind, &choices), &to, stream) }
             .map_err(failed)
     })
 }
@@ -231,13 +235,13 @@ pub unsafe extern "C" fn eplb_engine_dispatch_topk(
 /// waits: with too many passes on their way this one is not counted, and `counted` (which may be null) gets 0, else 1. Not for graphs.
 ///
 /// # Safety
-/// `engine` is a live handle or null; `counts` is null or points to a structure whose `struct_size` is set; `counted` is null or points to room
+/// `engine` is a live handle or null; `pass` and `counts` are null or point to structures whose `struct_size` is set; `counted` is null or points to room
 /// for a number. `stream` is one of those given to `eplb_engine_step_on` for this pass; the numbers stay valid and unchanged until the copy has run.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn eplb_engine_record_counts(
     engine: *const Engine,
     set: u32,
-    pass: PassOf,
+    pass: *const PassOf,
     counts: *const DeviceCountsOf,
     stream: u64,
     counted: *mut u8,
@@ -248,13 +252,15 @@ pub unsafe extern "C" fn eplb_engine_record_counts(
         let set = set_of(engine, set)?;
         // SAFETY: as the caller promises.
         let given = unsafe { structs::read(counts, "counts") }?;
+        // SAFETY: as the caller promises.
+        let pass = unsafe { pass_of(pass) }?;
         let kind = kind("count_bytes", given.count_bytes)?;
         if given.counts == 0 {
             return Err(Failure::argument("counts: the address is null"));
         }
         let tokens = DeviceTokens { data: given.counts, kind, slots: given.of_slots != 0 };
         // SAFETY: as the caller promises.
-        let taken = unsafe { engine.record_counts(set, &pass.pass(), tokens, stream) }.map_err(failed)?;
+        let taken = unsafe { engine.record_counts(set, &pass, tokens, stream) }.map_err(failed)?;
         match counted.is_null() {
             true => Ok(()),
             // SAFETY: as the caller promises.

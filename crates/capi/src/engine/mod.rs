@@ -39,6 +39,7 @@ pub(crate) fn failed(error: EngineError) -> Failure {
         }
         EngineError::Late { .. } => Status::Timeout,
         EngineError::State { .. } => Status::State,
+        EngineError::Panicked { .. } => Status::Internal,
         _ if error.is_bad_input() => Status::InvalidArgument,
         _ => Status::Engine,
     };

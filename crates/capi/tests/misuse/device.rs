@@ -69,7 +69,7 @@ fn engines_in_host_memory_have_no_streams_and_no_maps_on_a_device() {
 fn counting_on_a_device_names_what_is_wrong() {
     let mut weights = [0u8; 32];
     let engine = engine(&mut weights);
-    let pass = PassOf { step: 0, tag: 0, dummy: 0 };
+    let pass = PassOf { struct_size: size_of::<PassOf>(), step: 0, tag: 0, dummy: 0 };
     let choices = DeviceChoicesOf {
         struct_size: size_of::<DeviceChoicesOf>(),
         layer: 0,
@@ -87,7 +87,7 @@ fn counting_on_a_device_names_what_is_wrong() {
     let mut counted = 7;
     // SAFETY: live handles or null, structures with their sizes; the addresses are never read, because the engine lies in host memory.
     unsafe {
-        let topk = |choices: &DeviceChoicesOf| eplb_engine_record_topk(engine, 0, pass, choices, 1);
+        let topk = |choices: &DeviceChoicesOf| eplb_engine_record_topk(engine, 0, &pass, choices, 1);
         is(topk(&choices), Status::InvalidArgument, "host memory");
         is(topk(&DeviceChoicesOf { id_bytes: 2, ..choices }), Status::InvalidArgument, "4 or 8");
         is(topk(&DeviceChoicesOf { ids: 0, ..choices }), Status::InvalidArgument, "ids is null");
@@ -95,17 +95,17 @@ fn counting_on_a_device_names_what_is_wrong() {
         is(topk(&DeviceChoicesOf { tokens: 1 << 40, ..choices }), Status::InvalidArgument, "below 2^31");
         is(topk(&DeviceChoicesOf { tokens: 1 << 30, ..choices }), Status::InvalidArgument, "below 2^31");
         is(topk(&DeviceChoicesOf { struct_size: 8, ..choices }), Status::InvalidArgument, "struct_size");
-        is(eplb_engine_record_topk(engine, 0, pass, null(), 1), Status::InvalidArgument, "choices is null");
+        is(eplb_engine_record_topk(engine, 0, &pass, null(), 1), Status::InvalidArgument, "choices is null");
         is(
-            eplb_engine_record_topk(engine, 5, pass, &choices, 1),
+            eplb_engine_record_topk(engine, 5, &pass, &choices, 1),
             Status::InvalidArgument,
             "layer sets 0 to 0",
         );
-        is(eplb_engine_record_topk(null(), 0, pass, &choices, 1), Status::InvalidArgument, "engine is null");
+        is(eplb_engine_record_topk(null(), 0, &pass, &choices, 1), Status::InvalidArgument, "engine is null");
         let slots =
             DeviceSlotsOf { struct_size: size_of::<DeviceSlotsOf>(), slots: 64, row_stride: 0, salt: 0 };
         let dispatch = |choices: &DeviceChoicesOf, slots: &DeviceSlotsOf| {
-            eplb_engine_dispatch_topk(engine, 0, pass, choices, slots, 1)
+            eplb_engine_dispatch_topk(engine, 0, &pass, choices, slots, 1)
         };
         is(dispatch(&choices, &slots), Status::InvalidArgument, "host memory");
         is(dispatch(&DeviceChoicesOf { of_slots: 1, ..choices }, &slots), Status::InvalidArgument, "experts");
@@ -128,23 +128,24 @@ fn counting_on_a_device_names_what_is_wrong() {
             (engine.cast_const(), 0, &raw const choices, null(), "slots is null"),
         ] {
             is(
-                eplb_engine_dispatch_topk(engine, set, pass, choices, slots, 1),
+                eplb_engine_dispatch_topk(engine, set, &pass, choices, slots, 1),
                 Status::InvalidArgument,
                 word,
             );
         }
-        let mut copied =
-            |counts: &DeviceCountsOf| eplb_engine_record_counts(engine, 0, pass, counts, 1, &raw mut counted);
+        let mut copied = |counts: &DeviceCountsOf| {
+            eplb_engine_record_counts(engine, 0, &pass, counts, 1, &raw mut counted)
+        };
         is(copied(&counts), Status::InvalidArgument, "host memory");
         is(copied(&DeviceCountsOf { count_bytes: 1, ..counts }), Status::InvalidArgument, "4 or 8");
         is(copied(&DeviceCountsOf { counts: 0, ..counts }), Status::InvalidArgument, "null");
         is(
-            eplb_engine_record_counts(engine, 0, pass, null(), 1, null_mut()),
+            eplb_engine_record_counts(engine, 0, &pass, null(), 1, null_mut()),
             Status::InvalidArgument,
             "counts is null",
         );
         is(
-            eplb_engine_record_counts(null(), 0, pass, &counts, 1, null_mut()),
+            eplb_engine_record_counts(null(), 0, &pass, &counts, 1, null_mut()),
             Status::InvalidArgument,
             "engine is null",
         );

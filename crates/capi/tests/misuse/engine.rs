@@ -12,6 +12,7 @@ use super::{is, said};
 pub(crate) fn builder(weights: &mut [u8; 32]) -> *mut Builder {
     let (mut builder, mut set) = (null_mut(), 9);
     let tensor = Tensor {
+        struct_size: size_of::<Tensor>(),
         name: c"w".as_ptr(),
         data: weights.as_mut_ptr().cast(),
         rows: 1,
@@ -47,6 +48,7 @@ fn builders_name_what_is_wrong() {
     let (mut none, mut started, mut set) = (null_mut(), null_mut(), 0);
     let (store, corner) = stores();
     let tensor = |name: &CStr, data: *mut u8| Tensor {
+        struct_size: size_of::<Tensor>(),
         name: name.as_ptr(),
         data: data.cast(),
         rows: 1,
@@ -94,6 +96,20 @@ fn builders_name_what_is_wrong() {
         is(register(0, &tensor(c"w", weights.as_mut_ptr())), Status::InvalidArgument, "registered twice");
         is(register(7, &tensor(c"w", weights.as_mut_ptr())), Status::InvalidArgument, "layer 7");
         is(eplb_builder_register_layer(builder, 0, 0, null(), 1), Status::InvalidArgument, "tensors is null");
+        let first = tensor(c"w", weights.as_mut_ptr());
+        for (sizes, words) in [
+            ([0, size_of::<Tensor>()], "tensors: struct_size is 0"),
+            ([size_of::<Tensor>(), 0], "struct_size is 0"),
+            ([size_of::<Tensor>() - 8, size_of::<Tensor>()], "struct_size is 48"),
+        ] {
+            let pair = sizes.map(|struct_size| Tensor { struct_size, ..first });
+            is(eplb_builder_register_layer(builder, 0, 0, pair.as_ptr(), 2), Status::InvalidArgument, words);
+        }
+        is(
+            eplb_builder_register_layer(builder, 0, 0, &first, usize::MAX / 8),
+            Status::InvalidArgument,
+            "are too many",
+        );
         is(
             eplb_builder_register_layer(builder, 0, 0, &tensor(c"w", null_mut()), 0),
             Status::InvalidArgument,
@@ -127,12 +143,24 @@ fn builders_name_what_is_wrong() {
     }
 }
 
+/// Tokens that an engine has counted.
+fn counted(engine: *const Engine) -> u64 {
+    let (mut text, mut len) = (vec![0u8; 1 << 16], 0);
+    // SAFETY: a live handle, room as said.
+    let told = unsafe { eplb_engine_metrics(engine, 0, text.as_mut_ptr().cast(), text.len(), &mut len) };
+    assert_eq!(told, Status::Ok, "{}", said());
+    let lines = String::from_utf8_lossy(&text[..len]).into_owned();
+    let counts = lines.lines().filter(|line| line.starts_with("eplb_tokens_total{"));
+    counts.map(|line| line.rsplit(' ').next().unwrap().parse::<u64>().unwrap()).sum()
+}
+
 #[test]
 fn engines_name_what_is_wrong() {
     let mut weights = [0u8; 32];
     let engine = engine(&mut weights);
-    let (counts, pass) = ([1u64; 4], PassOf { step: 0, tag: 0, dummy: 0 });
+    let (counts, pass) = ([1u64; 4], PassOf { struct_size: size_of::<PassOf>(), step: 0, tag: 0, dummy: 0 });
     let choices = ChoicesOf {
+        struct_size: size_of::<ChoicesOf>(),
         layer: 0,
         ids: [0i64, 1].as_ptr().cast(),
         id_bytes: 8,
@@ -161,25 +189,43 @@ fn engines_name_what_is_wrong() {
         eplb_maps_free(maps);
         assert_eq!(eplb_engine_step(engine, 5), Status::Ok);
         is(eplb_engine_step(engine, 5), Status::InvalidArgument, "step 5 after step 5");
-        let slots = |len| eplb_engine_record_slots(engine, 0, pass, counts.as_ptr(), len, null_mut());
+        let slots = |len| eplb_engine_record_slots(engine, 0, &pass, counts.as_ptr(), len, null_mut());
         is(slots(3), Status::InvalidArgument, "need 4");
         assert_eq!(slots(4), Status::Ok);
-        let experts = |pass| eplb_engine_record_experts(engine, 0, pass, counts.as_ptr(), 3, null_mut());
-        assert_eq!(experts(pass), Status::Ok);
-        is(experts(PassOf { tag: 9, ..pass }), Status::InvalidArgument, "tag 9");
+        let experts =
+            |pass: &PassOf| eplb_engine_record_experts(engine, 0, pass, counts.as_ptr(), 3, null_mut());
+        assert_eq!(experts(&pass), Status::Ok);
+        is(experts(&PassOf { tag: 9, ..pass }), Status::InvalidArgument, "tag 9");
+        is(experts(&PassOf { struct_size: 8, ..pass }), Status::InvalidArgument, "pass: struct_size is 8");
+        // Where it cannot be told what was left out, nothing is counted.
+        let mut faults = CountFaults { struct_size: 7, missing: 3, out_of_range: 3 };
         is(
-            eplb_engine_record_slots(engine, 0, pass, null(), 4, null_mut()),
+            eplb_engine_record_experts(engine, 0, &pass, counts.as_ptr(), 3, &mut faults),
+            Status::InvalidArgument,
+            "faults: struct_size is 7",
+        );
+        assert_eq!(counted(engine), 4 + 3);
+        faults.struct_size = size_of::<CountFaults>();
+        assert_eq!(eplb_engine_record_experts(engine, 0, &pass, counts.as_ptr(), 3, &mut faults), Status::Ok);
+        assert_eq!((faults.missing, faults.out_of_range, counted(engine)), (0, 0, 4 + 3 + 3));
+        is(
+            eplb_engine_record_slots(engine, 0, &pass, null(), 4, null_mut()),
             Status::InvalidArgument,
             "counts is null",
         );
-        let chosen = |choices: &ChoicesOf| eplb_engine_record_choices(engine, 0, pass, choices, null_mut());
+        let chosen = |choices: &ChoicesOf| eplb_engine_record_choices(engine, 0, &pass, choices, null_mut());
         assert_eq!(chosen(&choices), Status::Ok);
+        is(
+            chosen(&ChoicesOf { struct_size: 0, ..choices }),
+            Status::InvalidArgument,
+            "choices: struct_size is 0",
+        );
         is(chosen(&ChoicesOf { id_bytes: 2, ..choices }), Status::InvalidArgument, "4 or 8");
         is(chosen(&ChoicesOf { ids: null(), ..choices }), Status::InvalidArgument, "ids is null");
         is(chosen(&ChoicesOf { layer: 1, ..choices }), Status::InvalidArgument, "layer 1");
         is(chosen(&ChoicesOf { tokens: usize::MAX, ..choices }), Status::InvalidArgument, "to");
         is(
-            eplb_engine_record_choices(engine, 0, pass, null(), null_mut()),
+            eplb_engine_record_choices(engine, 0, &pass, null(), null_mut()),
             Status::InvalidArgument,
             "choices is null",
         );
@@ -240,7 +286,7 @@ fn an_engine_is_used_by_several_threads() {
             scope.spawn(move || {
                 for round in 0..300 {
                     let (mut maps, mut len) = (null_mut(), 0);
-                    let pass = PassOf { step: round, tag: 1, dummy: 0 };
+                    let pass = PassOf { struct_size: size_of::<PassOf>(), step: round, tag: 1, dummy: 0 };
                     // SAFETY: a live handle; arrays as long as said.
                     unsafe {
                         if thread == 0 {
@@ -248,7 +294,7 @@ fn an_engine_is_used_by_several_threads() {
                         }
                         let counts = [1u64; 3];
                         let counted =
-                            eplb_engine_record_experts(shared.0, 0, pass, counts.as_ptr(), 3, null_mut());
+                            eplb_engine_record_experts(shared.0, 0, &pass, counts.as_ptr(), 3, null_mut());
                         assert_eq!(counted, Status::Ok, "{}", said());
                         assert_eq!(eplb_engine_maps(shared.0, 0, &mut maps), Status::Ok);
                         eplb_maps_free(maps);

@@ -108,25 +108,28 @@ impl Engine {
     ///
     /// # Errors
     /// [`EngineError::Late`]: the progress thread is still in a call that does not return, or a commit has not run; memory that was registered must stay
-    /// valid. The engine is stopped all the same.
+    /// valid. [`EngineError::Panicked`]: that thread has ended by a fault of eplb, before or now. The engine is stopped all the same.
     pub fn shutdown(&self, timeout: Duration) -> Result<(), EngineError> {
         drop(self.shared.on(Event::Stop));
         let deadline = after(timeout);
         if lock(&self.thread).is_none() {
             self.alone();
-            return self.last_writes(timeout, deadline);
+        } else {
+            let over = self.shared.desk.end(timeout, |change| self.shared.tell(Some(change)));
+            let mut thread = lock(&self.thread);
+            if !over && thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
+                return self.in_time(None, "shutdown", timeout).map(drop);
+            }
+            if let Some(thread) = thread.take() {
+                // What it panicked with, the desk knows.
+                drop(thread.join());
+            }
         }
-        let over = self.shared.desk.end(timeout, |change| self.shared.tell(Some(change)));
-        let mut thread = lock(&self.thread);
-        if !over && thread.as_ref().is_some_and(|thread| !thread.is_finished()) {
-            return self.in_time(None, "shutdown", timeout).map(drop);
+        self.last_writes(timeout, deadline)?;
+        match self.shared.desk.panicked() {
+            Some(cause) => Err(EngineError::Panicked { rank: self.shared.rank, cause }),
+            None => Ok(()),
         }
-        if let Some(thread) = thread.take() {
-            // A panic in it was printed; there is nothing left to tell.
-            drop(thread.join());
-        }
-        drop(thread);
-        self.last_writes(timeout, deadline)
     }
 
     /// Waits until the commits and changes of maps that were enqueued have run.

@@ -21,11 +21,14 @@ pub(super) struct Asked {
     obeying: bool,
     /// The progress thread has ended.
     over: bool,
+    /// With what it panicked, if it did.
+    panicked: Option<String>,
 }
 
 impl Asked {
     fn new(machine: Machine) -> Self {
-        Self { machine, orders: Vec::new(), since: Instant::now(), rounds: 0, obeying: false, over: false }
+        let (orders, since) = (Vec::new(), Instant::now());
+        Self { machine, orders, since, rounds: 0, obeying: false, over: false, panicked: None }
     }
 }
 
@@ -125,6 +128,10 @@ impl<M: Monitor> Desk<M> {
 
     fn take_in(&self, asked: &mut Asked, event: Event) -> Result<Option<Change>, Misfit> {
         let from = asked.machine.state().clone();
+        if asked.panicked.is_some() && !matches!(event, Event::Stop | Event::Halt) {
+            // Nobody is there to carry anything out.
+            return Err(Misfit { state: from });
+        }
         let order = asked.machine.on(event)?;
         asked.orders.extend(order);
         let to = asked.machine.state().clone();
@@ -205,6 +212,21 @@ impl<M: Monitor> Desk<M> {
         let mut asked = self.0.lock();
         asked.over = true;
         self.take_in(&mut asked, Event::Halt).ok().flatten()
+    }
+
+    /// The progress thread has ended by a panic: what it was about to do is not done, and nothing that the host asks for will be.
+    pub(super) fn collapse(&self, cause: &str) -> Option<Change> {
+        let mut asked = self.0.lock();
+        asked.orders.clear();
+        (asked.over, asked.obeying) = (true, false);
+        let change = self.take_in(&mut asked, Event::Fail(cause.to_owned())).ok().flatten();
+        asked.panicked = Some(cause.to_owned());
+        change
+    }
+
+    /// With what the progress thread has panicked.
+    pub(super) fn panicked(&self) -> Option<String> {
+        self.0.lock().panicked.clone()
     }
 
     /// Waits until `done` holds; the state then, or `None` at the deadline.

@@ -114,22 +114,32 @@ impl Progress {
         self.session = Some(session);
     }
 
-    /// The life of the thread: until the engine is stopped, or something panics; then the host is told that rounds are over.
-    pub(super) fn live(self) {
+    /// The life of the thread: until the engine is stopped, or something panics; then what was under way is left as at any failure, and the host and
+    /// the other ranks are told that rounds are over.
+    pub(super) fn live(mut self) {
+        let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.run())) else { return };
         let shared = self.shared.clone();
-        if let Err(payload) = catch_unwind(AssertUnwindSafe(|| self.run())) {
-            shared.fail(format!("the progress thread panicked: {}", panic_message(payload.as_ref())));
-        }
+        let cause = format!("the progress thread panicked: {}", panic_message(payload.as_ref()));
+        shared.fail(cause.clone());
+        // If that panics too, the host is told the first cause.
+        drop(catch_unwind(AssertUnwindSafe(|| {
+            self.abandon(&cause);
+            drop(self.show());
+            self.close();
+            self.settle();
+            self.session = None;
+        })));
+        shared.collapse(&cause);
     }
 
     /// Runs until the engine is stopped.
-    fn run(mut self) {
+    fn run(&mut self) {
         if self.shared.sets.iter().any(|set| set.device.is_some())
             && let Err(error) = eplb_cuda::keep_out_of_captures()
         {
             tracing::warn!(%error, "captures of graphs by the server may fail while this thread works");
         }
-        self.shared.clone().desk.work(&mut self);
+        self.shared.clone().desk.work(self);
         self.abandon("the engine was shut down");
         self.close();
         self.settle();
@@ -140,7 +150,10 @@ impl Progress {
 
     fn carry_out(&mut self, order: Order) -> Result<(), EngineError> {
         match order {
-            Order::Cancel(why) => self.cancel(why),
+            Order::Cancel(why) => {
+                self.cancel(why);
+                Ok(())
+            }
             Order::Close => {
                 self.close();
                 Ok(())

@@ -125,14 +125,18 @@ impl Progress {
         running.wanted = wanted;
         self.running = Some(running);
         let wanted_otherwise = quiesced || !shared.state().is_exchanging();
-        if wanted_otherwise { self.cancel("this rank is quiesced") } else { Ok(()) }
+        if wanted_otherwise {
+            self.cancel("this rank is quiesced");
+        }
+        Ok(())
     }
 
     /// Asks the exchange under way to stop.
-    pub(super) fn cancel(&mut self, why: &str) -> Result<(), EngineError> {
+    pub(super) fn cancel(&mut self, why: &str) {
         let mut core = lock(&self.shared.core);
-        let Some(at) = core.moving else { return Ok(()) };
-        core.lanes[at].driver.cancel(why)
+        if let Some(at) = core.moving {
+            core.lanes[at].driver.cancel(why);
+        }
     }
 
     /// A look at the exchange under way.

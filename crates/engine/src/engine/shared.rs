@@ -210,6 +210,11 @@ impl Shared {
         self.tell(self.desk.finish());
     }
 
+    /// The progress thread has ended by a panic.
+    pub(super) fn collapse(&self, cause: &str) {
+        self.tell(self.desk.collapse(cause));
+    }
+
     /// Publishes the maps of a layer set if they have changed, for steps from `first_step` on. For boundaries only.
     pub(super) fn publish(&self, at: usize, lane: &mut Lane, first_step: u64) -> Result<(), EngineError> {
         let map = &lane.driver.phy2log().clone();
@@ -257,5 +262,29 @@ mod tests {
         assert_eq!(shared.desk.take_orders(), [Order::Reform]);
         shared.fail("no epoch was formed".into());
         assert_eq!(shared.state(), State::Failed { cause: "no epoch was formed".into() });
+    }
+
+    #[test]
+    fn nobody_waits_for_a_thread_that_has_panicked() {
+        let ranks = (RankId(0), 2);
+        let shared = Shared::new(EngineConfig::default(), Deadlines::new(), ranks, Vec::new(), Vec::new());
+        shared.on(Event::Reform).unwrap();
+        assert_eq!(shared.desk.take_orders(), [Order::Reform]);
+        // While it carries that out.
+        shared.collapse("it panicked");
+        let failed = State::Failed { cause: "it panicked".into() };
+        let ended = shared.desk.wait(Duration::from_secs(60), |view| !view.busy && view.over);
+        assert_eq!(ended, Some(failed.clone()));
+        for event in [Event::Reform, Event::Quiesce, Event::Pause, Event::Formed] {
+            assert_eq!(shared.on(event.clone()).unwrap_err().state, failed, "{event:?}");
+        }
+        shared.fail("a step".into());
+        assert_eq!(shared.state(), failed);
+        shared.on(Event::Stop).unwrap();
+        assert!(shared.desk.end(Duration::from_secs(60), |_| ()));
+        assert_eq!(
+            (shared.state(), shared.desk.panicked().as_deref()),
+            (State::Stopped, Some("it panicked"))
+        );
     }
 }

@@ -5,6 +5,7 @@ mod control;
 mod ends;
 mod group;
 mod outputs;
+mod panics;
 mod sets;
 mod support;
 

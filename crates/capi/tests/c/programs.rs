@@ -1,54 +1,9 @@
-//! The header compiles as C11 and C++17 without a warning, and a C program that plans runs clean under sanitizers.
+//! The header compiles as C11 and C++17 without a warning, and the examples run clean under sanitizers.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::path::Path;
+use std::process::Command;
 
-const WARNINGS: &[&str] = &["-Wall", "-Wextra", "-Werror", "-pedantic"];
-
-fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
-}
-
-/// The folder of the libraries that cargo has built beside this test.
-fn libraries() -> PathBuf {
-    let test = std::env::current_exe().unwrap();
-    test.parent().unwrap().to_owned()
-}
-
-fn output(command: &mut Command) -> Output {
-    let shown = format!("{command:?}");
-    command
-        .output()
-        .unwrap_or_else(|error| panic!("{shown}: {error}; install a C and C++ compiler (gcc, g++)"))
-}
-
-fn succeed(command: &mut Command) -> String {
-    let shown = format!("{command:?}");
-    let done = output(command);
-    let (out, err) = (String::from_utf8_lossy(&done.stdout), String::from_utf8_lossy(&done.stderr));
-    assert!(done.status.success(), "{shown}\n{out}{err}");
-    out.into_owned()
-}
-
-fn compile(sources: &[&Path], program: &Path, flags: &[&str]) -> Command {
-    let mut command = Command::new("cc");
-    command.args(["-std=c11", "-g"]).args(WARNINGS).args(flags);
-    command.arg("-I").arg(root().join("crates/capi/include")).args(sources);
-    command.arg("-o").arg(program).arg("-L").arg(libraries()).args(["-leplb", "-lpthread", "-lm"]);
-    // The soname is not the name of the file that cargo writes.
-    let soname = libraries().join(format!("libeplb.so.{}", eplb::EPLB_ABI_VERSION));
-    if !soname.exists() {
-        // Another test may be making it at the same time.
-        drop(std::os::unix::fs::symlink("libeplb.so", &soname));
-    }
-    command
-}
-
-fn run(program: &Path) -> Command {
-    let mut command = Command::new(program);
-    command.env("LD_LIBRARY_PATH", libraries());
-    command
-}
+use super::compile::{SANITIZERS, WARNINGS, compile, libraries, output, root, run, succeed};
 
 #[test]
 fn the_header_compiles_as_c11_and_cpp17() {
@@ -72,8 +27,7 @@ fn the_header_compiles_as_c11_and_cpp17() {
 #[test]
 fn a_c_program_plans_under_sanitizers() {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("plan");
-    let flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
-    succeed(&mut compile(&[&root().join("bindings/c/plan.c")], &program, &flags));
+    succeed(&mut compile(&[&root().join("bindings/c/plan.c")], &program, SANITIZERS));
     let told = succeed(&mut run(&program));
     assert!(
         told.contains("first plan: balancedness 0.9") || told.contains("first plan: balancedness 1.0"),
@@ -87,8 +41,7 @@ fn a_c_program_plans_under_sanitizers() {
 #[test]
 fn a_c_program_runs_two_engines_under_sanitizers() {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("engine");
-    let flags = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"];
-    succeed(&mut compile(&[&root().join("bindings/c/engine.c")], &program, &flags));
+    succeed(&mut compile(&[&root().join("bindings/c/engine.c")], &program, SANITIZERS));
     let told = succeed(&mut run(&program));
     assert_eq!(told.matches(": moved, ").count(), 3, "{told}");
     assert!(told.contains("slots checked"), "{told}");

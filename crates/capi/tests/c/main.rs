@@ -1,0 +1,6 @@
+//! What C makes of the interface.
+
+mod compile;
+mod programs;
+mod prototypes;
+mod sweep;
