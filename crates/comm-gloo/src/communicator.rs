@@ -119,6 +119,15 @@ impl GlooCommunicator {
         }
     }
 
+    /// Messages that this rank has sent to others so far: one for the header and all small tensors of an expert, and one for each piece of its
+    /// large ones.
+    pub fn sent_messages(&self) -> u64 {
+        match &self.body {
+            Body::Alone(_) => 0,
+            Body::Group(group) => group.shared.sent_messages(),
+        }
+    }
+
     /// Bytes of memory for packing messages, made at the start; none are added later.
     pub fn packing_bytes(&self) -> usize {
         match &self.body {

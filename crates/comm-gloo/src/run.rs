@@ -172,7 +172,7 @@ impl<'a> Run<'a> {
         // Messages after the first find the expert's hold at the end of the queue.
         Ok(match self.parcels.back_mut().map(|parcel| &mut parcel.hold) {
             Some(Hold::Source(guard)) => guard.whole(tensor).is_some(),
-            Some(Hold::Landing(guard)) => guard.whole_mut(tensor).is_some(),
+            Some(Hold::Landing(guard)) => guard.landing(tensor).is_some(),
             None => return Err(Trouble::Own(lost(self.shared.rank, transfer))),
         })
     }
@@ -232,16 +232,15 @@ impl<'a> Run<'a> {
                 (NonNull::from(place).cast::<u8>(), piece.bytes, Body::Gathered(cell, piece))
             }
             (Some(piece), None) => {
-                let range = piece.offset..piece.offset + piece.bytes;
-                let base = match &mut parcel.hold {
+                let all = match &mut parcel.hold {
                     // Only read from: the operation is a send.
-                    Hold::Source(guard) => guard.whole(piece.tensor).map(|all| NonNull::from(&all[range])),
-                    Hold::Landing(guard) => {
-                        guard.whole_mut(piece.tensor).map(|all| NonNull::from(&mut all[range]))
-                    }
+                    Hold::Source(guard) => guard.whole(piece.tensor).map(NonNull::from),
+                    // No reference to it: earlier pieces of the tensor may be landing.
+                    Hold::Landing(guard) => guard.landing(piece.tensor),
                 };
+                let base = all.and_then(|all| part(all, piece.offset, piece.bytes));
                 let Some(base) = base else { return Err(Trouble::Own(lost(shared.rank, &transfer))) };
-                (base.cast::<u8>(), piece.bytes, Body::Straight)
+                (base, piece.bytes, Body::Straight)
             }
             (None, None) => return Err(Trouble::Own(lost(shared.rank, &transfer))),
         };
@@ -258,6 +257,7 @@ impl<'a> Run<'a> {
             slot = if wrong { !slot } else { slot };
             self.sent += 1;
             buffer.send(peer.index(), slot).map_err(link)?;
+            shared.sent();
         } else {
             buffer.recv(peer.index(), slot).map_err(link)?;
         }
@@ -329,6 +329,13 @@ impl<'a> Run<'a> {
         }
         Ok(())
     }
+}
+
+/// Where some bytes of a run begin, if they lie in it.
+fn part(all: NonNull<[u8]>, offset: usize, bytes: usize) -> Option<NonNull<u8>> {
+    let end = offset.checked_add(bytes)?;
+    // SAFETY: offset <= end <= the length, so the result is inside the run or one past it.
+    (end <= all.len()).then(|| unsafe { all.cast::<u8>().add(offset) })
 }
 
 /// A rule of this file was broken.

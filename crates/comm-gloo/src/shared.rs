@@ -39,6 +39,7 @@ struct Counters {
     link_bytes: AtomicU64,
     local_bytes: AtomicU64,
     transfers: AtomicU64,
+    messages: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -241,6 +242,15 @@ impl Shared {
             self.carried.transfers.fetch_add(1, Ordering::Relaxed);
         }
         ticket.transfer_done();
+    }
+
+    /// Counts a message that was handed to Gloo to be sent.
+    pub(crate) fn sent(&self) {
+        self.carried.messages.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn sent_messages(&self) -> u64 {
+        self.carried.messages.load(Ordering::Relaxed)
     }
 
     pub(crate) fn carried(&self) -> Carried {

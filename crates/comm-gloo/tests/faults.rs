@@ -5,11 +5,11 @@ mod support;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use eplb_comm::host::HostFence;
+use eplb_comm::host::{HostFence, HostMemory};
 use eplb_comm::store::{InterceptedStore, Store, StoreError, StoreIntercept};
 use eplb_comm::{CommError, Communicator, Fence, Progress, Ticket};
 use eplb_comm_gloo::{GlooCommunicator, GlooError, Options, Planted};
-use eplb_core::{ExpertId, LayerId, RankId, SlotId, Transfer};
+use eplb_core::{ExpertId, LayerId, ModelLayout, RankId, SlotId, TensorLayout, Transfer};
 
 use support::{ring, small_world, soon};
 
@@ -56,6 +56,37 @@ fn planted(
     let tickets = submit(&mut group, &ring(3), &Fence::passed(), time);
     let outcomes = outcomes(&mut group, &tickets);
     (memories, outcomes)
+}
+
+/// Messages that each of two ranks sends for one expert whose tensors take these bytes.
+fn messages(tensors: &[usize], small_bytes: usize) -> Vec<u64> {
+    let tensors = tensors.iter().enumerate();
+    let tensors = tensors.map(|(number, &bytes)| TensorLayout::contiguous(format!("t{number}"), bytes));
+    let layout = Arc::new(ModelLayout::new(vec![tensors.collect()]).unwrap());
+    let memory = |rank: usize| {
+        let memory = HostMemory::new(RankId::at(rank), layout.clone(), 2 * rank..2 * rank + 2, 0).unwrap();
+        memory.fill(LayerId(0), SlotId::at(2 * rank), ExpertId::at(2 * rank)).unwrap();
+        memory
+    };
+    let memories = [memory(0), memory(1)];
+    let options = |_| Options { small_bytes, piece_bytes: 100_000, ..Options::default() };
+    let mut group = support::group(&memories, options);
+    let tickets = submit(&mut group, &ring(2), &Fence::passed(), Duration::from_secs(30));
+    assert_eq!(outcomes(&mut group, &tickets), [Ok(()), Ok(())]);
+    for (rank, from) in [(0, 2), (1, 0)] {
+        let slot = SlotId::at(2 * rank + 1);
+        assert_eq!(memories[rank].count_wrong(LayerId(0), slot, ExpertId(from)).unwrap(), 0);
+    }
+    group.iter().map(GlooCommunicator::sent_messages).collect()
+}
+
+#[test]
+fn small_tensors_of_an_expert_share_one_message() {
+    // Weights of three pieces each, and their scales, zeros and biases.
+    let tensors = [250_000, 40, 8, 250_000, 40, 8];
+    assert_eq!(messages(&tensors, 1000), [1 + 2 * 3; 2]);
+    // Where none counts as small, each has a message of its own beside the header's.
+    assert_eq!(messages(&tensors, 0), [1 + 2 * 3 + 4; 2]);
 }
 
 #[test]

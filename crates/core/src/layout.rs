@@ -88,8 +88,15 @@ impl LayerLayout {
         for tensor in &tensors {
             tensor.check(layer)?;
             staging_offset.push(staged_bytes);
+            // At least as many as those of the expert without gaps. A tensor's own were compared with the address space just before.
+            let end = staged_bytes.checked_add(tensor.expert_bytes().next_multiple_of(STAGING_ALIGN));
+            staged_bytes =
+                end.filter(|&end| end <= isize::MAX as usize).ok_or_else(|| CoreError::Layout {
+                    layer,
+                    tensor: tensor.name.clone(),
+                    reason: "with the tensors before it an expert is larger than the address space".into(),
+                })?;
             expert_bytes += tensor.expert_bytes();
-            staged_bytes += tensor.expert_bytes().next_multiple_of(STAGING_ALIGN);
         }
         Ok(Self { tensors, staging_offset, expert_bytes, staged_bytes })
     }
@@ -206,6 +213,10 @@ mod tests {
         {
             assert!(ModelLayout::new(vec![vec![bad]]).is_err());
         }
+        // Each by itself is as large as the address space lets it be.
+        let whole = |name| TensorLayout::contiguous(name, isize::MAX as usize - 15);
+        let error = ModelLayout::new(vec![vec![whole("w13"), whole("w2"), whole("w3")]]).unwrap_err();
+        assert!(matches!(&error, CoreError::Layout { tensor, .. } if tensor == "w2"), "{error}");
     }
 
     #[test]

@@ -75,9 +75,13 @@ pub(super) fn read(page: &dyn Read, from: RankId, tail: &mut u64) -> Result<Vec<
     if head == *tail {
         return Ok(messages);
     }
-    let words: Vec<u64> = (*tail..head.min(*tail + WORDS)).map(|word| page.load(place(word))).collect();
-    if page.load(WRITING).saturating_sub(*tail) > WORDS {
-        return Err(BulletinError::Missed { from });
+    // A head that goes back, or that the writer has not come to, is none that this program writes.
+    let ahead = head.checked_sub(*tail).ok_or(BulletinError::Malformed { from })?;
+    let words: Vec<u64> = (0..ahead.min(WORDS)).map(|word| page.load(place(*tail + word))).collect();
+    match page.load(WRITING).checked_sub(*tail) {
+        Some(writing) if writing > WORDS => return Err(BulletinError::Missed { from }),
+        Some(writing) if writing >= ahead => {}
+        _ => return Err(BulletinError::Malformed { from }),
     }
     let mut rest = &words[..];
     while let Some((&bytes, behind)) = rest.split_first() {
@@ -210,12 +214,28 @@ mod tests {
         // A length that no message has.
         let (page, mut tail) = (Page::new(), 0);
         page.store(place(0), u64::MAX);
+        page.store(WRITING, 1);
         page.store(HEAD, 1);
         assert_eq!(read(&page, from, &mut tail), Err(BulletinError::Malformed { from }));
         // One that says more than was written.
         page.store(place(0), 9);
         assert_eq!(read(&page, from, &mut tail), Err(BulletinError::Malformed { from }));
         assert_eq!(tail, 0);
+    }
+
+    #[test]
+    fn a_head_that_no_writer_has_come_to_is_malformed() {
+        let (page, from) = (Page::new(), RankId(1));
+        let (head, mut tail) = (write(&page, 0, &message(0)).unwrap(), 0);
+        assert_eq!(read(&page, from, &mut tail), Ok(vec![message(0)]));
+        // Back behind what was read; beyond what is being written; as far as words count.
+        for told in [head - 1, head + 5, u64::MAX] {
+            page.store(HEAD, told);
+            assert_eq!(read(&page, from, &mut tail), Err(BulletinError::Malformed { from }), "{told}");
+        }
+        page.store(HEAD, head);
+        write(&page, head, &message(1)).unwrap();
+        assert_eq!(read(&page, from, &mut tail), Ok(vec![message(1)]), "it is read on from where it was");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Access to the bytes of one place.
 
+use std::ptr::NonNull;
 use std::sync::Arc;
 
 use eplb_core::{ExpertId, LayerLayout};
@@ -139,6 +140,15 @@ impl WriteGuard {
         let slice =
             || unsafe { std::slice::from_raw_parts_mut(view.base.as_ptr(), view.rows * view.row_bytes) };
         view.is_gapless().then(slice)
+    }
+
+    /// Where all rows of a tensor lie, if without gaps, for something that is not this program's own code to write them while the guard is
+    /// held: unlike [`WriteGuard::whole_mut`] it may be asked for again while parts are being written. The content is unknown from now on.
+    /// Panics if the layer has no such tensor.
+    pub fn landing(&mut self, tensor: usize) -> Option<NonNull<[u8]>> {
+        self.begin();
+        let view = self.view(tensor);
+        view.is_gapless().then(|| NonNull::slice_from_raw_parts(view.base, view.rows * view.row_bytes))
     }
 
     /// States what was written. A write after it makes the content unknown again.
