@@ -177,8 +177,6 @@ impl Case {
         let deadlines = deadlines();
         let deadline = match (self.fault, self.phase) {
             (Fault::OtherPlan | Fault::OtherVersion | Fault::OtherExperts, _) => deadlines.store.collective,
-            // Some ranks may not have reached the store yet.
-            (Fault::StoreDead, Phase::Rendezvous) => deadlines.store.connect,
             (Fault::StoreDead, _) => deadlines.store.silence,
             (Fault::Junk | Fault::Frame, Phase::Rendezvous | Phase::Connect) => deadlines.communicator,
             (Fault::Junk | Fault::Frame, _) => deadlines.exchange.transfer,

@@ -145,6 +145,9 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     let (job, gate, visits) = job(rank, ranks, case, seed, &address);
     let deadlines = deadlines();
     let store = open(rank, &address);
+    if store.is_ok() {
+        say("open");
+    }
     if let Some(gate) = &gate {
         gate.pass(Phase::Rendezvous);
     }
