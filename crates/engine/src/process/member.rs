@@ -224,7 +224,7 @@ impl Member {
         self.job.source = source;
     }
 
-    /// Waves committed on this rank since the start of the run, and changes of members.
+    /// Rises by one with each wave committed on this rank since the start of the run, and by more with each change of members.
     pub fn version(&self) -> u64 {
         self.version
     }

@@ -350,3 +350,48 @@ impl Session {
         self.deadlines.plan + self.deadlines.store.collective
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use eplb_comm::store::InProcessStore;
+
+    use super::*;
+
+    #[test]
+    fn corners_are_cleared_of_what_their_communicators_named_and_of_nothing_else() {
+        let store: Arc<dyn Store> = Arc::new(InProcessStore::new());
+        let mut session = Session::join(store.clone(), RankId(0), 1, &Deadlines::new()).unwrap();
+        let soon = || Instant::now() + Duration::from_secs(60);
+        let put = |store: &dyn Store, key: &str| store.set(key, b"x", soon()).unwrap();
+        let epoch = session.epoch();
+        let corners = [session.corner().unwrap(), session.corner().unwrap()];
+        let [first, second] = [1, 2].map(|number| format!("{epoch}/comm/{number}"));
+        put(&*store, "another");
+        // Written here; written by a rank that may be dead, and only read or waited for here; never heard of here.
+        put(&*corners[0], "rank/0");
+        for rank in 1..4 {
+            put(&*store, &format!("{first}/rank/{rank}"));
+        }
+        corners[0].get("rank/1", soon()).unwrap();
+        corners[0].wait(&["rank/2"], soon()).unwrap();
+        put(&*corners[1], "rank/0");
+        let there = |key: &str| store.get(key, soon()).unwrap().is_some();
+        session.clear_corners();
+        for gone in [
+            format!("{first}/rank/0"),
+            format!("{first}/rank/1"),
+            format!("{first}/rank/2"),
+            format!("{second}/rank/0"),
+        ] {
+            assert!(!there(&gone), "{gone} is left");
+        }
+        assert!(there(&format!("{first}/rank/3")) && there("another"));
+        // What was cleared once is not asked for again.
+        put(&*store, &format!("{first}/rank/0"));
+        session.clear_corners();
+        assert!(there(&format!("{first}/rank/0")));
+        assert_eq!(session.board.close().map(|last| last.version), Ok(0), "the epoch's own keys are there");
+    }
+}

@@ -4,6 +4,7 @@ mod alone;
 mod control;
 mod ends;
 mod group;
+mod halves;
 mod outputs;
 mod panics;
 mod sets;

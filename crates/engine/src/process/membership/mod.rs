@@ -25,6 +25,7 @@ mod agreement;
 mod change;
 mod enter;
 mod error;
+mod in_force;
 mod presence;
 mod reform;
 pub(crate) mod restore;

@@ -6,7 +6,7 @@ use ndarray::Array2;
 /// What a member of the new epoch says it holds, in the numbering of the new epoch.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
-    /// Waves and reforms that have taken effect here since the start of the run.
+    /// Rises by one with each wave that has taken effect here since the start of the run, and by more with each reform.
     pub version: u64,
     /// Whether a record says that the wave after `version` is committed.
     pub saw_next: bool,
@@ -27,6 +27,18 @@ pub struct Settled {
     pub map: Array2<i32>,
     /// Members that roll forward: they carry out the commit of the wave after their version from what they have staged.
     pub roll_forward: Vec<RankId>,
+}
+
+/// By how much a reform moves the version. By more than the commit of a wave does: a member that has fallen out of an attempt to reform, and
+/// still has a wave staged that was not committed, is behind those who got further, and must not take their new version for the commit
+/// of its wave.
+const OF_A_REFORM: u64 = 2;
+
+impl Settled {
+    /// The version of what is in force once all have taken their places in the new epoch: one of its own, since the numbering is another.
+    pub(super) fn taken_version(&self) -> u64 {
+        self.version + OF_A_REFORM
+    }
 }
 
 /// The placement in force, from what the members say, ascending by rank. `layers` is the number of layers.
@@ -196,5 +208,20 @@ mod tests {
             1,
         );
         assert_eq!(settled.map, array![[0, 1, 2, 0, -1, -1]]);
+    }
+    #[test]
+    fn a_reform_is_not_taken_for_the_commit_of_a_wave() {
+        let topology = Topology::uniform(3, 6).unwrap();
+        // The wave moves expert 2 from rank 2 to rank 1, and expert 1 back. Nobody has committed it.
+        let (before, after) = (array![[0, 3, 1, 0, 2, 3]], array![[0, 3, 2, 0, 1, 3]]);
+        let mut undecided = report(7, before.clone());
+        undecided.next = Some(after);
+        let settled = settle(&ranks([undecided.clone(), undecided.clone(), undecided.clone()]), &topology, 1);
+        assert_eq!((settled.version, &settled.map), (7, &before));
+        // Ranks 0 and 1 take their places with that; rank 2 has heard too late what they hold, and all begin anew.
+        let gone_on = report(settled.taken_version(), settled.map);
+        let settled = settle(&ranks([gone_on.clone(), gone_on, undecided]), &topology, 1);
+        assert_eq!(settled.roll_forward, [], "expert 2 would be nowhere");
+        assert_eq!(settled.map, before);
     }
 }
