@@ -7,7 +7,8 @@
 //!
 //! With `--gpu peer` (or `nccl`, `nccl-steps`, `pynccl`) each rank has a CUDA device: slots and maps lie there, and passes run on two streams of
 //! it. With `--processes 1` each such rank is a process. `--rounds` ends it after so many rounds, `--storm 0.04` fails each wave on each rank with that
-//! chance, `--quiesce` and `--reform` do so every so many steps, `--hook 1` derives a tensor after each commit, `--moves` limits what a round moves, and `--moment` is how many steps other experts are popular for.
+//! chance, `--quiesce` and `--reform` do so every so many steps, `--hook 1` derives a tensor after each commit, `--stand-by 0` has
+//! steps make their commits themselves, `--moves` limits what a round moves, and `--moment` is how many steps other experts are popular for.
 //!
 //! Prints the time of a step with and without balancing (each token and choice takes `--token-us` on the device of the rank
 //! that serves it, so a rank with more tokens is slower), what the rounds did, and how long steps stood in the engine.
@@ -64,6 +65,8 @@ struct Options {
     reform: Option<u64>,
     /// Whether a tensor is derived from weights after commits.
     hook: bool,
+    /// Microseconds that steps wait for the engine's thread to make their commits; none: the engine's default.
+    stand_by: Option<u64>,
     /// What carries experts between devices; none: host memory.
     gpu: Option<String>,
     /// Size of an expert on a device.
@@ -123,6 +126,7 @@ fn options() -> Result<Options, String> {
         quiesce: None,
         reform: None,
         hook: false,
+        stand_by: None,
         gpu: None,
         expert_kib: 256,
         processes: false,
@@ -152,6 +156,7 @@ fn options() -> Result<Options, String> {
             "--margin" => options.margin = number()?,
             "--quiesce" => options.quiesce = Some(number()?.max(1)),
             "--reform" => options.reform = Some(number()?.max(1)),
+            "--stand-by" => options.stand_by = Some(number()?),
             "--hook" => options.hook = number()? > 0,
             "--interval-ms" => options.interval_ms = number()?,
             _ => return Err(format!("{name} is not known")),
@@ -361,6 +366,7 @@ fn serve(
         sample_ms: (options.interval_ms / 4).max(1),
         poll_ms: (options.interval_ms / 4).clamp(1, 5),
         margin: options.margin,
+        stand_by_us: options.stand_by,
         ..EngineConfig::default()
     };
     config.budget.moves = options.moves;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use eplb_comm::Stream;
 use eplb_comm::host::HostMemory;
@@ -274,7 +275,11 @@ impl Builder {
         if let Some(path) = &config.load_window {
             load_window(path, &sets[0])?;
         }
-        let shared = Arc::new(Shared::new(config, deadlines, (rank, world_size), sets, lanes));
+        let on_server = hook.is_some() || world.transport().is_some_and(Transport::launches_in_steps);
+        let stands_in =
+            (device.is_some() && !on_server).then(|| stand_in(config.stand_by_us, world_size)).flatten();
+        let shared = Shared::new(config, deadlines, (rank, world_size), sets, lanes);
+        let shared = Arc::new(Shared { stands_in, ..shared });
         let World::Group { store, transport, .. } = world else {
             return Ok(Engine { shared, thread: Mutex::new(None) });
         };
@@ -295,3 +300,15 @@ impl Builder {
         Ok(Engine { shared, thread: Mutex::new(Some(thread)) })
     }
 }
+
+/// How long steps wait for the progress thread that stands by, if it does. A hook, and waves that a step launches, belong on the server's own thread.
+fn stand_in(wanted: Option<u64>, world_size: usize) -> Option<Duration> {
+    // At most so many ranks of the group are on one host.
+    let ranks = world_size.clamp(4, 8);
+    let spare = || std::thread::available_parallelism().is_ok_and(|count| count.get() >= 2 * ranks);
+    let micros = wanted.unwrap_or_else(|| if spare() { STAND_BY_US } else { 0 });
+    (micros > 0).then(|| Duration::from_micros(micros))
+}
+
+/// As long as a look of the progress thread at an exchange may take.
+const STAND_BY_US: u64 = 50;

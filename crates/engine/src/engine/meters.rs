@@ -33,6 +33,8 @@ pub(super) struct Numbers {
     pub(super) moves: u64,
     pub(super) local_copies: u64,
     pub(super) link_bytes: u64,
+    /// Of the last round that moved, 10^9 bytes per second.
+    pub(super) gbps: f64,
     pub(super) waves: u64,
     pub(super) plan_time: Duration,
     pub(super) errors: BTreeMap<String, u64>,
@@ -104,6 +106,7 @@ impl Meters {
             numbers.moves += report.moves as u64;
             numbers.local_copies += report.local_copies as u64;
             numbers.link_bytes += report.link_bytes;
+            numbers.gbps = report.link_bytes as f64 / report.time.as_secs_f64().max(1e-9) / 1e9;
         }
         numbers.waves += report.committed as u64;
         drop(numbers);

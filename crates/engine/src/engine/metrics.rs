@@ -73,6 +73,15 @@ impl Engine {
             rank,
             numbers.link_bytes,
         );
+        text.one(
+            (
+                "round_link_gbps",
+                "gauge",
+                "10^9 bytes per second over links, of all ranks together, while the last round that moved took its time.",
+            ),
+            rank,
+            numbers.gbps,
+        );
         text.one(("waves_total", "counter", "Waves committed."), rank, numbers.waves);
         let planned = numbers.plan_time.as_secs_f64();
         text.one(("plan_seconds_total", "counter", "Time that the leading rank planned."), rank, planned);

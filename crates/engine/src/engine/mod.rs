@@ -54,6 +54,8 @@ mod running;
 mod shared;
 mod slots;
 mod spans;
+mod stand_in;
+mod standing_by;
 mod state;
 mod step;
 mod stream;

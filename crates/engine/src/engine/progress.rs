@@ -22,7 +22,7 @@ use crate::process::{Meeting, Session, Source, Transport};
 
 /// Longest pause between two looks at an exchange.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(1);
-/// Shortest one.
+/// Shortest one. Bytes and copies of devices are polled, so that nothing could wake the thread for all that it looks at.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
 /// How often a rank that waits for something of its own shows that it is there.
 const RENEWING: Duration = Duration::from_millis(5);
@@ -51,6 +51,8 @@ pub(super) struct Progress {
     /// What was counted before this epoch, by set, and demands that were answered before it.
     base: Vec<Array3<u64>>,
     base_demands: u64,
+    /// Demands of this rank when it last read its counts: what was counted before them, these hold.
+    asked: u64,
     /// Demands of this rank that the last round can have answered.
     pub(super) answered: u64,
     /// Passes counted when the last round ended.
@@ -87,6 +89,7 @@ impl Progress {
             collected_at: None,
             base: Vec::new(),
             base_demands: 0,
+            asked: 0,
             answered: 0,
             counted: 0,
             running: None,
@@ -109,7 +112,7 @@ impl Progress {
         // The leading rank may be another, or have started anew: it begins to sum at nothing.
         self.posted = self.shared.sets.iter().map(|set| set.counters.passes()).collect();
         self.base = self.shared.sets.iter().map(|set| set.counters.read().0).collect();
-        self.base_demands = self.answered;
+        (self.base_demands, self.asked) = (self.answered, 0);
         self.lead.forget_demands();
         self.session = Some(session);
     }
@@ -149,6 +152,7 @@ impl Progress {
     }
 
     fn carry_out(&mut self, order: Order) -> Result<(), EngineError> {
+        self.leave();
         match order {
             Order::Cancel(why) => {
                 self.cancel(why);
@@ -241,12 +245,14 @@ impl Progress {
     /// Shows what was counted, every now and then, and at once where a round is asked for.
     fn count(&mut self) -> Result<(), EngineError> {
         let shared = self.shared.clone();
+        // Before the counts: who asks for a round has them planned for.
+        self.asked = self.demands();
         self.collect()?;
         let passes: Vec<u64> = shared.sets.iter().map(|set| set.counters.passes()).collect();
         if passes.iter().sum::<u64>() > self.counted {
             drop(shared.on(Event::Counted));
         }
-        let asked = self.shown.as_ref().is_some_and(|shown| shown.demands < self.demands());
+        let asked = self.shown.as_ref().is_some_and(|shown| shown.demands < self.asked);
         let rest = Duration::from_millis(shared.config.sample_ms);
         if !asked && self.posted_at.is_some_and(|at| at.elapsed() < rest) {
             return Ok(());
@@ -296,7 +302,7 @@ impl Progress {
             done: self.done,
             ready: matches!(state, State::Idle | State::Collecting | State::Planning),
             connected,
-            demands: self.demands(),
+            demands: self.asked,
             placements,
             failed: if let State::Failed { cause } = state { Some(cause) } else { None },
         };
@@ -374,7 +380,9 @@ impl Progress {
     /// Sleeps between two looks at an exchange: shortly while something happens.
     pub(super) fn rest(&mut self, something_happened: bool) {
         self.pause = if something_happened { SHORTEST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
-        std::thread::sleep(self.pause);
+        if !self.stand_by() {
+            std::thread::sleep(self.pause);
+        }
     }
 }
 

@@ -34,6 +34,11 @@ pub struct Exchanged {
     pub first_wrong: Option<String>,
 }
 
+/// Rest between two looks while an exchange runs. The thread does not wait for one thing that could wake it: bytes and copies are polled
+/// ([`eplb_comm::Communicator::poll`], fences), notes come through the board, and the next step comes by the clock. It is short
+/// beside a step, and long beside a look; and it is there during exchanges alone.
+const LOOK: Duration = Duration::from_micros(100);
+
 impl Member {
     /// Moves the experts to `new`, which was planned on `loads` (`[L, E]`), while this rank serves steps. All ranks call it, with
     /// the same arguments.
@@ -170,7 +175,7 @@ impl Member {
                 self.serving.wait(&fence, plan, &mut ended)?;
             }
             if ended.is_none() {
-                std::thread::sleep(Duration::from_micros(100));
+                std::thread::sleep(LOOK);
             }
         }
         for fence in running {

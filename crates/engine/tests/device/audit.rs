@@ -100,14 +100,15 @@ fn ranges(log: &Log) -> Vec<String> {
     found
 }
 
-/// What one rank's own thread, which serves passes, enqueued for the engine: only on the first of its streams, behind the second, which waits for it
-/// in turn.
+/// What one rank's own thread, which serves passes, or one that stands in for it, enqueued for the engine: only on the first of its streams, behind the
+/// second, which waits for it in turn.
 fn of_rank(served: &[Call], rank: &Call) -> Vec<String> {
     let (thread, lead, other) = (rank.text("thread"), rank.text("lead"), rank.text("other"));
     let mut found = Vec::new();
     // What the thread did on the streams since the lead was last put behind the other one.
     let (mut recorded, mut behind, mut written) = (BTreeMap::new(), false, false);
-    for (at, call) in served.iter().enumerate().filter(|(_, call)| call.text("thread") == thread) {
+    let of_rank = |call: &Call| call.text("thread") == thread || [lead, other].contains(&call.text("stream"));
+    for (at, call) in served.iter().enumerate().filter(|(_, call)| of_rank(call)) {
         let stream = call.text("stream");
         let is_write = call.text("kernel") == "eplb_commit"
             || matches!(&*call.name, "cuMemcpyAsync" | "cuMemcpy2DAsync");

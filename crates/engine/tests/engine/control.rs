@@ -290,31 +290,60 @@ fn a_rank_that_dies_is_named_and_may_come_back() {
     });
 }
 
-/// Starts and stops, each at another moment of a round. In a process of its own, where no other test starts threads.
+/// Starts and stops, each at another moment of a round. In a process of its own, where no other test starts threads or allocates.
 #[test]
 fn many_starts_and_stops_leave_nothing_behind() {
-    if std::env::var_os("EPLB_TEST_ALONE").is_none() {
-        let name = "control::many_starts_and_stops_leave_nothing_behind";
-        let mut child = std::process::Command::new(std::env::current_exe().unwrap());
-        let output =
-            child.args([name, "--exact", "--test-threads=1"]).env("EPLB_TEST_ALONE", "1").output().unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(
-            output.status.success() && text.contains("1 passed"),
-            "{text}{}",
-            String::from_utf8_lossy(&output.stderr)
-        );
-        return;
+    if alone("many_starts_and_stops_leave_nothing_behind") {
+        let turns = if std::env::var("EPLB_FAULTS").is_ok_and(|which| which == "all") { 1000 } else { 20 };
+        let (exchanging, growth) = start_and_stop(turns, 0);
+        assert!(exchanging > 0, "no shutdown struck an exchange");
+        assert!(growth < LEAK / 2, "{growth} bytes more after each of {turns} starts and stops");
     }
+}
+
+/// What [`start_and_stop`] may find at most, for each start, is less than this.
+const LEAK: usize = 1024;
+
+#[test]
+fn a_leak_of_a_kibibyte_is_noticed() {
+    if alone("a_leak_of_a_kibibyte_is_noticed") {
+        let (_, growth) = start_and_stop(20, LEAK);
+        assert!(growth >= LEAK / 2, "{growth} bytes, and {LEAK} were leaked by each");
+    }
+}
+
+/// Whether this process was started to run one test alone; else it has done that.
+fn alone(test: &str) -> bool {
+    if std::env::var_os("EPLB_TEST_ALONE").is_some() {
+        return true;
+    }
+    let name = format!("control::{test}");
+    let mut child = std::process::Command::new(std::env::current_exe().unwrap());
+    let output =
+        child.args([&name, "--exact", "--test-threads=1"]).env("EPLB_TEST_ALONE", "1").output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success() && text.contains("1 passed"),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    false
+}
+
+/// Starts and stops engines `turns` times, each of which leaks `leak` bytes. How many shutdowns struck an exchange, and the bytes by which each
+/// start and stop behind the first quarter has grown what is allocated; threads and files are those of the beginning.
+fn start_and_stop(turns: u64, leak: usize) -> (usize, usize) {
     let held = || {
         let count = |path: &str| std::fs::read_dir(path).unwrap().count();
         (count("/proc/self/task"), count("/proc/self/fd"))
     };
-    let turns = if std::env::var("EPLB_FAULTS").is_ok_and(|which| which == "all") { 1000 } else { 20 };
     let before = held();
-    let (mut exchanging, mut turn) = (0, 0);
+    let (mut exchanging, mut turn, mut warm) = (0, 0, 0);
     // On a machine so busy that no exchange has begun in those moments, later ones follow.
     while turn < turns || (exchanging == 0 && turn < 20 * turns) {
+        if turn == turns / 4 {
+            warm = crate::MEMORY.allocated();
+        }
         let moment = Duration::from_micros(400 * (turn % 25) * (1 + turn / turns));
         let threads = Threads::new(2);
         let barrier = Barrier::new(2);
@@ -337,14 +366,16 @@ fn many_starts_and_stops_leave_nothing_behind() {
             assert_eq!(engine.state(), State::Stopped);
             // What is in the slots is still what the maps say.
             drop(engine.tick());
-            state
+            state.is_exchanging()
         });
-        exchanging += states.iter().filter(|state| state.is_exchanging()).count();
-        drop(threads);
+        exchanging += states.iter().filter(|&&exchanging| exchanging).count();
+        drop((states, threads));
+        std::mem::forget(vec![0u8; leak]);
         // Threads of copies end by themselves, soon after.
         until("the end of all threads", || held().0 <= before.0);
         turn += 1;
     }
-    assert!(exchanging > 0, "no shutdown struck an exchange");
     assert_eq!(held(), before, "threads and files after {turn} starts and stops");
+    let growth = crate::MEMORY.allocated().saturating_sub(warm);
+    (exchanging, growth / (turn - turns / 4) as usize)
 }

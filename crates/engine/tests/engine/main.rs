@@ -9,6 +9,12 @@ mod outputs;
 mod panics;
 mod sets;
 mod support;
+mod told;
+mod triggers;
+
+/// Counts what is allocated and not freed.
+#[global_allocator]
+static MEMORY: cap::Cap<std::alloc::System> = cap::Cap::new(std::alloc::System, usize::MAX);
 
 /// The server of the example.
 #[path = "../../examples/serve"]

@@ -88,6 +88,7 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("drain_floor", Kind::Number),
     ("margin", Kind::Whole),
     ("poll_ms", Kind::Whole),
+    ("stand_by_us", Kind::Whole),
     ("remembered_maps", Kind::Whole),
     ("versions", Kind::Text),
 ];
@@ -258,6 +259,38 @@ mod tests {
             let config = EngineConfig::from_toml("", env).unwrap();
             assert_ne!(config, EngineConfig::default(), "{key}");
         }
+    }
+
+    /// Keys, variables and defaults (empty: none) of the table for people.
+    fn table(text: &str) -> Vec<(String, String, String)> {
+        let plain = |cell: &str| cell.trim().strip_prefix('`')?.strip_suffix('`').map(str::to_owned);
+        let row = |line: &str| {
+            let cells: Vec<&str> = line.split('|').collect();
+            let [_, key, variable, default, _, _] = cells[..] else { return None };
+            Some((plain(key)?, plain(variable)?, plain(default).unwrap_or_default()))
+        };
+        text.lines().filter_map(row).collect()
+    }
+
+    #[test]
+    fn the_table_in_the_docs_says_keys_variables_and_defaults() {
+        let text = include_str!("../../../../../docs/configuration.md");
+        let rows = table(text);
+        let named: Vec<_> = rows.iter().map(|(key, variable, _)| (key.as_str(), variable.clone())).collect();
+        let known: Vec<_> = KEYS.iter().map(|&(key, _)| (key, variable_of(key))).collect();
+        assert_eq!(named, known);
+        let with = |variable: &str, value: &str| {
+            EngineConfig::from_toml("", |name| (name == variable).then(|| value.to_owned()))
+        };
+        for (key, variable, default) in &rows {
+            assert_eq!(with(variable, default), Ok(EngineConfig::default()), "{key}");
+        }
+        // The comparison sees a default that is another, and a row that is missing.
+        let changed = table(&text.replace("| `500` |", "| `501` |"));
+        assert!(
+            changed.iter().any(|(_, variable, value)| with(variable, value) != Ok(EngineConfig::default()))
+        );
+        assert_eq!(table(&text.replace("| `margin` |", "| margin |")).len(), KEYS.len() - 1);
     }
 
     #[test]
