@@ -357,6 +357,12 @@ impl Progress {
         self.close();
         let (shared, transport) = (self.shared.clone(), self.transport.clone());
         let Some(session) = &mut self.session else { return Ok(()) };
+        // Who does not come, and why, is known here; a transport may only see that not all are there.
+        let (board, deadline) = (session.board.clone(), after(shared.deadlines.store.collective));
+        let come = while_renewing(&board, shared.rank, || session.group.barrier("connecting", deadline));
+        at(shared.rank, Stage::Connecting, come)?;
+        // Nobody has the communicators of before any more.
+        session.clear_corners();
         let mut made = Vec::new();
         for set in &shared.sets {
             let meeting = Meeting {
@@ -366,7 +372,7 @@ impl Progress {
                 memory: (),
                 deadline: after(shared.deadlines.communicator),
             };
-            made.push(while_renewing(session, || set.memory.connect(&*transport, meeting))?);
+            made.push(while_renewing(&board, shared.rank, || set.memory.connect(&*transport, meeting))?);
         }
         let mut core = lock(&shared.core);
         for (lane, communicator) in core.lanes.iter_mut().zip(made) {
@@ -415,7 +421,11 @@ pub(super) fn round_key(session: &Session) -> String {
 }
 
 /// Does something that takes its time, while this rank shows that it is there.
-pub(super) fn while_renewing<T: Send>(session: &Session, work: impl FnOnce() -> T + Send) -> T {
+pub(super) fn while_renewing<T: Send>(
+    board: &StoreBoard,
+    rank: RankId,
+    work: impl FnOnce() -> T + Send,
+) -> T {
     let waiting = std::thread::current();
     std::thread::scope(|scope| {
         let worker = scope.spawn(move || {
@@ -424,7 +434,7 @@ pub(super) fn while_renewing<T: Send>(session: &Session, work: impl FnOnce() -> 
             done
         });
         while !worker.is_finished() {
-            session.board.renew(session.rank());
+            board.renew(rank);
             std::thread::park_timeout(RENEWING);
         }
         match worker.join() {

@@ -43,8 +43,23 @@ impl Progress {
 
 /// Compares with the other members what must be the same, and who holds what; takes over the placement that all go on from. A rank
 /// that is `fresh` holds the placement to start with, and nobody relies on that if others have gone on since; any other runs no
-/// step from here on until it is unbarred.
+/// step from here on until it is unbarred. A rank that fails tells the others why.
 pub(super) fn agree(
+    shared: &Shared,
+    session: &mut Session,
+    transport: &dyn Transport,
+    source: Option<&dyn Source>,
+    fresh: bool,
+) -> Result<(), EngineError> {
+    let agreed = agree_on_all(shared, session, transport, source, fresh);
+    if let Err(error) = &agreed {
+        // If even that fails, the others find out at their deadline.
+        drop(session.group.give_up(&error.to_string(), after(shared.deadlines.store.operation)));
+    }
+    agreed
+}
+
+fn agree_on_all(
     shared: &Shared,
     session: &mut Session,
     transport: &dyn Transport,

@@ -126,7 +126,8 @@ fn slots_that_a_failed_source_has_half_filled_are_relied_on_by_nobody() {
         tried.fetch_add(1, Ordering::SeqCst);
         until("the other's attempt", || tried.load(Ordering::SeqCst) == 2);
         if rank.0 == 1 {
-            reformed.unwrap_err();
+            let told = reformed.unwrap_err().to_string();
+            assert!(told.contains("the checkpoint is gone"), "{told}");
             // Gone, with all that was committed; a process that was started anew knows nothing of it.
             drop(engine);
             let (_engine, _) = start(&threads, rank, threads.store.clone(), source);
