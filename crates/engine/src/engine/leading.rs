@@ -152,7 +152,7 @@ impl Progress {
         };
         let (lead, limits) = (&mut self.lead.sets[at], (self.lead.margin.steps(), shared.config.dry_run));
         let set = &shared.sets[at];
-        let (plan, planner) = while_renewing(session, move || {
+        let (plan, planner) = while_renewing(&session.board, shared.rank, move || {
             (lead.plan(&planner, (at, set), &placement, reason, limits), planner)
         });
         self.lead.planner = Some(planner);

@@ -16,9 +16,10 @@ use super::running::Running;
 use super::shared::{Shared, lock};
 use super::state::{Event, Order, State};
 use super::wire::{Done, Round, Status, Task, encode_counts};
-use crate::board::Board;
+use crate::board::{Board, StoreBoard};
 use crate::error::EngineError;
-use crate::process::{Meeting, Session, Source, Transport};
+use crate::process::session::at;
+use crate::process::{Meeting, Session, Source, Stage, Transport};
 
 /// Longest pause between two looks at an exchange.
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(1);
