@@ -120,11 +120,12 @@ impl Case {
                 least = least.min(start.elapsed().as_secs_f64() * 1e6 / layers);
             }
             println!(
-                "| {} | {} | {:.4} | {target} | {:.4} | {:.4} | {:.2}% | {least:.1} | {:.2} |",
+                "| {} | {} | {:.4} | {target} | {:.4} | {:.4} | {:.4} | {:.2}% | {least:.1} | {:.2} |",
                 self.shape.name(),
                 self.kind,
                 plan.before.as_ref().map_or(0.0, |before| before.mean),
                 plan.after.mean,
+                plan.after_share.mean,
                 plan.bound.mean,
                 plan.changes.map_or(0, |changes| changes.moves) as f64 / plan.total_slots() as f64 * 100.0,
                 least / yard,
@@ -154,9 +155,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         return Ok(());
     }
     println!(
-        "| shape | loads | before | target | balancedness | bound | moved | us per layer | x yardstick |"
+        "| shape | loads | before | target | balancedness | at the best split | bound | moved | us per layer | x yardstick |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|");
     for case in &mut cases {
         case.rows(&asked.targets, asked.rounds)?;
     }

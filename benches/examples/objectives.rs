@@ -57,9 +57,9 @@ fn main() -> Result<(), Box<dyn Error>> {
         return repeat(&name, rounds);
     }
     println!(
-        "| loads | plan | balance | of times | tokens across nodes | price paid | bound of strict | x balanced |"
+        "| loads | plan | balance | at the best split | of times | tokens across nodes | price paid | bound of strict | x balanced |"
     );
-    println!("|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|");
     if let Some(path) = loads {
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         return print(&name, &Trace::open(&path)?.loads(0..1)?, &only, rounds);
@@ -109,8 +109,9 @@ fn print(name: &str, loads: &LoadMatrix, only: &str, rounds: usize) -> Result<()
             _ => String::new(),
         };
         println!(
-            "| {name} | {rule} | {:.4} | {:.4} | {:.2}% | {paid} | {} | {:.1} |",
+            "| {name} | {rule} | {:.4} | {:.4} | {:.4} | {:.2}% | {paid} | {} | {:.1} |",
             plan.after.mean,
+            plan.after_share.mean,
             plan.predicted.balance.mean,
             crossing * 100.0,
             plan.strict_bound.as_ref().map_or(String::new(), |bound| format!("{:.4}", bound.mean)),

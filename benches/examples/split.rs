@@ -2,7 +2,7 @@
 //! print it.
 //!
 //! `cargo run --release -p eplb-benches --example split`: a plan for one step; even split and solved split on the step
-//! after, the best that a cut proves for that plan and any split, and times of `split` and `deepseek` on the same loads. `-- --loads FILE.npy`: other loads, `[2, L, E]`.
+//! after, the best that a cut proves for that plan and any split, and times of `split` and `deepseek` on the same loads. `-- --loads FILE.npy`: other loads, `[2, L, E]`; `-- --seed S`: others of the generator.
 //! `-- --lp` beside it: the optimum of a linear program for the same placement and loads, solved by `microlp`, layer by layer, instead of
 //! times; a layer where it differs from our split by more than a millionth ends the run.
 //! `-- --count split|deepseek [--kind lognormal] [--slots 288] --rounds R`: runs R times on the stale `deepseek` plan of that case and
@@ -33,13 +33,21 @@ struct Asked {
     count: Option<String>,
     kind: String,
     slots: usize,
+    seed: u64,
     lp: bool,
 }
 
 impl Asked {
     fn parse() -> Result<Self, Box<dyn Error>> {
-        let mut asked =
-            Self { loads: None, rounds: 25, count: None, kind: KINDS[0].into(), slots: 320, lp: false };
+        let mut asked = Self {
+            loads: None,
+            rounds: 25,
+            count: None,
+            kind: KINDS[0].into(),
+            slots: 320,
+            seed: 0,
+            lp: false,
+        };
         let mut words = std::env::args().skip(1);
         while let Some(word) = words.next() {
             let mut value = || words.next().ok_or(format!("{word} needs a value"));
@@ -49,6 +57,7 @@ impl Asked {
                 "--count" => asked.count = Some(value()?),
                 "--kind" => asked.kind = value()?,
                 "--slots" => asked.slots = value()?.parse()?,
+                "--seed" => asked.seed = value()?.parse()?,
                 "--lp" => asked.lp = true,
                 _ => return Err(format!("unknown option {word}").into()),
             }
@@ -59,7 +68,10 @@ impl Asked {
     fn loads(&self) -> Result<Vec<Loads>, Box<dyn Error>> {
         let Some(path) = &self.loads else {
             let shape = Shape { model: "dsv3", slots: 0, ranks: 0 };
-            return KINDS.iter().map(|kind| Ok(((*kind).to_owned(), shape.loads(kind, 0)?))).collect();
+            return KINDS
+                .iter()
+                .map(|kind| Ok(((*kind).to_owned(), shape.loads(kind, self.seed)?)))
+                .collect();
         };
         let trace = Trace::open(path)?;
         let name = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();

@@ -39,9 +39,9 @@ fn main() -> Result<(), Box<dyn Error>> {
     let folder = PathBuf::from(args.next().ok_or("give the folder of the traces")?);
     let only = args.next();
     println!(
-        "| trace | slots | ranks | deepseek | balanced | its least layer | bound | its least layer | balanced, {WINDOW} steps | its least layer |"
+        "| trace | slots | ranks | deepseek | balanced | its least layer | at the best split | bound | its least layer | balanced, {WINDOW} steps | its least layer |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for (model, slots, ranks) in MODELS {
         if only.as_ref().is_some_and(|only| only != model) {
             continue;
@@ -83,11 +83,12 @@ fn row(file: &Path, slots: usize, ranks: usize) -> Result<String, Box<dyn Error>
         short.add(&plan(Policy::Balanced, window)?);
     }
     Ok(format!(
-        "| {} | {slots} | {ranks} | {:.4} | {:.5} | {:.5} | {:.5} | {:.5} | {:.5} | {:.4} |",
+        "| {} | {slots} | {ranks} | {:.4} | {:.5} | {:.5} | {:.5} | {:.5} | {:.5} | {:.5} | {:.4} |",
         file.file_stem().and_then(|name| name.to_str()).unwrap_or_default(),
         deepseek.after.mean,
         balanced.after.mean,
         balanced.after.min,
+        balanced.after_share.mean,
         balanced.bound.mean,
         balanced.bound.min,
         short.sum / short.plans as f64,

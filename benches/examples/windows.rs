@@ -2,8 +2,9 @@
 //!
 //! `cargo run --release -p eplb-benches --example windows -- FOLDER [WORD ..]`, where FOLDER holds recorded domains of two models
 //! (`A_<domain>.npz`, `B_<domain>.npz`) and a day of mixed traffic (`A_day.npz`). Words choose traffic (`day`, `tuning`,
-//! `held-out`), model (`A`, `B`) and planner (`vllm`, `climb`, `forecast`, and only if asked for `drift`: `forecast` with the drift of
-//! the window carried on); without a word of a kind, all of it. The plain hill climb takes minutes on model B.
+//! `held-out`), model (`A`, `B`) and planner (`vllm`, `climb`, `forecast`, and only if asked for: `drift`, `forecast` with the drift of
+//! the window carried on; `mean`, with the mean of the window in place of its steps; `equal`, with steps that weigh the same; `trusting`,
+//! without shrinkage); without a word of a kind, all of it. The plain hill climb takes minutes on model B.
 
 use std::error::Error;
 use std::num::NonZeroUsize;
@@ -28,6 +29,22 @@ const PRICES: [f64; 4] = [0.003, 0.0015, 0.0008, 0.0004];
 /// Parts of a drift that are carried on, beside none.
 const DRIFTS: [f64; 2] = [0.5, 1.0];
 
+/// Planners, and those that are only there if asked for.
+const PLANNERS: [&str; 7] = ["vllm", "climb", "forecast", "drift", "mean", "equal", "trusting"];
+const ASKED_FOR: &[&str] = PLANNERS.split_at(3).1;
+
+/// What `forecast` looks at under one of these names.
+fn windows(name: &str) -> Vec<Window> {
+    let usual = Window::default();
+    match name {
+        "drift" => DRIFTS.map(|drift| Window { drift, ..usual.clone() }).to_vec(),
+        "mean" => vec![Window { scenarios: 1, ..usual }],
+        "equal" => vec![Window { half_life: f64::INFINITY, ..usual }],
+        "trusting" => vec![Window { shrinkage: 0.0, ..usual }],
+        _ => vec![usual],
+    }
+}
+
 /// Target and interval of the hill climb.
 const CLIMBS: [(f64, usize); 3] = [(0.95, 20), (0.95, 2), (0.98, 5)];
 
@@ -51,8 +68,7 @@ impl Wanted {
     }
 
     fn planner(&self, word: &str) -> bool {
-        self.has(&["vllm", "climb", "forecast", "drift"], word)
-            && (word != "drift" || self.0.iter().any(|w| w == word))
+        self.has(&PLANNERS, word) && (!ASKED_FOR.contains(&word) || self.0.iter().any(|w| w == word))
     }
 }
 
@@ -100,7 +116,7 @@ fn compare(
     let planner = Planner::new(1)?;
     println!("\n{title}: {ranks} ranks, {slots} slots");
     println!(
-        "| planner | every | balancedness | slots moved per step | ms per plan |\n|---|---|---|---|---|"
+        "| planner | every | balancedness | by share | slots moved per step | ms per plan |\n|---|---|---|---|---|---|"
     );
     let row = |name: &str, every: usize, plan: &dyn Fn(&LoadMatrix, Option<&Placement>) -> Placed| {
         let interval = NonZeroUsize::new(every).unwrap_or(NonZeroUsize::MIN);
@@ -110,8 +126,9 @@ fn compare(
             .collect::<Result<Vec<PolicyRun>, ReplayError>>()?;
         let mean = |value: fn(&PolicyRun) -> f64| runs.iter().map(value).sum::<f64>() / runs.len() as f64;
         println!(
-            "| {name} | {every} | {:.4} | {:.3}% | {:.2} |",
+            "| {name} | {every} | {:.4} | {:.4} | {:.3}% | {:.2} |",
             mean(PolicyRun::mean),
+            mean(PolicyRun::mean_share),
             mean(PolicyRun::moves_fraction) * 100.0,
             mean(PolicyRun::plan_ms_median)
         );
@@ -132,16 +149,22 @@ fn compare(
             Some(current) => climb(loads, current, ranks, target),
         })?;
     }
-    for move_price in PRICES.into_iter().filter(|_| wanted.planner("forecast")) {
-        let options = Options { policy: Policy::Forecast, move_price, ..Options::default() };
-        row(&format!("forecast, price {move_price}"), 1, &|loads, current| ours(&options, loads, current))?;
-    }
-    for drift in DRIFTS.into_iter().filter(|_| wanted.planner("drift")) {
-        for move_price in PRICES {
-            let window = Window { drift, ..Window::default() };
-            let options = Options { policy: Policy::Forecast, move_price, window, ..Options::default() };
-            let name = format!("forecast, price {move_price}, drift {drift}");
-            row(&name, 1, &|loads, current| ours(&options, loads, current))?;
+    for name in PLANNERS.into_iter().skip(2).filter(|name| wanted.planner(name)) {
+        for window in windows(name) {
+            for move_price in PRICES {
+                let options = Options {
+                    policy: Policy::Forecast,
+                    move_price,
+                    window: window.clone(),
+                    ..Options::default()
+                };
+                let kind = match name {
+                    "drift" => format!(", drift {}", window.drift),
+                    "forecast" => String::new(),
+                    _ => format!(", {name}"),
+                };
+                row(&format!("forecast, price {move_price}{kind}"), 1, &|l, c| ours(&options, l, c))?;
+            }
         }
     }
     Ok(())

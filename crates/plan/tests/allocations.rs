@@ -3,7 +3,7 @@
 use std::alloc::System;
 
 use cap::Cap;
-use eplb_core::{LoadMatrix, Topology};
+use eplb_core::{LoadMatrix, Topology, metrics};
 use eplb_plan::{CostModel, Dispatch, NodeRule, Options, Planner, Policy, Request};
 use ndarray::Array2;
 
@@ -43,6 +43,17 @@ const RESULT: usize = 4 * (2 * SLOTS + 2 * EXPERTS);
 /// What a request may take beside: tables of ranks, slots and experts.
 const TABLES: usize = 64 * (SLOTS + EXPERTS + RANKS);
 
+/// What a move may take: a change and a stop on a path, in lists that double.
+const PER_MOVE: usize = 256;
+
+/// The same loads after a drift: every expert up to a third more or less.
+fn drifted(layers: usize) -> LoadMatrix {
+    let mut sum = loads(layers).sum().to_owned();
+    let factor = |layer: usize, expert: usize| 1.0 + 0.3 * ((expert * 31 + layer * 17) as f64).sin();
+    sum.indexed_iter_mut().for_each(|((layer, expert), load)| *load *= factor(layer, expert));
+    LoadMatrix::from_sum(sum).unwrap()
+}
+
 // One test: others in the process would allocate meanwhile.
 #[test]
 fn a_warm_planner_allocates_results_alone() {
@@ -67,6 +78,28 @@ fn a_warm_planner_allocates_results_alone() {
     ] {
         let [_, warm] = twice(6, &options);
         assert!(warm <= 6 * (RESULT + TABLES) + TABLES, "{options:?}: {warm} bytes");
+    }
+
+    // Small plans: what is beside the result is a list of changes, however many were tried for each of them.
+    let (before, after) = (loads(12), drifted(12));
+    let topology = Topology::uniform(RANKS, SLOTS).unwrap();
+    let fresh = Options::default();
+    let planner = Planner::new(1).unwrap();
+    let current = planner.place(&Request::new(&before, &topology, &fresh)).unwrap();
+    for options in [
+        Options { policy: Policy::Incremental, target: Some(0.9), ..Options::default() },
+        Options { policy: Policy::Incremental, target: Some(0.97), ..Options::default() },
+        Options { policy: Policy::Forecast, move_price: 0.01, ..Options::default() },
+        Options { policy: Policy::Forecast, move_price: 0.0, ..Options::default() },
+    ] {
+        let request = Request::new(&after, &topology, &options).with_current(&current);
+        let placed = planner.place(&request).unwrap();
+        let (warm, again) = bytes(|| planner.place(&request).unwrap());
+        assert_eq!(placed, again);
+        let moves = metrics::changes(&current, &placed, &topology).unwrap().moves;
+        let most = 12 * (RESULT + TABLES) + TABLES + PER_MOVE * moves;
+        println!("{} {:?} {moves} moves: {warm} of {most} bytes", options.policy, options.target);
+        assert!(warm <= most, "{options:?}: {warm} bytes for {moves} moves");
     }
 
     // The split of a placement: the shares, 8 bytes each, and what checking them takes.

@@ -1,5 +1,8 @@
 //! Promises of `forecast` as properties, from random placements on ranks that differ, some of them dead.
 
+mod arrivals;
+
+use arrivals::Arrivals;
 use eplb_core::{LoadMatrix, Placement, RankId, Topology, metrics};
 use eplb_plan::{
     Aim, Budget, CostModel, Dispatch, NodeRule, Options, Plan, Planner, Policy, Request, Window, Worth,
@@ -102,16 +105,9 @@ proptest! {
         if let Some(most) = budget.bytes {
             prop_assert!(4 * moves as u64 <= most.max(4 * lost as u64), "{moves} moves, {lost} lost");
         }
-        if let Some(most) = budget.moves_per_rank.filter(|_| lost == 0) {
-            for rank in case.topology.all_ranks() {
-                let own = case.topology.slots_of(rank);
-                let arrived = (0..plan.placement.layers()).map(|layer| {
-                    let had = kept.phy2log().row(layer).to_vec()[own.clone()].to_vec();
-                    let has = plan.placement.phy2log().row(layer).to_vec()[own.clone()].to_vec();
-                    has.iter().filter(|e| **e >= 0 && !had.contains(e)).count()
-                });
-                prop_assert!(arrived.sum::<usize>() <= most);
-            }
+        if lost == 0 {
+            let arrivals = Arrivals::between(&kept, &plan.placement, &case.topology);
+            prop_assert_eq!(arrivals.broken_budget(&case.options), None);
         }
         prop_assert!(moves >= lost);
     }

@@ -1,6 +1,9 @@
 //! Promises of `incremental` as properties, from random placements on ranks that differ.
 
-use eplb_core::{LayerId, LoadMatrix, Placement, RankId, Topology, metrics};
+mod arrivals;
+
+use arrivals::{Arrivals, bytes_of};
+use eplb_core::{LoadMatrix, Placement, RankId, Topology, metrics};
 use eplb_plan::{Budget, CurvePoint, Options, Plan, Planner, Policy, Request, Worth};
 use ndarray::Array2;
 use proptest::prelude::*;
@@ -77,64 +80,28 @@ impl Case {
         Planner::new(1).unwrap().curve(&request).unwrap()
     }
 
-    fn bytes(&self, layer: usize) -> u64 {
-        let bytes = &self.options.expert_bytes;
-        *bytes.get(layer).unwrap_or(&bytes[0])
-    }
-
-    /// What each rank receives in each layer, `[ranks][layers]`.
-    fn received(&self, to: &Placement) -> Vec<Vec<usize>> {
-        let had = |layer: usize, rank: RankId, expert: i32| {
-            let row = self.current.layer(LayerId::at(layer));
-            self.topology.slots_of(rank).any(|slot| row[slot] == expert)
-        };
-        let layer = |rank: RankId, layer: usize| {
-            let row = to.layer(LayerId::at(layer));
-            let arrived = |&slot: &usize| row[slot] >= 0 && !had(layer, rank, row[slot]);
-            self.topology.slots_of(rank).filter(arrived).count()
-        };
-        let ranks = self.topology.all_ranks();
-        ranks.map(|rank| (0..to.layers()).map(|l| layer(rank, l)).collect()).collect()
+    /// What each rank gets under a plan.
+    fn arrivals(&self, to: &Placement) -> Arrivals {
+        Arrivals::between(&self.current, to, &self.topology)
     }
 
     /// Which limit a placement breaks. `lost` experts are put back whatever the limits say.
     fn broken_budget(&self, to: &Placement, lost: bool) -> Option<&'static str> {
-        if lost {
-            return None;
-        }
-        let received = self.received(to);
-        let rank = |rank: &Vec<usize>| -> (usize, u64) {
-            let bytes = rank.iter().enumerate().map(|(layer, &n)| n as u64 * self.bytes(layer)).sum();
-            (rank.iter().sum(), bytes)
-        };
-        let ranks: Vec<(usize, u64)> = received.iter().map(rank).collect();
-        let budget = self.options.budget;
-        let all = ranks.iter().fold((0, 0), |sum, rank| (sum.0 + rank.0, sum.1 + rank.1));
-        if budget.moves.is_some_and(|most| all.0 > most) {
-            return Some("moves");
-        }
-        if budget.bytes.is_some_and(|most| all.1 > most) {
-            return Some("bytes");
-        }
-        if budget.moves_per_rank.is_some_and(|most| ranks.iter().any(|rank| rank.0 > most)) {
-            return Some("moves per rank");
-        }
-        let over = |most| ranks.iter().any(|rank| rank.1 > most);
-        budget.bytes_per_rank.is_some_and(over).then_some("bytes per rank")
+        if lost { None } else { self.arrivals(to).broken_budget(&self.options) }
     }
 
     /// A layer with moves that cost more than they save.
     fn unpaid_layer(&self, plan: &Plan, worth: Worth) -> Option<usize> {
-        let received = self.received(&plan.placement);
+        let arrivals = self.arrivals(&plan.placement);
         let before = plan.before.as_ref().unwrap();
         (0..plan.placement.layers()).find(|&layer| {
-            let moves: usize = received.iter().map(|rank| rank[layer]).sum();
+            let moves = arrivals.of_layer(layer);
             let (Some(before), Some(after)) = (before.per_layer[layer], plan.after.per_layer[layer]) else {
                 return moves > 0;
             };
             let ranks = self.topology.live_ranks().count();
-            moves > 0
-                && worth.saved_seconds(before, after) <= worth.link_seconds(moves, self.bytes(layer), ranks)
+            let bytes = bytes_of(&self.options, layer);
+            moves > 0 && worth.saved_seconds(before, after) <= worth.link_seconds(moves, bytes, ranks)
         })
     }
 }
@@ -161,8 +128,8 @@ proptest! {
         if let Some(worth) = case.options.worth.filter(|_| case.topology.all_alive()) {
             prop_assert_eq!(case.unpaid_layer(&plan, worth), None);
             // Left alone means that every slot keeps what it holds.
-            let received = case.received(&plan.placement);
-            for layer in (0..plan.placement.layers()).filter(|&l| received.iter().all(|rank| rank[l] == 0)) {
+            let arrivals = case.arrivals(&plan.placement);
+            for layer in (0..plan.placement.layers()).filter(|&l| arrivals.of_layer(l) == 0) {
                 let improved = plan.after.per_layer[layer] > plan.before.as_ref().unwrap().per_layer[layer];
                 let same = plan.placement.phy2log().row(layer) == case.current.phy2log().row(layer);
                 prop_assert!(same || improved);
@@ -188,16 +155,12 @@ proptest! {
         let (curve, plan) = (case.curve(), case.plan(&case.loads, 1));
         prop_assert!(curve.is_sorted_by(|a, b| a.moves < b.moves && a.balancedness < b.balancedness));
         let end = curve[curve.len() - 1];
-        let moves: usize = case.received(&plan.placement).iter().flatten().sum();
-        prop_assert_eq!(end.moves, moves);
+        let ranks = case.arrivals(&plan.placement).of_ranks(&case.options);
+        prop_assert_eq!(end.moves, ranks.iter().map(|rank| rank.0).sum::<usize>());
         prop_assert!((end.balancedness - plan.after.mean).abs() < 1e-9);
         let slots = plan.total_slots() as f64;
         prop_assert!(curve.iter().all(|point| point.moved_fraction == point.moves as f64 / slots));
-        let bytes: u64 = case
-            .received(&plan.placement)
-            .iter()
-            .map(|rank| rank.iter().enumerate().map(|(l, &n)| n as u64 * case.bytes(l)).sum::<u64>())
-            .sum();
+        let bytes: u64 = ranks.iter().map(|rank| rank.1).sum();
         prop_assert_eq!(end.bytes, Some(bytes));
     }
 

@@ -7,6 +7,8 @@ use eplb_plan::split::{SplitScratch, Splitter, cut_bound, split};
 use microlp::{ComparisonOp, OptimizationDirection, Problem};
 use ndarray::{Array2, ArrayView1};
 use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
 
 /// One layer: loads, placement and ranks.
 #[derive(Debug, Clone)]
@@ -63,6 +65,28 @@ impl Case {
             Err(microlp::Error::InternalError(_)) => None,
             Err(error) => panic!("every case has a split: {error}"),
         }
+    }
+
+    /// The optimum by going through all sets of ranks: the largest load, per unit of speed, of the experts that have no
+    /// replica outside a set (maximum flow, minimum cut). Independent of the solver, its proof and the linear program.
+    fn least_of_all_cuts(&self) -> f64 {
+        let ranks = self.topology.ranks();
+        let live = |rank: usize| self.topology.is_alive(RankId::at(rank));
+        let mut on = vec![0u32; self.row.len()];
+        for (slot, &entry) in self.phy2log().iter().enumerate() {
+            let rank = self.topology.rank_of(eplb_core::SlotId::at(slot)).index();
+            if let Some(on) = on.get_mut(entry as usize).filter(|_| live(rank)) {
+                *on |= 1 << rank;
+            }
+        }
+        let inside = |set: u32| {
+            let kept = self.row.iter().zip(&on).filter(|&(_, &on)| on != 0 && on & !set == 0);
+            let ranks = (0..ranks).filter(|&rank| live(rank) && set >> rank & 1 == 1);
+            let speed: f64 = ranks.map(|rank| self.topology.speed(RankId::at(rank))).sum();
+            let tokens: f64 = kept.map(|(load, _)| load).sum();
+            if tokens > 0.0 { tokens / speed } else { 0.0 }
+        };
+        (1..1u32 << ranks).map(inside).fold(0.0, f64::max)
     }
 
     /// Checks a split against everything but the linear program.
@@ -157,11 +181,8 @@ proptest! {
     fn splits_are_optimal_valid_and_proved(case in cases()) {
         let (share, busiest, tight) = case.split(&mut SplitScratch::default());
         case.check(&share, busiest, &tight);
-        let largest = case.row.iter().copied().fold(0.0, f64::max);
-        let optimum = case.linear_program();
-        prop_assume!(optimum.is_some());
-        let optimum = optimum.unwrap();
-        prop_assert!((busiest - optimum).abs() <= 1e-7 * largest, "{busiest} but the linear program says {optimum}");
+        let least = case.least_of_all_cuts();
+        prop_assert!((busiest - least).abs() <= 1e-9 * least, "{busiest} but cuts say {least}");
     }
 
     #[test]
@@ -183,6 +204,46 @@ proptest! {
             prop_assert_eq!(case.split(scratch), case.split(&mut SplitScratch::default()));
         }
     }
+}
+
+/// How many cases of [`cases`] the linear program is asked, and how many of them its solver may give up: about one in
+/// a thousand is lost to it in rounding. What it solves must agree; all are proved by cuts beside it.
+const ASKED: usize = 1500;
+const GIVEN_UP: usize = ASKED / 100;
+
+#[test]
+fn the_linear_program_agrees_and_hardly_ever_gives_up() {
+    let (mut runner, mut given_up) = (TestRunner::deterministic(), 0);
+    for _ in 0..ASKED {
+        let case = cases().new_tree(&mut runner).unwrap().current();
+        let (_, busiest, _) = case.split(&mut SplitScratch::default());
+        let largest = case.row.iter().copied().fold(0.0, f64::max);
+        match case.linear_program() {
+            Some(optimum) => {
+                assert!((busiest - optimum).abs() <= 1e-7 * largest, "{busiest}, not {optimum}: {case:?}");
+            }
+            None => given_up += 1,
+        }
+    }
+    println!("the linear program gave up {given_up} of {ASKED}");
+    assert!(given_up <= GIVEN_UP, "the linear program gave up {given_up} of {ASKED}: it checks nothing");
+}
+
+#[test]
+fn a_split_that_is_not_the_best_would_be_seen() {
+    let case = realistic(12, 4, 16, 0.8);
+    let (_, busiest, _) = case.split(&mut SplitScratch::default());
+    assert!((case.least_of_all_cuts() - busiest).abs() <= 1e-9 * busiest);
+    // Planted: the even split, and a replica that is left out.
+    let row = ArrayView1::from(&case.row);
+    let even = rank_loads(row, &case.placement, LayerId(0), None, &case.topology);
+    assert!(even.iter().copied().fold(0.0, f64::max) > 1.01 * case.least_of_all_cuts());
+    let mut fewer = case.clone();
+    let mut phy2log = case.placement.phy2log().to_owned();
+    let spare = case.placement.replicas(LayerId(0), eplb_core::ExpertId(0))[0];
+    phy2log[(0, spare.index())] = -1;
+    fewer.placement = Placement::new(12, phy2log).unwrap();
+    assert!(fewer.split(&mut SplitScratch::default()).1 > 1.001 * case.least_of_all_cuts());
 }
 
 /// A layer as servers have them: Zipf loads, replicas by load per replica, ranks filled in turn.

@@ -200,6 +200,7 @@ fn object(args: &Args, run: &Run, without: &[Without], frontier: &[Reached]) -> 
                 "steps": p.balancedness.len(),
                 "rebalances": p.rebalances.len(),
                 "balancedness_mean": number(p.mean()),
+                "balancedness_share_mean": number(p.mean_share()),
                 "balancedness_p01": number(p.p01()),
                 "waiting": number(p.waiting),
                 "moves_total": p.moves(),
@@ -230,6 +231,7 @@ fn text(args: &Args, run: &Run, without: &[Without], frontier: &[Reached]) -> St
     let head = [
         "policy",
         "balance",
+        "by share",
         "worst 1%",
         "waiting",
         "plans",
@@ -248,6 +250,7 @@ fn text(args: &Args, run: &Run, without: &[Without], frontier: &[Reached]) -> St
         rows.push(vec![
             p.name.clone(),
             format!("{:.4}", p.mean()),
+            format!("{:.4}", p.mean_share()),
             format!("{:.4}", p.p01()),
             format!("{:.1}%", p.waiting * 100.0),
             p.rebalances.len().to_string(),

@@ -16,8 +16,6 @@
 use super::ranks::Ranks;
 use super::sorted::SortedLoads;
 
-/// Values of `s` tried over the whole range.
-const GRID: usize = 16;
 /// Classes of ranks tried for `D`.
 const CLASSES: usize = 6;
 /// How often a proof that carried is followed by a search for a better one.
@@ -88,9 +86,10 @@ impl Companions {
         if first >= last {
             return None;
         }
-        let (mut best, mut best_rise, mut at) = (None, f64::NEG_INFINITY, first);
+        let (mut best, mut best_rise) = (None, f64::NEG_INFINITY);
         let tried = ranks.classes.len().min(CLASSES);
-        let mut consider = |index: usize, at: &mut usize| {
+        let consider = |index: usize| {
+            let before = best_rise;
             for pick in 0..tried {
                 let class = pick * (ranks.classes.len() - 1) / (tried - 1).max(1);
                 let weights = Weights { small: loads.desc()[index], class };
@@ -98,26 +97,12 @@ impl Companions {
                 let rise = excess.tokens / excess.slope.max(1e-3 * ranks.top_speed);
                 if rise > best_rise {
                     best = (excess.tokens > margin).then_some((index, class));
-                    (best_rise, *at) = (rise, index);
+                    best_rise = rise;
                 }
             }
+            best_rise > before
         };
-        let span = last - 1 - first;
-        if let Some(near) = near {
-            consider(near.clamp(first, last - 1), &mut at);
-        } else {
-            let points = span.min(GRID - 1);
-            for point in 0..=points {
-                consider(first + point * span / points.max(1), &mut at);
-            }
-        }
-        let mut step = span / GRID;
-        while step > 0 {
-            for index in [at.saturating_sub(step).max(first), (at + step).min(last - 1)] {
-                consider(index, &mut at);
-            }
-            step /= 2;
-        }
+        loads.search(first..last, near, consider);
         best
     }
 

@@ -16,8 +16,6 @@ use super::fractions::{MOST, largest_sum};
 use super::ranks::{Ranks, round_up};
 use super::sorted::SortedLoads;
 
-/// Values of `s` tried over the whole range.
-const GRID: usize = 16;
 /// How often a proof that carried is followed by a search for a better one.
 const ROUNDS: usize = 8;
 
@@ -78,29 +76,18 @@ impl Even {
                 continue;
             }
             let smallest = loads.desc()[last - 1];
-            let mut at = first;
-            let mut consider = |index: usize, at: &mut usize| {
-                let small = loads.desc()[index];
+            let consider = |index: usize| {
+                let (small, before) = (loads.desc()[index], most);
                 for smallest in [smallest, small] {
                     let weights = Weights { small, smallest, slots };
                     let excess = self.excess(loads, ranks, rank_load, weights) / small;
                     if excess > most {
-                        (best, most, *at) = (Some(weights), excess, index);
+                        (best, most) = (Some(weights), excess);
                     }
                 }
+                most > before
             };
-            let span = last - 1 - first;
-            let points = span.min(GRID - 1);
-            for point in 0..=points {
-                consider(first + point * span / points.max(1), &mut at);
-            }
-            let mut step = span / GRID;
-            while step > 0 {
-                for index in [at.saturating_sub(step).max(first), (at + step).min(last - 1)] {
-                    consider(index, &mut at);
-                }
-                step /= 2;
-            }
+            loads.search(first..last, None, consider);
         }
         best
     }

@@ -1,6 +1,11 @@
 //! The loads of one layer in the order in which proofs look at them.
 
+use std::ops::Range;
+
 use ndarray::ArrayView1;
+
+/// Places of the order that [`SortedLoads::search`] looks at first.
+const GRID: usize = 16;
 
 /// Loads of one layer, largest first.
 #[derive(Debug, Clone, Default)]
@@ -68,5 +73,39 @@ impl SortedLoads {
     pub(super) fn sum_capped(&self, from: usize, limit: f64) -> f64 {
         let capped = self.desc[from..].partition_point(|&load| load > limit);
         capped as f64 * limit + self.tail[from + capped]
+    }
+
+    /// Shows `consider` places of the order within `range`, which has one at least: a grid over all of it, or the place `near` alone, then
+    /// those around the best, closer and closer. `consider` tells whether a place is better than all that it has seen.
+    #[inline]
+    pub(super) fn search(
+        &self,
+        range: Range<usize>,
+        near: Option<usize>,
+        mut consider: impl FnMut(usize) -> bool,
+    ) {
+        debug_assert!(range.end <= self.len(), "the order ends before {}", range.end);
+        let (first, last) = (range.start, range.end - 1);
+        let mut at = first;
+        let mut look = |index: usize, at: &mut usize| {
+            if consider(index) {
+                *at = index;
+            }
+        };
+        if let Some(near) = near {
+            look(near.clamp(first, last), &mut at);
+        } else {
+            let points = (last - first).min(GRID - 1);
+            for point in 0..=points {
+                look(first + point * (last - first) / points.max(1), &mut at);
+            }
+        }
+        let mut step = (last - first) / GRID;
+        while step > 0 {
+            for index in [at.saturating_sub(step).max(first), (at + step).min(last)] {
+                look(index, &mut at);
+            }
+            step /= 2;
+        }
     }
 }

@@ -11,7 +11,8 @@ use std::ops::Range;
 use std::time::Instant;
 
 use eplb_core::metrics::{self, layer_balancedness, rank_loads};
-use eplb_core::{CoreError, LayerId, LoadMatrix, Placement, RankId, SlotId, Topology};
+use eplb_core::{CoreError, LayerId, LoadMatrix, Placement, RankId, Share, SlotId, Topology};
+use eplb_plan::split::split;
 use eplb_plan::{Options, PlanError, Planner, Policy, Request};
 use eplb_trace::{Trace, TraceError};
 use ndarray::ArrayView2;
@@ -161,10 +162,10 @@ impl Replay {
     ) -> Result<PolicyRun, ReplayError> {
         let scored = self.scored(trace)?;
         let first_step = scored.start;
-        let mut placement: Option<Placement> = None;
+        let mut placement: Option<(Placement, Share)> = None;
         let mut first_placement = None;
         let (mut balancedness, mut rebalances) = (Vec::with_capacity(scored.len()), Vec::new());
-        let mut crossing = Vec::new();
+        let (mut balancedness_share, mut crossing) = (Vec::with_capacity(scored.len()), Vec::new());
         let (mut waited, mut worked, mut link_seconds) = (0.0, 0.0, 0.0);
         for step in scored {
             let due = (step - first_step).is_multiple_of(interval.get());
@@ -177,22 +178,27 @@ impl Replay {
             };
             if let Some(window) = window {
                 let loads = trace.loads(window)?;
-                let (planned, rebalance, seconds) = self.plan(step, &loads, placement.as_ref(), plan)?;
+                let current = placement.as_ref().map(|(placement, _)| placement);
+                let (planned, rebalance, seconds) = self.plan(step, &loads, current, plan)?;
                 link_seconds += seconds;
                 rebalances.push(rebalance);
                 first_placement.get_or_insert_with(|| planned.clone());
-                placement = Some(planned);
+                let share = split(loads.sum().view(), &planned, &self.topology)?;
+                placement = Some((planned, share));
             }
-            let Some(in_force) = &placement else { continue };
+            let Some((in_force, share)) = &placement else { continue };
             let loads = trace.step(step)?;
-            let score = self.score(loads.view(), in_force, &mut waited, &mut worked);
-            balancedness.push(score);
+            let even = self.score(loads.view(), in_force, None);
+            balancedness.push(even.balancedness);
+            waited += even.waited;
+            worked += even.worked;
+            balancedness_share.push(self.score(loads.view(), in_force, Some(share)).balancedness);
             if let Some(cross) = cross {
                 crossing.push(cross(&trace.loads(step..step + 1)?, in_force)?);
             }
             progress();
         }
-        let Some((first_placement, last_placement)) = first_placement.zip(placement) else {
+        let Some((first_placement, (last_placement, _))) = first_placement.zip(placement) else {
             let (steps, window) = (trace.steps(), self.window.get());
             return Err(ReplayError::TooShort { file: trace.source().to_owned(), steps, window });
         };
@@ -201,6 +207,7 @@ impl Replay {
             interval,
             first_step,
             balancedness,
+            balancedness_share,
             crossing,
             rebalances,
             waiting: if worked > 0.0 { waited / worked } else { 0.0 },
@@ -273,25 +280,30 @@ impl Replay {
         self.topology.all_ranks().map(received).max().unwrap_or(0)
     }
 
-    /// Balancedness of one step, and its layers' waiting and working time in tokens.
-    fn score(
-        &self,
-        loads: ArrayView2<'_, f64>,
-        placement: &Placement,
-        waited: &mut f64,
-        worked: &mut f64,
-    ) -> f64 {
-        let (mut sum, mut layers) = (0.0, 0usize);
+    /// What one step comes to under a placement, at even split or with `share`.
+    fn score(&self, loads: ArrayView2<'_, f64>, placement: &Placement, share: Option<&Share>) -> Score {
+        let (mut score, mut layers) = (Score { balancedness: 0.0, waited: 0.0, worked: 0.0 }, 0usize);
         for layer in 0..placement.layers() {
-            let ranks = rank_loads(loads.row(layer), placement, LayerId::at(layer), None, &self.topology);
+            let ranks = rank_loads(loads.row(layer), placement, LayerId::at(layer), share, &self.topology);
             if let Some(value) = layer_balancedness(&ranks, &self.topology) {
                 let most = ranks.iter().copied().fold(0.0, f64::max);
-                *waited += most * (1.0 - value);
-                *worked += most;
-                sum += value;
+                score.waited += most * (1.0 - value);
+                score.worked += most;
+                score.balancedness += value;
                 layers += 1;
             }
         }
-        if layers == 0 { 1.0 } else { sum / layers as f64 }
+        score.balancedness = if layers == 0 { 1.0 } else { score.balancedness / layers as f64 };
+        score
     }
+}
+
+/// One step under a placement.
+#[derive(Debug, Clone, Copy)]
+struct Score {
+    /// Mean over the layers that are not idle; 1 if all are.
+    balancedness: f64,
+    /// Waiting and working time of the layers, in tokens.
+    waited: f64,
+    worked: f64,
 }

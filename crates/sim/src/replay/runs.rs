@@ -26,6 +26,8 @@ pub struct PolicyRun {
     pub first_step: usize,
     /// Balancedness of each scored step: mean over its layers that are not idle, even split.
     pub balancedness: Vec<f64>,
+    /// The same with the split that each plan's window asks for, in force as long as the plan is.
+    pub balancedness_share: Vec<f64>,
     /// Part of each scored step's tokens that crosses nodes beyond what whole groups would, mean over its layers, 0..1;
     /// empty where there is one node, or where the planner's options are not known.
     pub crossing: Vec<f64>,
@@ -46,6 +48,11 @@ impl PolicyRun {
     /// Mean balancedness over the scored steps.
     pub fn mean(&self) -> f64 {
         self.balancedness.iter().sum::<f64>() / self.balancedness.len() as f64
+    }
+
+    /// Mean balancedness over the scored steps with the split of the plan in force.
+    pub fn mean_share(&self) -> f64 {
+        self.balancedness_share.iter().sum::<f64>() / self.balancedness_share.len() as f64
     }
 
     /// Balancedness that all but the worst hundredth of the steps reach (nearest rank).
