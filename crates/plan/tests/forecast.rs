@@ -105,8 +105,10 @@ proptest! {
         if let Some(most) = budget.bytes {
             prop_assert!(4 * moves as u64 <= most.max(4 * lost as u64), "{moves} moves, {lost} lost");
         }
+        let arrivals = Arrivals::between(&kept, &plan.placement, &case.topology);
+        let layers = 0..plan.placement.layers();
+        prop_assert_eq!(moves, layers.map(|layer| arrivals.of_layer(layer)).sum::<usize>());
         if lost == 0 {
-            let arrivals = Arrivals::between(&kept, &plan.placement, &case.topology);
             prop_assert_eq!(arrivals.broken_budget(&case.options), None);
         }
         prop_assert!(moves >= lost);

@@ -7,6 +7,8 @@ use super::ranks::Ranks;
 pub(super) struct Node {
     /// Its tokens, as a part of the layer's.
     pub(super) load: f64,
+    /// The part of them that each edge has at even split.
+    pub(super) even: f64,
     /// Its first edge.
     start: u32,
     /// One past its last edge.
@@ -91,8 +93,11 @@ impl Graph {
         }
         self.total = self.load.iter().sum::<f64>() + self.nodes.iter().map(|n| n.load).sum::<f64>();
         if self.total > 0.0 {
-            self.load.iter_mut().for_each(|l| *l /= self.total);
-            self.nodes.iter_mut().for_each(|n| n.load /= self.total);
+            // One division instead of hundreds, where its result has all its digits.
+            let part = 1.0 / self.total;
+            let of_total = |load: f64| if part.is_normal() { load * part } else { load / self.total };
+            self.load.iter_mut().for_each(|load| *load = of_total(*load));
+            self.nodes.iter_mut().for_each(|node| node.load = of_total(node.load));
         }
     }
 
@@ -179,7 +184,7 @@ impl Graph {
                 }
                 node = self.nodes.len() as u32;
                 self.node_of[expert] = node;
-                self.nodes.push(Node { load, start: room, end: room });
+                self.nodes.push(Node { load, even: 1.0, start: room, end: room });
                 room += count;
             }
             let Node { start, end, .. } = &mut self.nodes[node as usize];
@@ -205,8 +210,9 @@ impl Graph {
     /// prediction learns them.
     fn sort_nodes(&mut self) {
         self.degree_start.clear();
-        for node in &self.nodes {
+        for node in &mut self.nodes {
             let degree = node.edges().len();
+            node.even = 1.0 / degree as f64;
             if self.degree_start.len() <= degree {
                 self.degree_start.resize(degree + 1, 0);
             }
@@ -259,16 +265,23 @@ impl Graph {
     /// Writes the shares of the open slots.
     #[inline(never)]
     pub(super) fn write(&mut self, share: &mut [f64]) {
+        // Divisions are slow: one for each node, whose load is done with.
         for node in &mut self.nodes {
             // Against what its edges have in sum, for shares that sum to 1 whatever rounding has done to small loads.
-            node.load = self.edges[node.edges()].iter().map(|edge| edge.flow).sum();
+            let load: f64 = self.edges[node.edges()].iter().map(|edge| edge.flow).sum();
+            node.load = if load < LEAST_LOAD { 0.0 } else { 1.0 / load };
         }
         for open in &self.open_slots[..self.open] {
             let Some(edge) = self.edges.get(open.at as usize) else { continue };
             let node = &self.nodes[edge.node as usize];
-            let part =
-                if node.load < LEAST_LOAD { 1.0 / node.edges().len() as f64 } else { edge.flow / node.load };
-            share[open.slot as usize] = part / f64::from(edge.slots);
+            let mut part = edge.flow * node.load;
+            if node.load == 0.0 {
+                part = node.even;
+            }
+            if edge.slots > 1 {
+                part /= f64::from(edge.slots);
+            }
+            share[open.slot as usize] = part;
         }
     }
 }

@@ -5,11 +5,11 @@ use eplb_plan::Options;
 
 /// Experts that each rank gets from others in each layer, `[ranks][layers]`.
 #[derive(Debug)]
-pub struct Arrivals(pub Vec<Vec<usize>>);
+pub(crate) struct Arrivals(Vec<Vec<usize>>);
 
 impl Arrivals {
     /// What ranks get on the way from one placement to another.
-    pub fn between(from: &Placement, to: &Placement, topology: &Topology) -> Self {
+    pub(crate) fn between(from: &Placement, to: &Placement, topology: &Topology) -> Self {
         let had = |layer: usize, rank: RankId, expert: i32| {
             let row = from.layer(LayerId::at(layer));
             topology.slots_of(rank).any(|slot| row[slot] == expert)
@@ -24,12 +24,12 @@ impl Arrivals {
     }
 
     /// Moves of a layer.
-    pub fn of_layer(&self, layer: usize) -> usize {
+    pub(crate) fn of_layer(&self, layer: usize) -> usize {
         self.0.iter().map(|rank| rank[layer]).sum()
     }
 
     /// Moves and bytes of each rank.
-    pub fn of_ranks(&self, options: &Options) -> Vec<(usize, u64)> {
+    pub(crate) fn of_ranks(&self, options: &Options) -> Vec<(usize, u64)> {
         let sum = |rank: &Vec<usize>| {
             let bytes = rank.iter().enumerate().map(|(layer, &n)| n as u64 * bytes_of(options, layer)).sum();
             (rank.iter().sum(), bytes)
@@ -38,7 +38,7 @@ impl Arrivals {
     }
 
     /// Which of the options' limits is broken.
-    pub fn broken_budget(&self, options: &Options) -> Option<&'static str> {
+    pub(crate) fn broken_budget(&self, options: &Options) -> Option<&'static str> {
         let (ranks, budget) = (self.of_ranks(options), options.budget);
         let all = ranks.iter().fold((0, 0), |sum, rank| (sum.0 + rank.0, sum.1 + rank.1));
         if budget.moves.is_some_and(|most| all.0 > most) {
@@ -56,7 +56,7 @@ impl Arrivals {
 }
 
 /// Bytes of an expert of a layer.
-pub fn bytes_of(options: &Options, layer: usize) -> u64 {
+pub(crate) fn bytes_of(options: &Options, layer: usize) -> u64 {
     let bytes = &options.expert_bytes;
     *bytes.get(layer).unwrap_or(&bytes[0])
 }

@@ -13,6 +13,8 @@ pub(super) struct Holders {
     /// Found when asked for, and good until a holder's cost or the number of holders changes, `[E]`.
     loser: Vec<Loser>,
     changed: Vec<usize>,
+    /// Ranks whose load replacements changed, since this was made.
+    pub(super) all_changed: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -170,6 +172,7 @@ impl Holders {
         changed.clear();
         // A rank that holds both is there twice: the second time nothing is left to do.
         changed.extend(self.of(f).chain(self.of(g)));
+        self.all_changed += changed.len() as u64;
         for &rank in &changed {
             state.settle_rank(rank);
             self.cost_changed(state, rank);

@@ -33,6 +33,8 @@ mod replicas;
 mod search;
 mod sets;
 mod state;
+#[cfg(test)]
+mod tests;
 
 pub(super) use self::sets::Sets;
 

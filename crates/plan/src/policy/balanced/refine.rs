@@ -33,18 +33,34 @@ const NEAR: usize = 4;
 const WIDER: usize = 2;
 
 /// How many ranks beyond the nearest are asked in all, as a multiple of the ranks that there are.
-const MOST_ASKED: usize = 32;
+pub(super) const MOST_ASKED: usize = 32;
 
 /// Memory of the refinement.
 #[derive(Debug, Default)]
 pub(super) struct RefineScratch {
     exchange: ExchangeScratch,
-    replace: ReplaceScratch,
+    pub(super) replace: ReplaceScratch,
+    /// Since the scratch was made.
+    pub(super) counts: Counts,
+}
+
+/// What refinements did: how their cost grows with the number of ranks.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Counts {
+    /// Placements that were refined, and changes of the worst rank that were looked for.
+    pub(super) refined: u64,
+    pub(super) steps: u64,
+    /// Ranks beyond the nearest that were asked for an exchange, and how often one of them helped.
+    pub(super) asked: u64,
+    pub(super) helped: u64,
+    /// Replacements that were looked for.
+    pub(super) searches: u64,
 }
 
 /// Changes the placement until its worst rank is next to the mean or no change helps.
 pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &mut RefineScratch) {
-    let RefineScratch { exchange, replace: memory } = scratch;
+    let RefineScratch { exchange, replace: memory, counts } = scratch;
+    counts.refined += 1;
     let mean = state.load.iter().sum::<f64>() / ranks.speed;
     let target = mean * (1.0 + TOLERANCE);
     let all = state.ranks();
@@ -58,6 +74,7 @@ pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &m
         if cost <= target {
             return;
         }
+        counts.steps += 1;
         let highest = cost - (mean * LEAST_GAIN).max((cost - mean) * LEAST_PART);
         let lowest = level(state, worst, state.ranked(0));
         let goal = target.max(lowest + (cost - lowest) * GOOD_ENOUGH);
@@ -70,6 +87,7 @@ pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &m
             }
             let due = pause.is_over();
             if due {
+                counts.searches += 1;
                 let replaced =
                     replace(state, worst, limit, [highest, cost - (cost - goal) * REPLACED], memory);
                 pause.after(replaced);
@@ -83,12 +101,18 @@ pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &m
                 let _ = best.search(state, worst, from..to, Kind::One, exchange)
                     || best.search(state, worst, from..to, Kind::Two, exchange);
                 asked += to - from;
+                counts.asked += (to - from) as u64;
                 from = to;
             }
-            if !best.is_some()
-                && (due || !replace(state, worst, limit, [highest, cost - (cost - goal) * REPLACED], memory))
-            {
-                return;
+            counts.helped += u64::from(best.is_some());
+            if !best.is_some() {
+                if due {
+                    return;
+                }
+                counts.searches += 1;
+                if !replace(state, worst, limit, [highest, cost - (cost - goal) * REPLACED], memory) {
+                    return;
+                }
             }
         }
         best.apply(state, worst, &mut memory.holders);

@@ -31,7 +31,7 @@ pub(super) struct Search {
     pub(super) state: State,
     pub(super) pack: PackScratch,
     replicas: Replicas,
-    refine: RefineScratch,
+    pub(super) refine: RefineScratch,
     best: Saved,
     /// The best packing with a cap.
     packed: Saved,

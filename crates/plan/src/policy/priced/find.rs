@@ -182,14 +182,21 @@ impl Descent {
         // A first guess at the other rank's time: it may not become the new worst.
         let room = (most - time_to) / (layer.per_all * facts.ranks.slowness[to]);
         let (theirs, spare) = (pairs.of(facts, to), pairs.spare_of(facts, to));
+        // Both are sorted: what is lighter than ours begins farther and farther back.
+        let mut lighter = 0;
         for &(ours, less) in &pairs.ours {
             let Replica { place: a, expert: i, size, copied, .. } = ours;
-            if state.may_get(facts, layer, to, i) {
+            while theirs.get(lighter).is_some_and(|their| their.size >= size) {
+                lighter += 1;
+            }
+            let fit = theirs[lighter..].iter().take_while(|their| size - their.size < room).count();
+            let copies = copies && spare.first().is_some_and(|their| copied - their.size < room);
+            // Most have nothing to offer, which takes less to see than whether the rank may get ours.
+            if (copies || fit > 0) && state.may_get(facts, layer, to, i) {
                 for their in spare.iter().filter(|their| copies && copied - their.size < room) {
                     self.weigh_one(facts, layer, state, Put { place: their.place, expert: i }, best);
                 }
-                let lighter = theirs.iter().skip_while(|their| their.size >= size);
-                for their in lighter.take_while(|their| size - their.size < room) {
+                for their in &theirs[lighter..lighter + fit] {
                     if their.expert == NONE || state.may_get(facts, layer, from, their.expert) {
                         self.weigh_swap(facts, layer, state, Swap { from, ours, to, theirs: *their }, best);
                     }

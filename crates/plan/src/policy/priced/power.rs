@@ -18,11 +18,28 @@ impl Power {
 
     #[inline]
     pub(super) fn of(self, time: f64) -> f64 {
-        (0..self.doublings).fold(time * self.unit, |power, _| power * power)
+        raise(time * self.unit, self.doublings)
     }
 
     #[inline]
     pub(super) fn root(self, sum: f64) -> f64 {
         (0..self.doublings).fold(sum.max(0.0), |root, _| root.sqrt()) * self.scale
     }
+}
+
+/// `base` to the power of 2^`doublings`. In a straight line for the powers in use: this is what changes are weighed by.
+#[inline]
+pub(super) fn raise(base: f64, doublings: u32) -> f64 {
+    match doublings {
+        3 => squared::<3>(base),
+        5 => squared::<5>(base),
+        6 => squared::<6>(base),
+        9 => squared::<9>(base),
+        _ => (0..doublings).fold(base, |power, _| power * power),
+    }
+}
+
+#[inline]
+fn squared<const TIMES: usize>(base: f64) -> f64 {
+    (0..TIMES).fold(base, |power, _| power * power)
 }

@@ -1,6 +1,7 @@
 //! Where the search begins: experts are given to nodes, and each node's are planned as `balanced` does.
 
 use super::facts::{Facts, Layer};
+use super::power::raise;
 use super::state::{NONE, State};
 use super::strict::Arrange;
 use crate::layer::{Ranks, whole_units};
@@ -180,7 +181,7 @@ impl Start {
         let power = |load: f64, node: usize| {
             let level = if self.speed[node] > 0.0 { load / self.speed[node] } else { 0.0 };
             // Levels are multiples of the mean; a 64th of the largest they could be keeps powers finite.
-            (0..doublings).fold(level / 64.0, |power, _| power * power)
+            raise(level / 64.0, doublings)
         };
         let root = |sum: f64| (0..doublings).fold(sum.max(0.0), |root, _| root.sqrt()) * 64.0;
         let level = |node: usize| self.load[node] / self.speed[node].max(f64::MIN_POSITIVE);
