@@ -116,11 +116,11 @@ impl Search {
             head += 1;
             let distance = self.distance[rank as usize] + 1;
             for &at in graph.edges_of(rank as usize) {
-                let node = graph.edges[at as usize].node;
-                if !self.reach(node, at) {
+                let by = &graph.edges[at as usize];
+                if !self.reach(by.node, at) {
                     continue;
                 }
-                for edge in &graph.edges[graph.nodes[node as usize].edges()] {
+                for edge in &graph.edges[by.siblings()] {
                     let rank = edge.rank as usize;
                     if edge.flow > 0.0 && self.distance[rank] == NONE && group_of[rank] == group {
                         self.distance[rank] = distance;

@@ -34,6 +34,17 @@ pub(super) struct Edge {
     pub(super) node: u32,
     /// Slots of the rank that hold the expert: more than one where a plan duplicates. They split the flow evenly.
     slots: u32,
+    /// The node's first edge, and one past its last: a search that had to ask the node for them would wait for two answers.
+    start: u32,
+    end: u32,
+}
+
+impl Edge {
+    /// All edges of its node.
+    #[inline]
+    pub(super) fn siblings(&self) -> std::ops::Range<usize> {
+        self.start as usize..self.end as usize
+    }
 }
 
 /// A slot whose share is to be solved.
@@ -191,7 +202,7 @@ impl Graph {
             if end > start && self.edges[*end as usize - 1].rank == rank {
                 self.edges[*end as usize - 1].slots += 1;
             } else {
-                self.edges[*end as usize] = Edge { flow: 0.0, rank, node, slots: 1 };
+                self.edges[*end as usize] = Edge { rank, node, slots: 1, ..Edge::default() };
                 self.by_rank.push(*end);
                 self.rank_start[rank as usize + 1] += 1;
                 *end += 1;
@@ -206,13 +217,16 @@ impl Graph {
         }
     }
 
-    /// Sorts nodes by their number of edges: loops over nodes and their edges then run alike for long, and branch
+    /// Tells edges of their siblings, and sorts nodes by their number of edges: loops over nodes and their edges then run alike for long, and branch
     /// prediction learns them.
     fn sort_nodes(&mut self) {
         self.degree_start.clear();
         for node in &mut self.nodes {
             let degree = node.edges().len();
             node.even = 1.0 / degree as f64;
+            for edge in &mut self.edges[node.edges()] {
+                (edge.start, edge.end) = (node.start, node.end);
+            }
             if self.degree_start.len() <= degree {
                 self.degree_start.resize(degree + 1, 0);
             }

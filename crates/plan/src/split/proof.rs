@@ -54,7 +54,7 @@ impl Levels {
             for &at in graph.edges_of(rank) {
                 let edge = &graph.edges[at as usize];
                 if edge.flow > 0.0 {
-                    for sibling in &graph.edges[graph.nodes[edge.node as usize].edges()] {
+                    for sibling in &graph.edges[edge.siblings()] {
                         if !std::mem::replace(&mut member[sibling.rank as usize], true) {
                             queue.push(sibling.rank as usize);
                         }

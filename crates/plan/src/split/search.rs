@@ -1,6 +1,6 @@
 //! Breadth-first search over the ranks of a group.
 
-use super::graph::{Edge, Graph};
+use super::graph::Graph;
 
 /// Stands for no group, and for a rank that a search has not reached.
 pub(super) const NONE: u32 = u32::MAX;
@@ -89,8 +89,8 @@ impl Search {
             let rank = tree[head];
             head += 1;
             for &at in graph.edges_of(rank as usize) {
-                let Edge { flow, node, .. } = graph.edges[at as usize];
-                let siblings = graph.nodes[node as usize].edges();
+                let edge = &graph.edges[at as usize];
+                let (flow, siblings) = (edge.flow, edge.siblings());
                 for (own, sibling) in (siblings.start as u32..).zip(&graph.edges[siblings]) {
                     let distance = &mut distance[sibling.rank as usize];
                     let less = if sibling.flow < flow { sibling.flow } else { flow };
