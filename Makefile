@@ -61,8 +61,9 @@ test-integrations: tools gloo-tools python ## Tests with torch and numpy, instal
 	  .venv/bin/python -m unittest discover -s tests/python
 	rm -rf target/wheel-check && python3 bindings/python/build_backend/eplb_build.py target/wheel-check
 	.venv/bin/python -m pip install --quiet --no-deps --target target/wheel-check/installed target/wheel-check/*.whl
-	cd target/wheel-check/installed && PYTHONPATH=. ../../../.venv/bin/python -c \
-	  'import eplb; assert "wheel-check" in eplb.__file__; assert eplb.plan([[3, 1]], ranks=2, slots=4).balancedness == 1'
+	.venv/bin/python -m pip install --quiet --no-deps --target target/wheel-check/from-source bindings/python
+	for made in installed from-source; do ( cd target/wheel-check/$$made && PYTHONPATH=. ../../../.venv/bin/python -c \
+	  'import eplb; assert "wheel-check" in eplb.__file__; assert eplb.plan([[3, 1]], ranks=2, slots=4).balancedness == 1' ) || exit 1; done
 
 check: tools
 	$(CARGO) fmt --all --check

@@ -151,10 +151,28 @@ class Traces(unittest.TestCase):
 class Library(unittest.TestCase):
     def test_structures_are_the_headers(self):
         header = (ROOT / "crates/capi/include/eplb.h").read_text()
-        for structure, name in ((_native.PlanRequest, "eplb_plan_request"), (_native.PlanSummary, "eplb_plan_summary")):
+        known = _native.Structure.__subclasses__()
+        self.assertGreater(len(known), 12)
+        for structure in known:
+            name = re.search(r"`struct (\w+)`", structure.__doc__).group(1)
             body = re.search(r"typedef struct %s \{(.*?)\} %s;" % (name, name), header, re.S).group(1)
-            fields = re.findall(r"^\s*(?!//)[^/\n]*?(\w+);", body, re.M)
-            self.assertEqual([field[0] for field in structure._fields_], fields)
+            lines = [line for line in body.split("\n") if not line.strip().startswith("//")]
+            fields = [re.sub(r"\(\*(\w+)\)\(.*", r"\1", field) for field in " ".join(lines).split(";")]
+            fields = [re.search(r"(\w+)$", field.strip()).group(1) for field in fields if field.strip()]
+            self.assertEqual([field[0] for field in structure._fields_], fields, name)
+            self.assertEqual(fields[0], "struct_size")
+
+    def test_functions_are_the_headers(self):
+        header = (ROOT / "crates/capi/include/eplb.h").read_text()
+        code = re.sub(r"//[^\n]*|/\*.*?\*/", "", header.split('extern "C" {')[1], flags=re.S)
+        declared = dict(re.findall(r"(eplb_\w+)\(([^)]*)\);", code))
+        known = {name: len(kinds) for name, kinds in _native._FUNCTIONS.items()}
+        known.update({name: 1 for name in _native._FREE})
+        # What Python has no use for: it has no graphs of its own, and logs as its host does.
+        unused = {"eplb_abi_version", "eplb_version", "eplb_last_error", "eplb_log_set", "eplb_engine_device_counters"}
+        self.assertEqual(set(declared), set(known) | unused)
+        for name, count in known.items():
+            self.assertEqual(len(declared[name].split(",")), count, name)
 
     def test_a_missing_library_says_how_to_get_it(self):
         code = "import eplb; eplb.version()"

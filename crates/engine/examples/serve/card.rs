@@ -18,7 +18,7 @@ use eplb_comm::{Fence, Memory};
 use eplb_core::{ExpertId, LayerId, RankId, SlotId};
 use eplb_cuda::module::Kernel;
 use eplb_cuda::{Context, CudaStream, DeviceBlock, DeviceMemory, Events, Inspector, PinnedBlock};
-use eplb_engine::engine::{DeviceMapsView, Engine, Maps, Pass, SetId};
+use eplb_engine::engine::{DeviceMapsView, Engine, Maps, SetId};
 use ndarray::Array2;
 
 use audit::Audit;
@@ -28,7 +28,7 @@ use tally::Tallied;
 
 use super::mail::Letter;
 use super::model::TOP_K;
-use super::rank::{Failure, Hands, Seen, Server};
+use super::rank::{Chosen, Failure, Hands, Seen, Server};
 
 /// Longest wait for the device.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -306,12 +306,10 @@ impl Hands for Card {
         &mut self,
         engine: &Engine,
         set: SetId,
-        pass: &Pass,
-        routed: &Array2<u64>,
-        chosen: &[Vec<i32>],
+        chosen: &Chosen<'_>,
         seen: &mut Seen,
     ) -> Result<(), Failure> {
-        self.tally(engine, set, pass, routed, chosen, seen)
+        self.tally(engine, set, chosen, seen)
     }
 
     fn end(&mut self, server: &Server, maps: &Arc<Maps>, seen: &mut Seen) -> Result<(), Failure> {

@@ -36,6 +36,17 @@ pub(crate) struct Server {
 /// Any error.
 pub(crate) type Failure = Box<dyn std::error::Error>;
 
+/// What the tokens of a rank chose in a pass.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Chosen<'a> {
+    /// The pass.
+    pub(crate) pass: Pass,
+    /// How many went to each slot, by the maps of the pass; `[L, P]`.
+    pub(crate) slots: &'a Array2<u64>,
+    /// The experts, layer by layer, `[L][tokens * k]`.
+    pub(crate) experts: &'a [Vec<i32>],
+}
+
 /// How a rank computes: on the calling thread, or on a device.
 pub(crate) trait Hands {
     /// Tells the engine that a step begins. The maps by which the rank routes.
@@ -57,14 +68,12 @@ pub(crate) trait Hands {
         seen: &mut Seen,
     ) -> Result<Vec<u64>, Failure>;
 
-    /// Counts what this rank's tokens chose: the slots by its maps `[L, P]`, and the experts `[L][tokens * k]`.
+    /// Counts what this rank's tokens chose.
     fn count(
         &mut self,
         engine: &Engine,
         set: SetId,
-        pass: &Pass,
-        routed: &Array2<u64>,
-        chosen: &[Vec<i32>],
+        chosen: &Chosen<'_>,
         seen: &mut Seen,
     ) -> Result<(), Failure>;
 
@@ -123,12 +132,10 @@ impl Hands for Plain {
         &mut self,
         engine: &Engine,
         set: SetId,
-        pass: &Pass,
-        routed: &Array2<u64>,
-        _: &[Vec<i32>],
+        chosen: &Chosen<'_>,
         _: &mut Seen,
     ) -> Result<(), Failure> {
-        engine.record(set, pass, Counts::Slots(routed.view()))?;
+        engine.record(set, &chosen.pass, Counts::Slots(chosen.slots.view()))?;
         Ok(())
     }
 
@@ -269,7 +276,8 @@ impl Server {
                 seen.note_wrong(|| format!("step {step}, token {at} of rank {rank}"));
             }
         }
-        hands.count(engine, set, &Pass { step, tag: 1, dummy: false }, &routed, &chosen, seen)
+        let pass = Pass { step, tag: 1, dummy: false };
+        hands.count(engine, set, &Chosen { pass, slots: &routed, experts: &chosen }, seen)
     }
 
     /// Serves what came for this rank's slots in a layer; the answers, one pile for each rank.

@@ -276,8 +276,8 @@ impl Builder {
             load_window(path, &sets[0])?;
         }
         let on_server = hook.is_some() || world.transport().is_some_and(Transport::launches_in_steps);
-        let stands_in =
-            (device.is_some() && !on_server).then(|| stand_in(config.stand_by_us, world_size)).flatten();
+        let stand_by = Duration::from_micros(config.stand_by_us);
+        let stands_in = (device.is_some() && !on_server && !stand_by.is_zero()).then_some(stand_by);
         let shared = Shared::new(config, deadlines, (rank, world_size), sets, lanes);
         let shared = Arc::new(Shared { stands_in, ..shared });
         let World::Group { store, transport, .. } = world else {
@@ -300,15 +300,3 @@ impl Builder {
         Ok(Engine { shared, thread: Mutex::new(Some(thread)) })
     }
 }
-
-/// How long steps wait for the progress thread that stands by, if it does. A hook, and waves that a step launches, belong on the server's own thread.
-fn stand_in(wanted: Option<u64>, world_size: usize) -> Option<Duration> {
-    // At most so many ranks of the group are on one host.
-    let ranks = world_size.clamp(4, 8);
-    let spare = || std::thread::available_parallelism().is_ok_and(|count| count.get() >= 2 * ranks);
-    let micros = wanted.unwrap_or_else(|| if spare() { STAND_BY_US } else { 0 });
-    (micros > 0).then(|| Duration::from_micros(micros))
-}
-
-/// As long as a look of the progress thread at an exchange may take.
-const STAND_BY_US: u64 = 50;

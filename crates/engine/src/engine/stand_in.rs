@@ -1,8 +1,9 @@
 //! A thread that carries a boundary out in place of the one that calls `step`.
 //!
 //! The thread of a server sleeps between passes, or does other things, and then finds the driver's code and data gone from its processor: five calls that
-//! take 4 us on a thread that has just made some take 45 after 15 ms of sleep. So while a boundary is due that has something to do, the progress thread
-//! stands by without a pause, touching the driver now and then; `step` hands the boundary to it and waits for the end. One word says who is where:
+//! take 4 us on a thread that has just made some take 45 after 15 ms of sleep. So where the configuration asks for it, and while a boundary is due that has something
+//! to do, the progress thread stands by without a pause, touching the driver now and then; `step` hands the boundary to it and waits for the end. One word says who
+//! is where:
 //!
 //! ```text
 //!   Away ──comes──> Near ──a step asks──> Writing ──> Asked ──takes it──> Taken ──> Done ──the step goes on──> Away
