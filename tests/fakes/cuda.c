@@ -416,7 +416,10 @@ EXPORT CUresult cuGraphLaunch(Graph *graph, Stream *stream) {
 
 static CUresult copy(const char *name, void *to, const void *from, size_t rows, size_t row_bytes, size_t to_pitch,
                      size_t from_pitch, Stream *stream, int check_to, int check_from) {
-  record("%s stream=%p bytes=%zu rows=%zu", name, (void *)stream, rows * row_bytes, rows);
+  Block source = {.device = -1}, target = {.device = -1};
+  if (check_from) find(from, &source);
+  if (check_to) find(to, &target);
+  record("%s stream=%p bytes=%zu rows=%zu from=%d to=%d", name, (void *)stream, rows * row_bytes, rows, source.device, target.device);
   if (!rows || !row_bytes || (rows > 1 && (to_pitch < row_bytes || from_pitch < row_bytes))) return INVALID_VALUE;
   if (check_to && !inside(to, (rows - 1) * to_pitch + row_bytes)) return INVALID_VALUE;
   if (check_from && !inside(from, (rows - 1) * from_pitch + row_bytes)) return INVALID_VALUE;

@@ -42,7 +42,7 @@ pub fn connect(
         let engine =
             Engine::new(memory.clone(), memories.to_vec(), options).map_err(|error| error.at(rank))?;
         let words = Own { words: words.clone(), rank: at };
-        let shared = Shared::new(rank, Box::new(engine), Box::new(words), options.max_gbps);
+        let shared = Shared::new(rank, Box::new(engine), Box::new(words), options.manner(memories.len()));
         made.push(PeerCommunicator::start("peer", rank, memory.layout().clone(), extents.clone(), shared)?);
     }
     Ok(made)

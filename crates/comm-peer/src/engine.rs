@@ -9,7 +9,7 @@ use eplb_cuda::{CudaError, CudaStream, DeviceMemory, Events};
 
 use crate::options::Options;
 use crate::order::{source_after_source, sources_in_turn};
-use crate::pulls::Pulls;
+use crate::pulls::{Pulled, Pulls};
 
 /// Events of each queue made at start-up: as many waves are rarely open at a time.
 const EVENTS: usize = 16;
@@ -84,19 +84,42 @@ impl Engine {
 }
 
 impl Pulls for Engine {
-    fn pull(&self, transfer: &Transfer) -> Result<usize, CommError> {
+    fn pull(&self, transfer: &Transfer, tail: Option<u64>) -> Result<Pulled, CommError> {
         let (rank, source) = (self.memory.rank(), transfer.source.index());
         let number = self.queue_of(source);
-        let stream = &self.queues[number].stream;
+        let queue = &self.queues[number];
+        let stream = &queue.stream;
         let (from, to) = (Place::source(transfer), Place::landing(transfer));
+        let (mut left, mut fence) = (self.bytes(transfer), None);
         for tensor in 0..eplb_comm::Memory::layout(&*self.memory).layer(transfer.layer).tensors().len() {
             let (from, to) = (self.sources[source].rows(from, tensor)?, self.memory.rows(to, tensor)?);
+            let record = || queue.events.record(stream, rank).map_err(|error| error.at(rank));
+            let bytes = to.bytes() as u64;
+            if let (Some(tail), None) = (tail, &fence)
+                && left.saturating_sub(bytes) < tail
+            {
+                // The fence stands within this tensor, or before it.
+                if let Some(head) = left.checked_sub(tail).filter(|&head| head > 0 && head < bytes)
+                    && let (Some((from_head, from)), Some((to_head, to))) =
+                        (from.split(head as usize), to.split(head as usize))
+                {
+                    // SAFETY: as below, in two parts.
+                    unsafe { stream.copy(from_head, to_head) }.map_err(|error| error.at(rank))?;
+                    fence = Some(record()?.fence());
+                    // SAFETY: as below, in two parts.
+                    unsafe { stream.copy(from, to) }.map_err(|error| error.at(rank))?;
+                    left = left.saturating_sub(bytes);
+                    continue;
+                }
+                fence = Some(record()?.fence());
+            }
+            left = left.saturating_sub(bytes);
             // SAFETY: both places lie in memories that this object keeps until its streams are quiet; layouts of ranks are
             // alike in rows and row bytes (checked by `connect`). They are different places, which do not overlap. That
             // nobody writes the source, or uses the destination, meanwhile is the order of the caller.
             unsafe { stream.copy(from, to) }.map_err(|error| error.at(rank))?;
         }
-        Ok(number)
+        Ok(Pulled { queue: number, tail: fence.or_else(|| tail.map(|_| Fence::passed())) })
     }
 
     fn arrange(&self, pulls: Vec<Transfer>) -> Vec<Transfer> {

@@ -26,13 +26,17 @@ pub mod process;
 mod pulls;
 mod shared;
 mod sync;
+mod turn;
+mod turns;
 mod words;
 
 pub use communicator::PeerCommunicator;
 pub use connect::connect;
 pub use lane::{Lane, Step};
 pub use options::Options;
+pub use order::{source_after_source, sources_in_turn};
 pub use pace::Pace;
+pub use turns::{Candidate, Run, Turns};
 pub use words::{Ready, Words};
 
 /// Name of the backend on host memory: never that of figures of GPUs.

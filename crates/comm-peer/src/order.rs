@@ -13,14 +13,14 @@ fn behind(me: usize, source: usize, ranks: usize) -> usize {
 }
 
 /// Pulls of rank `me`, source after source.
-pub(crate) fn source_after_source(mut pulls: Vec<Transfer>, me: usize, ranks: usize) -> Vec<Transfer> {
+pub fn source_after_source(mut pulls: Vec<Transfer>, me: usize, ranks: usize) -> Vec<Transfer> {
     // Stable: pulls from one source keep their order.
     pulls.sort_by_key(|pull| behind(me, pull.source.index(), ranks));
     pulls
 }
 
 /// Pulls of rank `me`, one from each source in turn.
-pub(crate) fn sources_in_turn(pulls: Vec<Transfer>, me: usize, ranks: usize) -> Vec<Transfer> {
+pub fn sources_in_turn(pulls: Vec<Transfer>, me: usize, ranks: usize) -> Vec<Transfer> {
     let mut taken = vec![0usize; ranks];
     let mut numbered: Vec<((usize, usize), Transfer)> = Vec::with_capacity(pulls.len());
     for pull in pulls {

@@ -5,12 +5,20 @@ use std::fmt::Debug;
 use eplb_comm::{CommError, Fence};
 use eplb_core::Transfer;
 
+/// What became of a pull.
+#[derive(Debug)]
+pub(crate) struct Pulled {
+    /// The queue that it is in, below 64.
+    pub(crate) queue: usize,
+    /// Before the last of its bytes, if that was asked for.
+    pub(crate) tail: Option<Fence>,
+}
+
 /// Pulls into one rank's memory: by copy engines, or by a thread of the host's.
 pub(crate) trait Pulls: Debug + Send + Sync {
     /// Enqueues the copies of a transfer to this rank, all of whose places were checked. Returns at once. From then on the copies
-    /// depend on nobody.
-    /// Returns the number of the queue that they are in, below 64.
-    fn pull(&self, transfer: &Transfer) -> Result<usize, CommError>;
+    /// depend on nobody. With `tail` a fence stands before the last copies that together carry at most so many bytes.
+    fn pull(&self, transfer: &Transfer, tail: Option<u64>) -> Result<Pulled, CommError>;
 
     /// The order in which the pulls of a wave are best enqueued, as far as their sources allow. They do not depend on each other.
     fn arrange(&self, pulls: Vec<Transfer>) -> Vec<Transfer> {

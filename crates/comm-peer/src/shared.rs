@@ -13,6 +13,8 @@ use crate::lane::{Lane, Step};
 use crate::pace::Pace;
 use crate::pulls::Pulls;
 use crate::sync::{Condvar, Mutex, MutexGuard, sleep, yield_now};
+use crate::turn::Turn;
+use crate::turns::Candidate;
 use crate::words::Signals;
 
 /// How long the thread looks without a pause after something has happened; then it pauses between looks.
@@ -56,7 +58,18 @@ struct Work {
     last: Vec<Fence>,
     leave: bool,
     pace: Pace,
+    /// Where ranks take turns at sources.
+    turn: Option<Turn>,
     timeline: Option<Arc<Timeline>>,
+}
+
+/// How fast a rank pulls, and in which order.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Manner {
+    /// Most bytes per second, in 10^9.
+    pub(crate) max_gbps: Option<f64>,
+    /// Ranks, where they take turns.
+    pub(crate) turns: Option<usize>,
 }
 
 /// Both ends of a communicator.
@@ -80,7 +93,7 @@ impl Shared {
         rank: RankId,
         engine: Box<dyn Pulls>,
         words: Box<dyn Signals>,
-        max_gbps: Option<f64>,
+        manner: Manner,
     ) -> Arc<Self> {
         let work = Work {
             lane: Lane::new(),
@@ -89,7 +102,8 @@ impl Shared {
             ended: None,
             last: Vec::new(),
             leave: false,
-            pace: Pace::new(max_gbps),
+            pace: Pace::new(manner.max_gbps),
+            turn: manner.turns.map(|ranks| Turn::new(rank.index(), ranks)),
             timeline: None,
         };
         let (work, changed, quiet) = (Mutex::new(work), Condvar::new(), HostFence::new());
@@ -149,6 +163,7 @@ impl Shared {
         }
         work.lane.stop();
         self.words.give_up();
+        self.words.read(None);
         for (_, open) in std::mem::take(&mut work.open) {
             open.ticket.fence.fail(cause.clone());
         }
@@ -236,9 +251,11 @@ impl Shared {
             }
         }
         let now = self.start.elapsed();
-        let (open, pace) = (&work.open, &mut work.pace);
+        let chosen = self.choose(work, now, &mut steps)?;
+        let (open, pace, before) = (&work.open, &mut work.pace, steps.len());
         let may = |wave: u64, pull: usize| {
-            let free = pace.wait(now).is_zero();
+            let chosen = chosen.as_ref().is_none_or(|chosen| chosen.contains(&(wave, pull)));
+            let free = chosen && pace.wait(now).is_zero();
             // Copies inside the rank take nothing of a link.
             if let (true, Some(open)) = (free, open.get(&wave))
                 && !open.pulls[pull].is_local()
@@ -248,11 +265,48 @@ impl Shared {
             free
         };
         work.lane.advance(|rank| self.words.ready(rank), may, &mut steps);
+        if let Some(turn) = &mut work.turn {
+            let pulls = steps[before..].iter().rev();
+            let of =
+                |step: &Step| if let Step::Pull { wave, pull } = *step { Some((wave, pull)) } else { None };
+            turn.settle(
+                pulls.filter_map(of).find(|(wave, pull)| is_remote(&work.open, *wave, *pull)),
+                &*self.words,
+            );
+        }
         let moved = !steps.is_empty();
         for step in steps {
             self.carry_out(work, step)?;
         }
         Ok(moved)
+    }
+
+    /// Where ranks take turns at sources, the pulls (wave, number) that may go now; `None` where all may.
+    fn choose(
+        &self,
+        work: &mut Work,
+        now: Duration,
+        steps: &mut Vec<Step>,
+    ) -> Result<Option<Vec<(u64, usize)>>, CommError> {
+        let Some(turn) = &mut work.turn else { return Ok(None) };
+        turn.look(&*self.words)?;
+        let (open, mut could, mut local) = (&work.open, Vec::new(), Vec::new());
+        let look = |wave: u64, pull: usize| {
+            match open.get(&wave).map(|open| &open.pulls[pull]).filter(|pull| !pull.is_local()) {
+                Some(transfer) => {
+                    let (source, bytes) = (transfer.source.index(), self.engine.bytes(transfer));
+                    could.push(Candidate { wave, pull, source, bytes });
+                }
+                // Copies inside the rank read from nobody.
+                None => local.push((wave, pull)),
+            }
+            false
+        };
+        work.lane.advance(|rank| self.words.ready(rank), look, steps);
+        if work.pace.wait(now).is_zero() {
+            local.extend(turn.choose(&could, &*self.words, now));
+        }
+        Ok(Some(local))
     }
 
     fn carry_out(&self, work: &mut Work, step: Step) -> Result<(), CommError> {
@@ -266,7 +320,12 @@ impl Shared {
                     if open.queues == 0 {
                         tell(&work.timeline, || Moment::FirstEnqueued(Number(wave)));
                     }
-                    open.queues |= 1 << self.engine.pull(&open.pulls[pull])?;
+                    let tail = work.turn.as_ref().and_then(|turn| turn.wanted(wave, pull));
+                    let pulled = self.engine.pull(&open.pulls[pull], tail)?;
+                    open.queues |= 1 << pulled.queue;
+                    if let (Some(turn), Some(tail)) = (&mut work.turn, pulled.tail) {
+                        turn.enqueued(tail);
+                    }
                 }
             }
             Step::Fence(wave) => {
@@ -301,6 +360,11 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// Whether a pull crosses a link.
+fn is_remote(open: &BTreeMap<u64, Open>, wave: u64, pull: usize) -> bool {
+    open.get(&wave).is_some_and(|open| !open.pulls[pull].is_local())
 }
 
 /// Lets this thread's pauses end when they should: the system adds 50 us to short ones otherwise.

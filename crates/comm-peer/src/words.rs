@@ -54,6 +54,22 @@ pub(crate) trait Signals: std::fmt::Debug + Send + Sync {
 
     /// Says that this rank gave up.
     fn give_up(&self);
+
+    /// The source that `rank` says it reads from: a hint.
+    fn reading(&self, rank: usize) -> Option<usize>;
+
+    /// Says which source this rank reads from.
+    fn read(&self, source: Option<usize>);
+}
+
+/// A source in a word.
+pub(crate) fn source_word(source: Option<usize>) -> u64 {
+    source.map_or(0, |source| source as u64 + 1)
+}
+
+/// What [`source_word`] wrote.
+pub(crate) fn source_of(word: u64) -> Option<usize> {
+    usize::try_from(word).ok()?.checked_sub(1)
 }
 
 /// The words of threads of one process, as one of them uses them.
@@ -75,6 +91,14 @@ impl Signals for Own {
     fn give_up(&self) {
         self.words.give_up(self.rank);
     }
+
+    fn reading(&self, rank: usize) -> Option<usize> {
+        self.words.reading(rank)
+    }
+
+    fn read(&self, source: Option<usize>) {
+        self.words.read(self.rank, source);
+    }
 }
 
 /// One word per rank: which waves may start there, as far as that rank is concerned; or that it gave up.
@@ -85,10 +109,10 @@ impl Signals for Own {
 #[derive(Debug, Clone)]
 pub struct Words(Arc<[Line]>);
 
-/// A word that shares its cache line with no other.
+/// A rank's words: which waves may start there, and which source it reads from. They share their cache line with no other rank's.
 #[derive(Debug, Default)]
 #[repr(align(128))]
-struct Line(AtomicU64);
+struct Line(AtomicU64, AtomicU64);
 
 /// A word that says that the rank gave up; no [`Ready`] has it, as that would take all waves of 32 bits.
 pub(crate) const GONE: u64 = u64::MAX;
@@ -115,6 +139,16 @@ impl Words {
     /// Says that `rank` gave up.
     pub fn give_up(&self, rank: usize) {
         self.0[rank].0.store(GONE, Ordering::Release);
+    }
+
+    /// The source that `rank` says it reads from: a hint, which orders nothing.
+    pub fn reading(&self, rank: usize) -> Option<usize> {
+        source_of(self.0[rank].1.load(Ordering::Relaxed))
+    }
+
+    /// Says which source `rank` reads from.
+    pub fn read(&self, rank: usize, source: Option<usize>) {
+        self.0[rank].1.store(source_word(source), Ordering::Relaxed);
     }
 }
 

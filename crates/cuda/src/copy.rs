@@ -29,6 +29,13 @@ impl Rows {
         self.rows == 1 || self.pitch == self.row_bytes
     }
 
+    /// The first so many bytes and the rest, where there are no gaps and both have some.
+    pub fn split(&self, bytes: usize) -> Option<(Self, Self)> {
+        let rest = self.bytes().checked_sub(bytes).filter(|&rest| rest > 0 && bytes > 0)?;
+        self.is_gapless()
+            .then(|| (Self::contiguous(self.base, bytes), Self::contiguous(self.base + bytes as u64, rest)))
+    }
+
     /// Bytes, gaps not counted.
     pub fn bytes(&self) -> usize {
         self.rows * self.row_bytes

@@ -24,6 +24,8 @@ pub struct Puller {
     /// Of the streams of each source, how many are used, which kind of them, and which is next.
     used: usize,
     at_source: bool,
+    /// One of this rank's streams for all sources.
+    alone: bool,
     next: usize,
 }
 
@@ -59,7 +61,16 @@ impl Puller {
             sources.iter().map(of).collect::<Result<Vec<_>, _>>().map(|queues| queues.into_iter().flatten())
         };
         let queues = [queues(false)?.collect(), queues(true)?.collect()];
-        Ok(Self { memory, sources, queues, per_source, used: per_source, at_source: false, next: 0 })
+        Ok(Self {
+            memory,
+            sources,
+            queues,
+            per_source,
+            used: per_source,
+            at_source: false,
+            alone: false,
+            next: 0,
+        })
     }
 
     /// Streams of each source.
@@ -70,7 +81,17 @@ impl Puller {
     /// Uses so many of the streams of each source from now on; at least one, and no more than there are. `at_source`: those of the context that
     /// its memory belongs to, so that in one process the source's copy engines carry the bytes.
     pub fn use_streams(&mut self, per_source: usize, at_source: bool) {
-        (self.used, self.at_source) = (per_source.clamp(1, self.per_source), at_source);
+        (self.used, self.at_source, self.alone) = (per_source.clamp(1, self.per_source), at_source, false);
+    }
+
+    /// Uses one stream of this rank's context for all sources from now on.
+    pub fn use_one_stream(&mut self) {
+        (self.used, self.at_source, self.alone) = (1, false, true);
+    }
+
+    /// Ranks whose memory it reaches.
+    pub fn ranks(&self) -> usize {
+        self.sources.len()
     }
 
     /// The memory that it pulls into.
@@ -90,7 +111,7 @@ impl Puller {
         };
         let (Place::Slot { layer, .. } | Place::Staging { layer, .. }) = to;
         self.memory.extent().locate(self.memory.layout(), to)?;
-        let number = source * self.per_source + self.next % self.used;
+        let number = if self.alone { 0 } else { source * self.per_source + self.next % self.used };
         let stream = &self.queues[usize::from(self.at_source)][number].stream;
         self.next = self.next.wrapping_add(1);
         for tensor in 0..self.memory.layout().layer(layer).tensors().len() {

@@ -71,6 +71,9 @@ pub(super) fn run(args: &Interference) -> Result<ExitCode, Failure> {
         "slowdown_copies": optional(report.copies.map(|copies| copies.slowdown)),
         "gbps_copies": optional(report.copies.map(|copies| copies.gbps)),
         "memory_gbps_copies": optional(report.copies.map(|copies| copies.memory_gbps)),
+        "slowdown_copies_paced": optional(report.paced.map(|copies| copies.slowdown)),
+        "gbps_copies_paced": optional(report.paced.map(|copies| copies.gbps)),
+        "memory_gbps_copies_paced": optional(report.paced.map(|copies| copies.memory_gbps)),
         "max_gbps": optional(bench.max_gbps),
         "verified": report.verified,
     }))?;

@@ -2,7 +2,7 @@
 
 use crate::audit::audit;
 use crate::libraries::{Run, exchange_over};
-use crate::log::Log;
+use crate::log::{Call, Log};
 
 #[test]
 fn every_placement_arrives_by_copies_alone() {
@@ -22,6 +22,50 @@ fn every_placement_arrives_by_copies_alone() {
         }
         assert!(placement == "same" || run.log.count("cuMemcpyAsync") > 0);
     }
+}
+
+/// Copies between devices of an exchange bench, until so many bytes are carried: what comes after are plain ones, to compare with.
+fn pulls(log: &Log, bytes: u64) -> Vec<&Call> {
+    let end = |call: &Call, of: &str| call.text(of).parse().unwrap_or(-1);
+    let between =
+        |call: &&Call| end(call, "from") >= 0 && end(call, "to") >= 0 && call.text("from") != call.text("to");
+    let mut left = bytes;
+    let copies = log.0.iter().filter(|call| call.name == "cuMemcpyAsync").filter(between);
+    copies
+        .take_while(|call| left.checked_sub(call.number("bytes")).map(|rest| left = rest).is_some())
+        .collect()
+}
+
+/// Pulls that are on a stream of another device than the one they read from.
+fn not_by_the_source<'a>(log: &Log, pulls: &[&'a Call]) -> Vec<&'a Call> {
+    let of = |call: &&Call| {
+        log.0.iter().find(|made| made.name == "cuStreamCreate" && made.text("stream") == call.text("stream"))
+    };
+    let device = |call: &&Call| of(call).map(|made| made.text("device").to_owned());
+    pulls.iter().copied().filter(|call| device(call).as_deref() != Some(call.text("from"))).collect()
+}
+
+/// Which device carries a pull decides in which order pulls are best enqueued, and how fast they are.
+#[test]
+fn of_ranks_that_are_threads_the_sources_carry_every_byte() {
+    let run = exchange_over("peer", &["--placement", "random", "--iters", "1"], &[]);
+    assert!(run.ok, "{}", run.stderr);
+    let carried = run.json()["carried_bytes"]["peer"].as_u64().unwrap();
+    let found = pulls(&run.log, carried);
+    assert_eq!(found.iter().map(|call| call.number("bytes")).sum::<u64>(), carried);
+    assert_eq!(not_by_the_source(&run.log, &found), Vec::<&Call>::new());
+    // One that a reader's own device carries.
+    let mut planted = run.log.clone();
+    let (at, reader) = {
+        let at = planted.0.iter().position(|call| call == found[found.len() / 2]).unwrap();
+        (at, planted.0[at].text("to").to_owned())
+    };
+    let streams =
+        planted.0.iter().find(|call| call.name == "cuStreamCreate" && call.text("device") == reader);
+    let stream = streams.unwrap().text("stream").to_owned();
+    planted.0[at].fields.insert("stream".into(), stream);
+    let found = pulls(&planted, carried);
+    assert!(!not_by_the_source(&planted, &found).is_empty());
 }
 
 /// A folder with what passes for machine code of the cooperative kernel, and the variables that make the fakes take it.

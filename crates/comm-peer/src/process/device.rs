@@ -73,7 +73,7 @@ pub fn join_device(
     pages.keep(Box::new(Mutex::new((mark, memory.clone()))));
     let engine = Engine::new(memory, memories.clone(), options).map_err(cuda)?;
     let board = pages.board();
-    let shared = Shared::new(rank, Box::new(engine), Box::new(pages), options.max_gbps);
+    let shared = Shared::new(rank, Box::new(engine), Box::new(pages), options.manner(met.extents.len()));
     let communicator = PeerCommunicator::start("peer", rank, layout, met.extents, shared)?;
     Ok(Joined { communicator: communicator.with_bulletin(board), memories })
 }

@@ -16,8 +16,8 @@ use super::error::PeerError;
 use super::meet::{Meeting, Neighbour, Offer};
 use crate::HOST_BACKEND;
 use crate::communicator::PeerCommunicator;
-use crate::pulls::Pulls;
-use crate::shared::Shared;
+use crate::pulls::{Pulled, Pulls};
+use crate::shared::{Manner, Shared};
 
 /// Makes this rank's communicator on host memory; all ranks call it together, each in a process of its own (or, in tests, on a thread). The
 /// memory must be one that others can open ([`HostMemory::shared`]).
@@ -55,7 +55,7 @@ pub fn join_host(meeting: &Meeting, memory: Arc<HostMemory>) -> Result<PeerCommu
     let layout = memory.layout().clone();
     let pulls = HostPulls::start(memory, met.opened)?;
     let board = met.pages.board();
-    let shared = Shared::new(rank, Box::new(pulls), Box::new(met.pages), None);
+    let shared = Shared::new(rank, Box::new(pulls), Box::new(met.pages), Manner::default());
     let communicator = PeerCommunicator::start(HOST_BACKEND, rank, layout, met.extents, shared)?;
     Ok(communicator.with_bulletin(board))
 }
@@ -158,9 +158,14 @@ fn pull(memory: &Arc<HostMemory>, sources: &[Option<Foreign>], transfer: &Transf
 }
 
 impl Pulls for HostPulls {
-    fn pull(&self, transfer: &Transfer) -> Result<usize, CommError> {
+    fn pull(&self, transfer: &Transfer, tail: Option<u64>) -> Result<Pulled, CommError> {
+        let tail = tail.map(|_| {
+            let fence = HostFence::new();
+            self.queue.push(Op::Pass(fence.clone()));
+            fence.fence()
+        });
         self.queue.push(Op::Pull(*transfer));
-        Ok(0)
+        Ok(Pulled { queue: 0, tail })
     }
 
     fn bytes(&self, transfer: &Transfer) -> u64 {

@@ -12,7 +12,7 @@ use eplb_core::RankId;
 use super::bulletin::{Board, RING, WORDS};
 use super::card::Nonce;
 use super::socket::Line;
-use crate::words::{GONE, Ready, Signals};
+use crate::words::{GONE, Ready, Signals, source_of, source_word};
 
 /// Bytes of a page: words, and the ring of messages.
 const BYTES: usize = RING + WORDS as usize * 8;
@@ -20,6 +20,8 @@ const BYTES: usize = RING + WORDS as usize * 8;
 const MAGIC: u64 = u64::from_le_bytes(*b"eplbpage");
 /// The rank's word, alone in its cache lines.
 const WORD: usize = 256;
+/// The source that the rank reads from, likewise.
+const READING: usize = 384;
 /// Says that the rank has closed what it had opened of others.
 const CLOSED: usize = 512;
 /// How often a peer's socket is looked at while its word is waited for.
@@ -169,6 +171,18 @@ impl Signals for Pages {
 
     fn give_up(&self) {
         self.own.0.store(WORD, GONE);
+    }
+
+    fn reading(&self, rank: usize) -> Option<usize> {
+        let peer = self.peers.get(rank)?.as_ref()?;
+        if peer.gone.load(Ordering::Relaxed) {
+            return None;
+        }
+        peer.page.load(READING).and_then(source_of)
+    }
+
+    fn read(&self, source: Option<usize>) {
+        self.own.0.store(READING, source_word(source));
     }
 }
 

@@ -9,7 +9,7 @@ use eplb_comm::{CommError, Fence};
 use eplb_core::Transfer;
 use shuttle::thread::JoinHandle;
 
-use crate::pulls::Pulls;
+use crate::pulls::{Pulled, Pulls};
 use crate::sync::{Condvar, Mutex};
 use crate::world::{Part, Planted, World};
 
@@ -81,13 +81,19 @@ fn run(rank: usize, world: &World, queue: &Queue) {
 }
 
 impl Pulls for Engine {
-    fn pull(&self, transfer: &Transfer) -> Result<usize, CommError> {
+    fn pull(&self, transfer: &Transfer, tail: Option<u64>) -> Result<Pulled, CommError> {
+        let tail = tail.map(|_| {
+            let fence = HostFence::new();
+            self.push(Op::Pass(fence.clone()));
+            fence.fence()
+        });
         self.push(Op::Pull(transfer.source.index()));
-        Ok(0)
+        Ok(Pulled { queue: 0, tail })
     }
 
+    /// As many as make turns pay.
     fn bytes(&self, _: &Transfer) -> u64 {
-        1
+        64 << 20
     }
 
     fn fences(&self, _queues: u64) -> Result<Vec<Fence>, CommError> {

@@ -19,6 +19,12 @@ mod pulls;
 #[path = "../../src/shared.rs"]
 mod shared;
 mod sync;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../src/turn.rs"]
+mod turn;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../src/turns.rs"]
+mod turns;
 #[allow(dead_code, unreachable_pub, unused_imports)]
 #[path = "../../src/words.rs"]
 mod words;
@@ -37,11 +43,13 @@ use world::{Fate, Planted};
 /// What is tried, in words; it has to fail where something is planted.
 const CASES: &[(&str, Fate, Planted)] = &[
     ("every rank does its part", Fate::Well, Planted::Nothing),
+    ("every rank does its part in its turn", Fate::InTurns, Planted::Nothing),
     ("a rank gives up at some moment", Fate::GivesUp, Planted::Nothing),
     ("a rank is held back while the others give up and go on", Fate::HeldBack, Planted::Nothing),
     ("a wave may start before its bytes are written", Fate::Well, Planted::WordFirst),
     ("the words are those of an epoch before", Fate::Well, Planted::WordsOfBefore),
     ("a wave is done before its copies are", Fate::Well, Planted::FenceEarly),
+    ("a wave is done before its copies are, in turns", Fate::InTurns, Planted::FenceEarly),
     ("a rank commits before all are prepared", Fate::Well, Planted::CommitEarly),
     (
         "a rank that was held back commits what the others have given up",

@@ -9,7 +9,7 @@ use eplb_core::{ExpertId, Landing, LayerId, RankId, SlotId, Transfer};
 use shuttle::thread::spawn;
 
 use crate::engine::Engine;
-use crate::shared::{Shared, Ticket};
+use crate::shared::{Manner, Shared, Ticket};
 use crate::sync::yield_now;
 use crate::words::{Own, Ready, Words};
 use crate::world::{Decision, Fate, JUNK, Part, Planted, RANKS, WAVES, World};
@@ -127,6 +127,11 @@ impl Rank {
     }
 }
 
+/// How ranks pull.
+fn manner(fate: Fate) -> Manner {
+    Manner { turns: (fate == Fate::InTurns).then_some(RANKS), ..Manner::default() }
+}
+
 /// A whole exchange of all ranks.
 pub(crate) fn exchange(fate: Fate, planted: Planted) {
     let (world, words) = (Arc::new(World::new()), Words::new(RANKS));
@@ -137,7 +142,7 @@ pub(crate) fn exchange(fate: Fate, planted: Planted) {
         }
         let (engine, copies) = Engine::start(rank, world.clone(), planted);
         let signals = Own { words: words.clone(), rank };
-        let shared = Shared::new(RankId::at(rank), Box::new(engine.clone()), Box::new(signals), None);
+        let shared = Shared::new(RankId::at(rank), Box::new(engine.clone()), Box::new(signals), manner(fate));
         let served = shared.clone();
         let progress = spawn(move || served.serve());
         let rank = Rank { rank, world: world.clone(), shared, fate, planted };
@@ -145,7 +150,7 @@ pub(crate) fn exchange(fate: Fate, planted: Planted) {
     }
     let struck = parts[STRUCK].0.clone();
     let strike = spawn(move || match struck.fate {
-        Fate::Well => {}
+        Fate::Well | Fate::InTurns => {}
         Fate::GivesUp => struck.shared.abort("it gives up"),
         Fate::HeldBack => struck.world.abort(),
     });

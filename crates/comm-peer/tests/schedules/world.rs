@@ -15,6 +15,8 @@ pub(crate) const JUNK: u64 = 999;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Fate {
     Well,
+    /// Nothing, and ranks take turns at sources.
+    InTurns,
     /// One gives up at a moment that the schedule chooses.
     GivesUp,
     /// The others give up on one, which does not know and goes on when the schedule lets it.

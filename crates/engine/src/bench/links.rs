@@ -7,14 +7,15 @@ use std::time::{Duration, Instant};
 
 use eplb_comm::Place;
 use eplb_comm_nccl::{Backend, Options, Rendezvous, Sends};
+use eplb_comm_peer::{source_after_source, sources_in_turn};
 use eplb_core::{ExpertId, Landing, LayerId, ModelLayout, RankId, SlotId, Topology, Transfer};
 use eplb_cuda::{DeviceMemory, Puller};
 use eplb_exchange::ExchangePlan;
 
 use crate::error::EngineError;
 
-/// Copies per rank are repeated this often and the fastest counts.
-const ROUNDS: usize = 6;
+/// Copies per rank are repeated this often in each manner, and the fastest of all counts.
+const ROUNDS: usize = 3;
 
 /// Experts that a ring carries into each rank, as far as there are slots.
 const RING: usize = 64;
@@ -37,20 +38,56 @@ pub(super) enum Means {
     Sends,
 }
 
+/// In which order plain copies are enqueued, and where.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Manner {
+    /// As the plan has them, a stream for each source.
+    Planned,
+    /// The same, on streams of the sources.
+    PlannedAtSource,
+    /// Source after source, each rank beginning with another, on one stream.
+    Runs,
+    /// One from each source in turn, each rank beginning with another, on streams of the sources.
+    TurnsAtSource,
+}
+
+impl Manner {
+    /// All of them, in the order in which they are measured.
+    pub(super) const ALL: [Self; 4] = [Self::Planned, Self::PlannedAtSource, Self::Runs, Self::TurnsAtSource];
+
+    /// What it is called in reports.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Planned => "as planned",
+            Self::PlannedAtSource => "as planned, by the sources",
+            Self::Runs => "source after source",
+            Self::TurnsAtSource => "sources in turn, by the sources",
+        }
+    }
+
+    /// A rank's copies in this order.
+    fn arrange(self, mine: Vec<Transfer>, rank: RankId, ranks: usize) -> Vec<Transfer> {
+        match self {
+            Self::Planned | Self::PlannedAtSource => mine,
+            Self::Runs => source_after_source(mine, rank.index(), ranks),
+            Self::TurnsAtSource => sources_in_turn(mine, rank.index(), ranks),
+        }
+    }
+}
+
 /// What to copy.
 #[derive(Debug, Clone)]
 pub(super) struct Task {
     pub(super) transfers: Arc<[Transfer]>,
     pub(super) means: Means,
-    /// Whether, of ranks of one process, the sources' copy engines carry the bytes.
-    at_source: bool,
+    manner: Manner,
     pub(super) deadline: Instant,
 }
 
 impl Task {
-    /// The copies of round `round`: by the receivers' copy engines and by the sources', in turn. The best of all counts.
-    pub(super) fn new(transfers: &Arc<[Transfer]>, means: Means, round: usize, deadline: Instant) -> Self {
-        Self { transfers: transfers.clone(), means, at_source: round % 2 == 1, deadline }
+    /// Copies in a manner; sends have one of their own.
+    pub(super) fn new(transfers: &Arc<[Transfer]>, means: Means, manner: Manner, deadline: Instant) -> Self {
+        Self { transfers: transfers.clone(), means, manner, deadline }
     }
 }
 
@@ -92,8 +129,17 @@ fn ring(layers: usize, topology: &Topology) -> Vec<Transfer> {
 pub(super) struct Links {
     /// Between the pairs of a plan: bytes into the worst rank per second, in 10^9.
     pub(super) planned_gbps: f64,
+    /// The same in each manner of [`Manner::ALL`].
+    pub(super) by_manner: [f64; Manner::ALL.len()],
     /// Through one port, each way, in 10^9 bytes per second.
     pub(super) port_gbps: f64,
+}
+
+impl Links {
+    /// What each manner is called, and what it gave.
+    pub(super) fn manners(&self) -> Vec<(&'static str, f64)> {
+        Manner::ALL.map(Manner::name).into_iter().zip(self.by_manner).collect()
+    }
 }
 
 /// Measures both kinds of copies; `time` is how long the slowest rank took for a task, `None` where ranks cannot copy plainly.
@@ -104,22 +150,28 @@ pub(super) fn measure(
     (means, patience): (Means, Duration),
     mut time: impl FnMut(Task) -> Result<Option<Duration>, EngineError>,
 ) -> Result<Option<Links>, EngineError> {
-    let mut gbps = [0.0; 2];
+    let mut gbps = [[0.0; Manner::ALL.len()]; 2];
     for (gbps, which) in gbps.iter_mut().zip([Which::Planned, Which::Ring]) {
         let transfers = which.transfers(plan, topology);
         let busiest = Ports::of(transfers.iter(), layout, topology.ranks()).most_received();
-        let mut best: Option<Duration> = None;
-        for round in 0..ROUNDS {
-            let Some(worst) = time(Task::new(&transfers, means, round, Instant::now() + patience / 2))?
-            else {
-                return Ok(None);
-            };
-            best = Some(best.map_or(worst, |best| best.min(worst)));
+        let mut best = [Duration::MAX; Manner::ALL.len()];
+        // Round after round in all manners, so that what changes meanwhile befalls all alike.
+        for _ in 0..ROUNDS {
+            for (best, manner) in best.iter_mut().zip(Manner::ALL) {
+                let deadline = Instant::now() + patience / 2;
+                let Some(worst) = time(Task::new(&transfers, means, manner, deadline))? else {
+                    return Ok(None);
+                };
+                *best = worst.min(*best);
+            }
         }
-        let Some(best) = best.filter(|best| busiest > 0 && !best.is_zero()) else { return Ok(None) };
-        *gbps = busiest as f64 / best.as_secs_f64() / 1e9;
+        if busiest == 0 || best.iter().any(Duration::is_zero) {
+            return Ok(None);
+        }
+        *gbps = best.map(|best| busiest as f64 / best.as_secs_f64() / 1e9);
     }
-    Ok(Some(Links { planned_gbps: gbps[0], port_gbps: gbps[1] }))
+    let [planned, ring] = gbps.map(|gbps| gbps.into_iter().fold(0.0, f64::max));
+    Ok(Some(Links { planned_gbps: planned, by_manner: gbps[0], port_gbps: ring }))
 }
 
 /// Bytes over links through the ports of all ranks.
@@ -166,9 +218,15 @@ impl Plain for Puller {
     /// Each expert over its own link.
     fn copy(&mut self, task: &Task) -> Result<Duration, EngineError> {
         let rank = self.memory().rank();
-        self.use_streams(self.per_source(), task.at_source);
+        match task.manner {
+            Manner::Runs => self.use_one_stream(),
+            Manner::Planned => self.use_streams(self.per_source(), false),
+            Manner::PlannedAtSource | Manner::TurnsAtSource => self.use_streams(self.per_source(), true),
+        }
+        let mine = task.transfers.iter().filter(|transfer| transfer.dest == rank).copied().collect();
+        let mine = task.manner.arrange(mine, rank, self.ranks());
         let start = Instant::now();
-        for transfer in task.transfers.iter().filter(|transfer| transfer.dest == rank) {
+        for transfer in &mine {
             self.pull(transfer.source.index(), Place::source(transfer), Place::landing(transfer))?;
         }
         self.finish(task.deadline)?;

@@ -11,11 +11,13 @@ pub mod faults;
 mod gloo;
 pub mod interference;
 mod links;
+mod measure;
 #[cfg(target_os = "linux")]
 mod peers;
 mod placement;
 mod processes;
 mod ranks;
+mod report;
 mod threads;
 mod timeline;
 mod worker;
@@ -25,7 +27,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eplb_comm::{Carried, Memory, Timeline};
-use eplb_comm_nccl::{Launch, Served};
+use eplb_comm_nccl::Launch;
 use eplb_core::{ModelLayout, Placement, TensorLayout, Topology};
 use eplb_cuda::ipc::HandleKind;
 use eplb_exchange::{ExchangePlan, Limits};
@@ -35,28 +37,9 @@ pub use crowd::Crowded;
 use links::{Links, Ports};
 pub use placement::Moves;
 pub use ranks::{Carrier, Commit, DeviceGroup};
+pub use report::ExchangeReport;
 use threads::Threads;
 pub use timeline::{Table, Wait};
-
-/// What the threads for pulls are called, of all ranks of a process.
-const PULLING: &str = "peer-";
-
-/// Exchanges over which the processor time of threads is taken.
-const MOST_LOOKS: usize = 64;
-
-/// How long threads that have nothing to do are looked at.
-const REST: Duration = Duration::from_millis(100);
-
-/// Processor time of each of `ranks` threads for pulls over that in which exchanges ran, and of a rest that follows.
-fn pulling_cpu((taken, time): (Duration, Duration), ranks: usize) -> Option<(f64, f64)> {
-    let before = cpu::taken(PULLING)?;
-    let begin = Instant::now();
-    std::thread::sleep(REST);
-    let idle = cpu::taken(PULLING)?.saturating_sub(before);
-    let share =
-        |taken: Duration, time: Duration| taken.as_secs_f64() / time.as_secs_f64().max(1e-9) / ranks as f64;
-    Some((share(taken, time), share(idle, begin.elapsed())))
-}
 
 /// What a fast link carries in a nanosecond.
 const LINK_BYTES_PER_NS: u128 = 300;
@@ -132,80 +115,11 @@ pub struct ExchangeBench {
     pub nodes: usize,
     /// Most bytes per second into a rank, in 10^9, with `peer` on devices; `None`: as fast as it goes.
     pub max_gbps: Option<f64>,
+    /// Whether ranks take turns at sources, with `peer` on devices; `None`: the backend's default.
+    pub turns: Option<bool>,
     /// Where to write what happened when in the last exchange, one line per moment; ranks that are processes add their number to the
     /// name. `None`: it is not recorded.
     pub timeline: Option<PathBuf>,
-}
-
-/// What was measured. Milliseconds run from the submission to the commit on the slowest rank, agreement included.
-#[derive(Debug, Clone, PartialEq)]
-pub struct ExchangeReport {
-    /// Bytes that each backend carried over links in all exchanges.
-    pub carried_bytes: Vec<(&'static str, u64)>,
-    /// Bytes that had to be carried.
-    pub planned_bytes: u64,
-    /// The first exchange of all.
-    pub ms_first: f64,
-    /// Median of the measured ones.
-    pub ms_median: f64,
-    /// Least of the measured ones.
-    pub ms_min: f64,
-    /// Each measured one.
-    pub ms: Vec<f64>,
-    /// Bytes over links into the rank that gets most, in the last exchange.
-    pub bytes_worst_rank: u64,
-    /// The same per second of the median, in 10^9 bytes.
-    pub gbps_worst_rank: f64,
-    /// Staging per rank.
-    pub staging_bytes: usize,
-    /// Waves of the last exchange.
-    pub waves: usize,
-    /// Transfers over links of the last exchange, and those of them that passed through staging.
-    pub moves: usize,
-    /// Of them through staging.
-    pub staged: usize,
-    /// Whether every byte of every slot was right after the first and the last exchange.
-    pub verified: bool,
-    /// Bytes found wrong.
-    pub bytes_wrong: u64,
-    /// Plain copies between the same pairs, all at once: bytes into the worst rank per second, 10^9. `None` if they could not
-    /// be measured.
-    pub link_gbps: Option<f64>,
-    /// Bytes over links through the busiest port, either way, in the last exchange.
-    pub bytes_busiest_port: u64,
-    /// What a port gives each way while every rank copies from one neighbour, 10^9 bytes per second. `None` as above.
-    pub port_gbps: Option<f64>,
-    /// The same by plain sends of NCCL in messages as the exchange has them, over a communicator with the same options. `None` unless
-    /// they were asked for, or are all that there is.
-    pub sends_gbps: Option<f64>,
-    /// Steps of the slowest measured exchange.
-    pub steps: u64,
-    /// Longest call of `step()`, microseconds.
-    pub stall_us_max: f64,
-    /// Bytes of device memory that starting the communicators took, NCCL's own included and staging not, on the rank where it
-    /// was most; `None` on host memory.
-    pub device_bytes: Option<u64>,
-    /// Bytes of device memory beside slots and staging that are our own, where messages are gathered and lists of copies stand, on the rank
-    /// that has most; `None` on host memory.
-    pub pool_bytes: Option<u64>,
-    /// What the server beside did, by rank; empty without one.
-    pub served: Vec<Served>,
-    /// What cooperative kernels beside did, by rank; empty without them.
-    pub crowded: Vec<Crowded>,
-    /// After how many exchanges every byte was checked.
-    pub checks: usize,
-    /// Processor time that a rank's thread for pulls took while exchanges ran, over their time; and over the time of a rest after them.
-    /// `None` where there are no such threads.
-    pub pull_cpu: Option<(f64, f64)>,
-    /// Where the time of the last exchange went, on the ranks of this process; `None` if it was not recorded.
-    pub times: Option<Table>,
-}
-
-impl ExchangeReport {
-    /// The least time in which ports could have carried the last exchange, in milliseconds: the busiest one's bytes over what a port gives.
-    pub fn ms_bound(&self) -> Option<f64> {
-        self.port_gbps.map(|gbps| self.bytes_busiest_port as f64 / gbps / 1e6)
-    }
 }
 
 impl ExchangeBench {
@@ -310,96 +224,6 @@ impl ExchangeBench {
         let Setup { topology, layout, limits, .. } = setup;
         let new = self.moves.apply(now, topology, round as u64)?;
         Ok(ExchangePlan::new(now, &new, topology, layout, None, limits)?)
-    }
-
-    fn measure(&self, team: &mut dyn Team, setup: &Setup) -> Result<ExchangeReport, EngineError> {
-        let Setup { topology, layout, limits, start, .. } = setup;
-        let mut placement = start.clone();
-        team.fill()?;
-        let mut ms = Vec::new();
-        let (mut bytes_wrong, mut planned_bytes, mut steps, mut stall) = (0, 0, 0, Duration::ZERO);
-        let mut last = None;
-        let mut before = vec![Carried::default(); self.ranks];
-        let rounds = self.warmup + self.iterations;
-        let (mut links, mut sends) = (None, None);
-        let begin = Instant::now();
-        let (mut times, mut checks) = (None, 0);
-        let (mut moving, mut here) = ((Duration::ZERO, Duration::ZERO), 1);
-        for round in 0..rounds {
-            let plan = Arc::new(self.plan(setup, &placement, round)?);
-            placement = plan.target().clone();
-            planned_bytes += plan.totals().link_bytes;
-            // Looking takes a while: the first of many exchanges speak for all.
-            let looks = (self.warmup..self.warmup + MOST_LOOKS).contains(&round);
-            let cpu_before = looks.then(|| cpu::taken(PULLING)).flatten();
-            let done = team.exchange(&plan, topology)?;
-            ms.push(done.time.as_secs_f64() * 1e3);
-            if round >= self.warmup {
-                steps = steps.max(done.steps);
-                stall = stall.max(done.stall);
-            }
-            before = done.carried;
-            let over = self.time.is_some_and(|time| round >= self.warmup && begin.elapsed() >= time);
-            let ends = over || round + 1 == rounds;
-            if let Some(before) = cpu_before
-                && let Some(now) = cpu::taken(PULLING)
-            {
-                moving = (moving.0 + now.saturating_sub(before), moving.1 + done.time);
-            }
-            if let (true, Some(path)) = (ends, &self.timeline) {
-                times = Some(timeline::take(path, &done.timelines)?);
-            }
-            here = done.here;
-            if round == 0 || ends || self.check_every.is_some_and(|every| (round + 1) % every.max(1) == 0) {
-                bytes_wrong += team.check()?;
-                checks += 1;
-            }
-            if ends {
-                sends = team.links(&plan, topology, links::Means::Sends)?;
-                links = team.links(&plan, topology, links::Means::Copies)?.or(sends);
-            }
-            last = Some(plan);
-            if ends {
-                break;
-            }
-        }
-        let pull_cpu = pulling_cpu(moving, here);
-        let Some(last) = last else { return Err(EngineError::Options("nothing was measured".into())) };
-        let ports = ports(&last, layout, self.ranks);
-        let bytes_worst_rank = ports.most_received();
-        let measured = ms[self.warmup..].to_vec();
-        let mut sorted = measured.clone();
-        sorted.sort_by(f64::total_cmp);
-        let ms_median = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
-        Ok(ExchangeReport {
-            carried_bytes: vec![(team.backend(), before.iter().map(|carried| carried.link_bytes).sum())],
-            planned_bytes,
-            ms_first: ms[0],
-            ms_median,
-            ms_min: sorted[0],
-            ms: measured,
-            bytes_worst_rank,
-            gbps_worst_rank: bytes_worst_rank as f64 / ms_median / 1e6,
-            staging_bytes: limits.staging_bytes,
-            waves: last.waves().len(),
-            moves: last.totals().moves,
-            staged: last.totals().staged,
-            verified: bytes_wrong == 0,
-            bytes_wrong,
-            link_gbps: links.map(|links| links.planned_gbps),
-            sends_gbps: sends.map(|links| links.planned_gbps),
-            bytes_busiest_port: ports.busiest(),
-            port_gbps: links.map(|links| links.port_gbps),
-            steps,
-            stall_us_max: stall.as_secs_f64() * 1e6,
-            device_bytes: None,
-            pool_bytes: None,
-            served: Vec::new(),
-            crowded: Vec::new(),
-            checks,
-            pull_cpu,
-            times,
-        })
     }
 }
 

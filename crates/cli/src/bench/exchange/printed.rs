@@ -1,0 +1,149 @@
+//! What is printed of an exchange bench.
+
+use std::time::Duration;
+
+use eplb_comm_nccl::Served;
+use eplb_engine::bench::{Crowded, ExchangeBench, ExchangeReport};
+use serde_json::{Value, json};
+
+use super::{BackendArg, Exchange};
+use crate::output::{Failure, number, optional};
+
+/// Wrong bytes, or bytes that something else carried, are failures.
+pub(in crate::bench) fn check(report: &ExchangeReport) -> Result<(), Failure> {
+    let carried: u64 = report.carried_bytes.iter().map(|(_, bytes)| bytes).sum();
+    if !report.verified {
+        return Err(Failure::Run(format!("{} bytes are wrong after the exchange", report.bytes_wrong)));
+    }
+    if carried != report.planned_bytes {
+        return Err(Failure::Run(format!(
+            "{carried} bytes were carried, {} were planned",
+            report.planned_bytes
+        )));
+    }
+    Ok(())
+}
+
+/// Microseconds of the rank where a time was longest.
+fn worst(report: &ExchangeReport, of: impl Fn(&Served) -> Duration) -> Option<f64> {
+    report.served.iter().map(of).max().map(|time| time.as_secs_f64() * 1e6)
+}
+
+pub(in crate::bench) fn backend(args: &Exchange) -> &'static str {
+    match args.backend {
+        BackendArg::Local => "local",
+        BackendArg::Gloo => "gloo",
+        BackendArg::Nccl => "nccl",
+        BackendArg::Pynccl => "pynccl",
+        BackendArg::Peer => "peer",
+    }
+}
+
+/// Of `peer`, what the communicators call themselves, so that host memory is never taken for devices.
+fn carried_by(report: &ExchangeReport, args: &Exchange) -> &'static str {
+    match args.backend {
+        BackendArg::Peer => report.carried_bytes.first().map_or("peer", |(name, _)| name),
+        _ => backend(args),
+    }
+}
+
+pub(in crate::bench) fn object(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Value {
+    let carried: serde_json::Map<String, Value> =
+        report.carried_bytes.iter().map(|&(name, bytes)| (name.to_owned(), json!(bytes))).collect();
+    let mut object = json!({
+        "backend": carried_by(report, args),
+        "carried_bytes": carried,
+        "placement": bench.moves.to_string(),
+        "ranks": bench.ranks,
+        "processes": args.processes,
+        "ms_median": number(report.ms_median),
+        "ms_min": number(report.ms_min),
+        "ms_first": number(report.ms_first),
+        "ms": report.ms.iter().take(32).copied().map(number).collect::<Vec<_>>(),
+        "bytes_worst_rank": report.bytes_worst_rank,
+        "gbps_worst_rank": number(report.gbps_worst_rank),
+        "staging_bytes": report.staging_bytes,
+        "pool_bytes": report.pool_bytes,
+        "device_bytes": report.device_bytes,
+        "waves": report.waves,
+        "moves": report.moves,
+        "staged": report.staged,
+        "verified": report.verified,
+        "checksums": bench.checksums,
+        "link_gbps": optional(report.link_gbps),
+        "link_share": optional(report.link_gbps.map(|link| report.gbps_worst_rank / link)),
+        "link_manners": report.link_manners.iter().map(|&(name, gbps)| (name.to_owned(), number(gbps)))
+            .collect::<serde_json::Map<String, Value>>(),
+        "bytes_busiest_port": report.bytes_busiest_port,
+        "port_gbps": optional(report.port_gbps),
+        "ms_bound": optional(report.ms_bound()),
+        "bound_share": optional(report.ms_bound().map(|bound| bound / report.ms_median)),
+        "sends_gbps": optional(report.sends_gbps),
+        "sends_share": optional(report.sends_gbps.map(|sends| report.gbps_worst_rank / sends)),
+        "nodes": bench.nodes,
+        "max_gbps": optional(bench.max_gbps),
+        "pull_cpu_moving": optional(report.pull_cpu.map(|(moving, _)| moving)),
+        "pull_cpu_idle": optional(report.pull_cpu.map(|(_, idle)| idle)),
+        "steps": report.steps,
+        "stall_us_max": number(report.stall_us_max),
+        "min_ctas": bench.config.min_ctas,
+        "max_ctas": bench.config.max_ctas,
+        "iters": report.ms.len(),
+        "checks": report.checks,
+    });
+    if let (Value::Object(all), Value::Object(more)) = (&mut object, beside(bench, report, args)) {
+        all.extend(more);
+    }
+    object
+}
+
+/// What ran beside.
+fn beside(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Value {
+    let crowded = |of: fn(&Crowded) -> f64| optional(report.crowded.iter().map(of).reduce(f64::max));
+    json!({
+        "launch": if args.launch_in_steps { "steps" } else { "thread" },
+        "lent": args.lent,
+        "beside_bytes": bench.beside_bytes,
+        "beside_steps": report.served.iter().map(|served| served.steps).max(),
+        "beside_ms_worst": optional(worst(report, |served| served.worst).map(|us| us / 1e3)),
+        "launch_us": optional(worst(report, |served| served.launch_worst)),
+        "crowd_launches": report.crowded.iter().map(|crowded| crowded.launches).min(),
+        "crowd_blocks": report.crowded.iter().map(|crowded| crowded.blocks).max(),
+        "crowd_ms_worst": crowded(|crowded| crowded.worst.as_secs_f64() * 1e3),
+    })
+}
+
+pub(super) fn text(report: &ExchangeReport, args: &Exchange) -> String {
+    let link = report.link_gbps.map_or(String::new(), |link| {
+        format!(", {:.0}% of the {link:.1} GB/s of plain copies", 100.0 * report.gbps_worst_rank / link)
+    });
+    let bound = report.ms_bound().map_or(String::new(), |bound| {
+        format!(
+            "busiest port: {:.2} GB, at least {bound:.2} ms at the {:.1} GB/s that it gives alone, {:.0}% of the time taken\n",
+            report.bytes_busiest_port as f64 / 1e9,
+            report.port_gbps.unwrap_or(0.0),
+            100.0 * bound / report.ms_median
+        )
+    });
+    format!(
+        "{} {} on {} ranks: {:.2} ms (median; least {:.2}, first {:.2}), {:.1} GB/s into the worst rank{link}\n\
+         {bound}\
+         {} moves, {} staged, {} waves, staging {} MiB; {}\n",
+        carried_by(report, args),
+        args.placement,
+        args.ranks,
+        report.ms_median,
+        report.ms_min,
+        report.ms_first,
+        report.gbps_worst_rank,
+        report.moves,
+        report.staged,
+        report.waves,
+        report.staging_bytes >> 20,
+        if report.verified {
+            "every byte right".into()
+        } else {
+            format!("{} BYTES WRONG", report.bytes_wrong)
+        },
+    )
+}
