@@ -2,11 +2,11 @@
 # stopped or killed in the middle of an exchange.
 if [ "$ranks" -ge 2 ]; then
   heading
-  [ -n "$quick" ] || longer 'peer: random and plan between processes, other stagings and limits, 50,000 exchanges, a rank that is killed' || true
+  [ -n "$quick" ] || longer 'peer: other stagings and limits, 50,000 exchanges, a rank that is killed' || true
   # An option may be given once: how many exchanges is said by each line.
   full="--backend peer --ranks $ranks"
   [ -z "$quick" ] || full="$full --layers 2"
-  for placement in few2 shift $([ -z "$long" ] || echo random plan); do
+  for placement in few2 shift $([ -n "$quick" ] || echo random plan); do
     # shellcheck disable=SC2086
     exchange 8 processes $full --iters 6 --processes --placement $placement --timeline "$out/peer.$placement"
   done
