@@ -160,3 +160,34 @@ impl Pool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use eplb_core::{ModelLayout, TensorLayout};
+
+    use super::*;
+    use crate::fence::Fence;
+    use crate::host::HostMemory;
+
+    #[test]
+    fn an_abort_is_over_when_the_last_thread_is_done_with_the_rank() {
+        let layout = Arc::new(ModelLayout::new(vec![vec![TensorLayout::contiguous("w", 8)]]).unwrap());
+        let memory =
+            |rank: usize| HostMemory::new(RankId::at(rank), layout.clone(), rank..rank + 1, 0).unwrap();
+        let pool = Pool::new(vec![memory(0), memory(1)], 2);
+        // Two threads copy for rank 0, one for rank 1.
+        for (rank, running) in [(0, 2), (1, 1)] {
+            pool.lock().ports[rank].running = running;
+        }
+        let quiet: Vec<Fence> = (0..2).map(|rank| pool.abort(RankId(rank))).collect();
+        let passed = || [0, 1].map(|rank: usize| quiet[rank].poll().unwrap());
+        assert_eq!(passed(), [false, false]);
+        pool.finished(RankId(0));
+        assert_eq!(passed(), [false, false], "another thread may still write its slots");
+        pool.finished(RankId(1));
+        assert_eq!(passed(), [false, true]);
+        pool.finished(RankId(0));
+        assert_eq!(passed(), [true, true]);
+        assert_eq!(pool.abort(RankId(0)).poll(), Ok(true), "nothing runs any more");
+    }
+}
