@@ -2,6 +2,8 @@
 
 mod alone;
 mod control;
+#[cfg(target_os = "linux")]
+mod corners;
 mod ends;
 mod group;
 mod halves;
