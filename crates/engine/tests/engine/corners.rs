@@ -43,7 +43,7 @@ fn communicators_made_anew_leave_nothing_in_the_store() {
     let transport = Arc::new(PeerTransport);
     let threads = Threads { ranks: 2, store: Arc::new(store), transport };
     let barrier = Barrier::new(2);
-    threads.run(|rank: RankId| {
+    let left = threads.run(|rank: RankId| {
         let (engine, _) = threads.engine(rank, config());
         for anew in 1..=4 {
             engine.quiesce(LONG).unwrap();
@@ -52,12 +52,14 @@ fn communicators_made_anew_leave_nothing_in_the_store() {
             until("the next meeting", || meetings.ended.load(Ordering::SeqCst) == 2 * (1 + anew));
             barrier.wait();
         }
-        if rank.0 == 0 {
-            // Epoch, `comm`, number of the meeting.
-            let keys = meetings.keys.lock().unwrap();
-            let left: BTreeSet<&str> = keys.iter().filter_map(|key| key.split('/').nth(2)).collect();
-            assert_eq!(left.len(), 1, "{keys:?}");
-        }
+        let keys = meetings.keys.lock().unwrap().clone();
+        // Before either leaves, and takes what is left with it.
         barrier.wait();
+        keys
     });
+    for keys in left {
+        // Epoch, `comm`, number of the meeting.
+        let meetings: BTreeSet<&str> = keys.iter().filter_map(|key| key.split('/').nth(2)).collect();
+        assert_eq!(meetings.len(), 1, "{keys:?}");
+    }
 }
