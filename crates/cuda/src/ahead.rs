@@ -115,17 +115,6 @@ impl CommitLists {
         }
     }
 
-    /// Makes the calls that a commit makes, an event, a wait and a launch, with nothing to do and on a stream of ours: a thread that has made them lately makes
-    /// them in a tenth of the time.
-    ///
-    /// # Errors
-    /// The driver refused.
-    pub fn touch(&self) -> Result<(), CudaError> {
-        let uploads = self.block.uploads();
-        self.kernels.commit_nothing(uploads)?;
-        self.events.record(uploads, self.block.rank())?.order(uploads)
-    }
-
     /// Behind the maps that were sent ahead before.
     fn send(&self, spare: &Spare, bytes: usize) -> Result<Arc<CudaFence>, CudaError> {
         let uploads = self.block.uploads();

@@ -162,17 +162,6 @@ impl Kernels {
         unsafe { start(&self.commit, stream, shape, &mut args) }
     }
 
-    /// A commit of nothing: one block, which ends at once.
-    ///
-    /// # Errors
-    /// The driver refused.
-    pub fn commit_nothing(&self, stream: &CudaStream) -> Result<(), CudaError> {
-        let (none, zero, shape) = (0u64, 0u32, Shape { blocks: 1, threads: THREADS, shared: 0 });
-        let mut args = [arg(&none), arg(&zero), arg(&none), arg(&none), arg(&zero)];
-        // SAFETY: as in `record`; with no entries and no words the kernel reads and writes nothing.
-        unsafe { start(&self.commit, stream, shape, &mut args) }
-    }
-
     /// Adds the checksums of parts to `sums`, an address of 64-bit numbers that are 0 before:
     /// [`eplb_comm::kernels::checksum`](fn@eplb_comm::kernels::checksum). An empty list launches nothing.
     ///

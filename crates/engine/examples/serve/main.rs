@@ -7,8 +7,8 @@
 //!
 //! With `--gpu peer` (or `nccl`, `nccl-steps`, `pynccl`) each rank has a CUDA device: slots and maps lie there, and passes run on two streams of
 //! it. With `--processes 1` each such rank is a process. `--rounds` ends it after so many rounds, `--storm 0.04` fails each wave on each rank with that
-//! chance, `--quiesce` and `--reform` do so every so many steps, `--hook 1` derives a tensor after each commit, `--stand-by 50` has
-//! the engine's thread make commits for steps, `--moves` limits what a round moves, and `--moment` is how many steps other experts are popular for.
+//! chance, `--quiesce` and `--reform` do so every so many steps, `--hook 1` derives a tensor after each commit,
+//! `--moves` limits what a round moves, and `--moment` is how many steps other experts are popular for.
 //!
 //! Prints the time of a step with and without balancing (each token and choice takes `--token-us` on the device of the rank
 //! that serves it, so a rank with more tokens is slower), what the rounds did, and how long steps stood in the engine.
@@ -101,7 +101,6 @@ fn serve(
         sample_ms: (options.interval_ms / 4).max(1),
         poll_ms: (options.interval_ms / 4).clamp(1, 5),
         margin: options.margin,
-        stand_by_us: options.stand_by,
         ..EngineConfig::default()
     };
     config.budget.moves = options.moves;

@@ -33,8 +33,6 @@ pub(crate) struct Options {
     pub(crate) reform: Option<u64>,
     /// Whether a tensor is derived from weights after commits.
     pub(crate) hook: bool,
-    /// Microseconds that steps wait for the engine's thread to make their commits.
-    pub(crate) stand_by: u64,
     /// What carries experts between devices; none: host memory.
     pub(crate) gpu: Option<String>,
     /// Size of an expert on a device.
@@ -96,7 +94,6 @@ pub(crate) fn options() -> Result<Options, String> {
         quiesce: None,
         reform: None,
         hook: false,
-        stand_by: 0,
         gpu: None,
         expert_kib: 256,
         processes: false,
@@ -126,7 +123,6 @@ pub(crate) fn options() -> Result<Options, String> {
             "--margin" => options.margin = number()?,
             "--quiesce" => options.quiesce = Some(number()?.max(1)),
             "--reform" => options.reform = Some(number()?.max(1)),
-            "--stand-by" => options.stand_by = number()?,
             "--hook" => options.hook = number()? > 0,
             "--interval-ms" => options.interval_ms = number()?,
             _ => return Err(format!("{name} is not known")),

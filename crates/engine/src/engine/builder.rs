@@ -2,7 +2,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use eplb_comm::Stream;
 use eplb_comm::host::HostMemory;
@@ -275,11 +274,7 @@ impl Builder {
         if let Some(path) = &config.load_window {
             load_window(path, &sets[0])?;
         }
-        let on_server = hook.is_some() || world.transport().is_some_and(Transport::launches_in_steps);
-        let stand_by = Duration::from_micros(config.stand_by_us);
-        let stands_in = (device.is_some() && !on_server && !stand_by.is_zero()).then_some(stand_by);
-        let shared = Shared::new(config, deadlines, (rank, world_size), sets, lanes);
-        let shared = Arc::new(Shared { stands_in, ..shared });
+        let shared = Arc::new(Shared::new(config, deadlines, (rank, world_size), sets, lanes));
         let World::Group { store, transport, .. } = world else {
             return Ok(Engine { shared, thread: Mutex::new(None) });
         };

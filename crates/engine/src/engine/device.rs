@@ -97,11 +97,6 @@ impl DeviceAhead {
         entries(maps).map_or(Ok(None), |entries| self.maps.upload(&entries))
     }
 
-    /// Makes the driver's calls of a commit, with nothing to do, on a stream of ours.
-    pub(super) fn touch(&self) -> Result<(), CudaError> {
-        self.commits.as_ref().map_or(Ok(()), |lists| lists.touch())
-    }
-
     /// Sends a commit ahead, behind the maps that may go with it.
     pub(super) fn lay_out(
         &self,

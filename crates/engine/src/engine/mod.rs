@@ -54,8 +54,6 @@ mod running;
 mod shared;
 mod slots;
 mod spans;
-mod stand_in;
-mod standing_by;
 mod state;
 mod step;
 mod stream;

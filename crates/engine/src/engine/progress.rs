@@ -153,7 +153,6 @@ impl Progress {
     }
 
     fn carry_out(&mut self, order: Order) -> Result<(), EngineError> {
-        self.leave();
         match order {
             Order::Cancel(why) => {
                 self.cancel(why);
@@ -387,9 +386,7 @@ impl Progress {
     /// Sleeps between two looks at an exchange: shortly while something happens.
     pub(super) fn rest(&mut self, something_happened: bool) {
         self.pause = if something_happened { SHORTEST_PAUSE } else { (self.pause * 2).min(LONGEST_PAUSE) };
-        if !self.stand_by() {
-            std::thread::sleep(self.pause);
-        }
+        std::thread::sleep(self.pause);
     }
 }
 

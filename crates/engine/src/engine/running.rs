@@ -37,8 +37,6 @@ pub(super) struct Running {
     phase: Option<Shown>,
     shown: Shown,
     wanted: Option<Wanted>,
-    /// Since when the thread stands by for the boundary that comes next, and which it is.
-    pub(super) stands: Option<Instant>,
 }
 
 impl Running {
@@ -87,7 +85,6 @@ impl Progress {
             phase: None,
             shown,
             wanted: None,
-            stands: None,
         };
         if running.plan.dry {
             return self.end(running, RoundOutcome::DryRun, 0);
@@ -183,7 +180,6 @@ impl Progress {
                 drop(shared.on(Event::Phase { phase, wave, agreed }));
             }
             changed |= phase == Phase::Moving;
-            self.look_ahead(phase, agreed);
             if let (Phase::Committing, Some(step)) = (phase, agreed) {
                 self.commit_at_rest(step)?;
             }
@@ -210,7 +206,6 @@ impl Progress {
 
     /// The exchange under way is over.
     fn over(&mut self, ended: Ended) -> Result<(), EngineError> {
-        self.leave();
         let Some(running) = self.running.take() else { return Ok(()) };
         let shared = self.shared.clone();
         let waves = running.waves.waves().len();
@@ -340,7 +335,6 @@ impl Progress {
     /// Gives up the exchange under way, if any, without the others. Its copies have ended when this returns, or
     /// [`LONGEST_HALT`] is over.
     pub(super) fn abandon(&mut self, why: &str) {
-        self.leave();
         self.running = None;
         let shared = self.shared.clone();
         let left = {

@@ -23,7 +23,6 @@ use super::meters::Meters;
 use super::record::Counters;
 use super::report::Report;
 use super::slots::Slots;
-use super::stand_in::StandIn;
 use super::state::{Event, Misfit, State};
 use super::stream::Hooked;
 use super::window::Window;
@@ -129,18 +128,6 @@ pub(super) struct Shared {
     /// Streams that the server gave last.
     pub(super) given: Given,
     pub(super) meters: Meters,
-    /// How long a step waits for the progress thread to take its boundary over; `None`: that never does.
-    pub(super) stands_in: Option<Duration>,
-    pub(super) stand_in: StandIn,
-    /// What a step asks of it.
-    pub(super) errand: Mutex<Errand>,
-}
-
-/// A boundary that a step has somebody else carry out, and what came of it.
-#[derive(Debug, Default)]
-pub(super) struct Errand {
-    pub(super) id: u64,
-    pub(super) outcome: Option<Result<(), EngineError>>,
 }
 
 /// Locks a mutex that only guards whole values: no panic leaves them half changed.
@@ -168,9 +155,6 @@ impl Shared {
             desk: Desk::new(),
             given: Given::default(),
             meters: Meters::default(),
-            stands_in: None,
-            stand_in: StandIn::default(),
-            errand: Mutex::default(),
         }
     }
 

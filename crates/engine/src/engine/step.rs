@@ -1,15 +1,15 @@
 //! The forward path: what a step costs, and what it commits.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::Engine;
 use super::handover::began_before;
-use super::shared::{BARRED, EXCHANGE, Errand, Lane, PUBLISH, Shared, lock};
+use super::shared::{BARRED, EXCHANGE, Lane, PUBLISH, Shared, lock};
 use crate::error::EngineError;
 
 /// Streams that a server has vouched for.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Streams<'a>(&'a [u64]);
+struct Streams<'a>(&'a [u64]);
 
 impl Engine {
     /// To be called before each forward pass, by one thread at a time, with ids that rise strictly and are the same on all
@@ -84,10 +84,7 @@ impl Shared {
         let span = tracing::trace_span!("boundary", rank = self.rank.0, step = id);
         #[cfg(unix)]
         let _range = eplb_cuda::nvtx::Range::new(c"eplb boundary");
-        let result = span.in_scope(|| match streams {
-            None => self.by_stand_in(id).unwrap_or_else(|| self.boundary(Some(id), None)),
-            Some(_) => self.boundary(Some(id), streams),
-        });
+        let result = span.in_scope(|| self.boundary(Some(id), streams));
         self.meters.stall(start.elapsed());
         // A refusal while an epoch is formed says nothing new of the engine.
         if let Err(error) = &result
@@ -99,20 +96,6 @@ impl Shared {
             self.fail(error.to_string());
         }
         result
-    }
-
-    /// Has the thread that stands by carry the boundary out; `None`: nobody does.
-    fn by_stand_in(&self, id: u64) -> Option<Result<(), EngineError>> {
-        let until = Instant::now() + self.stands_in?;
-        let write = || *lock(&self.errand) = Errand { id, outcome: None };
-        if !self.stand_in.ask(write, || Instant::now() < until) {
-            return None;
-        }
-        let panicked = || {
-            let cause = "the thread that stood in for a step panicked".to_owned();
-            Err(EngineError::Panicked { rank: self.rank, cause })
-        };
-        Some(lock(&self.errand).outcome.take().unwrap_or_else(panicked))
     }
 
     #[cold]
@@ -144,7 +127,7 @@ impl Shared {
     }
 
     /// A step boundary, before step `id` or while the rank is idle.
-    pub(super) fn boundary(&self, id: Option<u64>, streams: Option<Streams<'_>>) -> Result<(), EngineError> {
+    fn boundary(&self, id: Option<u64>, streams: Option<Streams<'_>>) -> Result<(), EngineError> {
         let mut core = lock(&self.core);
         let core = &mut *core;
         for lane in &mut core.lanes {
@@ -184,7 +167,7 @@ impl Shared {
         if core.moving.is_none() {
             self.clear(EXCHANGE | PUBLISH);
         }
-        let held: Duration = core.lanes.iter().map(|lane| lane.driver.held().time).sum();
+        let held: std::time::Duration = core.lanes.iter().map(|lane| lane.driver.held().time).sum();
         self.meters.held(held);
         Ok(())
     }

@@ -100,8 +100,8 @@ fn ranges(log: &Log) -> Vec<String> {
     found
 }
 
-/// What one rank's own thread, which serves passes, or one that stands in for it, enqueued for the engine: only on the first of its streams, behind the
-/// second, which waits for it in turn.
+/// What one rank's own thread, which serves passes, enqueued for the engine, and whatever any thread enqueued on its streams: writes only on the first of
+/// them, behind the second, which waits for it in turn.
 fn of_rank(served: &[Call], rank: &Call) -> Vec<String> {
     let (thread, lead, other) = (rank.text("thread"), rank.text("lead"), rank.text("other"));
     let mut found = Vec::new();

@@ -106,7 +106,6 @@ fn serving_on_the_fakes() {
         sample_ms: 1,
         poll_ms: 1,
         margin: 64,
-        stand_by_us: number("stand_by_us", 0),
         ..EngineConfig::default()
     };
     config.budget.moves = Some(12);

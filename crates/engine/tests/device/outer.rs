@@ -99,30 +99,6 @@ fn staged_commits_go_between_passes_and_waves_that_fail_leave_no_trace() {
     assert!(run.log.0.iter().any(|call| call.text("kernel") == "eplb_commit"));
 }
 
-/// Commits on the first streams of ranks: by the threads that serve passes, and by others.
-fn commits_by(run: &Run) -> (usize, usize) {
-    let of = |word| run.log.0.iter().filter(|call| call.name == "rank").map(move |call| call.text(word));
-    let (servers, leads): (Vec<_>, Vec<_>) = (of("thread").collect(), of("lead").collect());
-    let commits = run.log.0.iter().filter(|call| call.text("kernel") == "eplb_commit");
-    let (own, others): (Vec<_>, Vec<_>) = commits
-        .filter(|call| leads.contains(&call.text("stream")))
-        .partition(|call| servers.contains(&call.text("thread")));
-    (own.len(), others.len())
-}
-
-#[test]
-fn commits_are_made_by_a_thread_that_stands_by() {
-    // It is waited for as long as it takes on a machine that is busy.
-    for (slots, storm) in [(64, " storm=0.1"), (72, "")] {
-        let run = serve(&format!("slots={slots} rounds={} stand_by_us=60000000{storm}", rounds()), 200, None);
-        assert_right(&run);
-        let (_, others) = commits_by(&run);
-        assert!(run.moved > 0 && others > 0, "{others}: {}", run.said);
-    }
-    let (own, others) = commits_by(&serve("slots=64 rounds=2", 0, None));
-    assert!(own > 0 && others == 0, "{own} and {others}");
-}
-
 #[test]
 fn commits_are_copies_where_there_are_no_kernels() {
     let run = serve("slots=64 rounds=4 kernels=no", 100, None);

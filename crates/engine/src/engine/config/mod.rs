@@ -61,10 +61,6 @@ pub struct EngineConfig {
     pub margin: u64,
     /// Milliseconds between two looks of the progress thread while nothing moves. Default 20.
     pub poll_ms: u64,
-    /// Microseconds that a step waits for the progress thread to take a boundary over that has something to do on a device. That thread then stands by without
-    /// a pause, on a processor that has just spoken with the driver; 50 is enough for it. Not where a hook runs after commits, or steps launch waves: both belong
-    /// on the server's thread. Default 0: steps do it themselves.
-    pub stand_by_us: u64,
     /// Versions of the maps that are remembered, for counts that come late. Default 64.
     pub remembered_maps: usize,
     /// What the host wants to be the same on all ranks beside what is compared anyway: versions of itself and its model.
@@ -145,7 +141,6 @@ impl Default for EngineConfig {
             drain_floor: eplb_exchange::plan::DEFAULT_DRAIN_FLOOR,
             margin: 8,
             poll_ms: 20,
-            stand_by_us: 0,
             remembered_maps: 64,
             versions: String::new(),
             deadlines: BTreeMap::new(),

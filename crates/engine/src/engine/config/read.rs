@@ -88,7 +88,6 @@ pub const KEYS: &[(&str, Kind)] = &[
     ("drain_floor", Kind::Number),
     ("margin", Kind::Whole),
     ("poll_ms", Kind::Whole),
-    ("stand_by_us", Kind::Whole),
     ("remembered_maps", Kind::Whole),
     ("versions", Kind::Text),
 ];
