@@ -10,6 +10,8 @@ REPORT := target/report.html
 # Where cargo puts what it builds.
 DEBUG := $(abspath $(or $(CARGO_TARGET_DIR),target))/debug
 
+PYTHON_TESTS = PYTHONPATH=bindings/python python3 -m unittest discover -s bindings/python/tests
+
 .PHONY: help run report test test-python test-integrations check test-faults test-report bench wheel install bench-peers vllm-exchange kernels kernel-check gloo gloo-tools tools python gpu-bundle bindings bindings-check
 
 help: ## List the targets
@@ -30,9 +32,12 @@ test-report: report
 	tests/browser/planted.sh $(REPORT)
 
 # Kernels: their source runs on the CPU among the tests of eplb-comm; here they are compiled for GPUs, where there is an nvcc.
-# Properties draw the same cases every time here, and new ones in test-faults.
-test: tools gloo-tools check test-python ## Run every test that needs no GPU and no Python packages
-	EPLB_LIBCLANG=required PROPTEST_RNG_SEED=1 $(CARGO) test --workspace --locked
+# Properties draw the same cases every time here, and new ones in test-faults. All is built once: the Python side takes its library from there.
+test: export EPLB_LIBCLANG := required
+test: tools gloo-tools python check ## Run every test that needs no GPU and no Python packages
+	$(CARGO) test --workspace --locked --no-run
+	EPLB_LIBRARY=$(DEBUG)/deps/libeplb.so $(PYTHON_TESTS)
+	PROPTEST_RNG_SEED=1 $(CARGO) test --workspace --locked
 	kernels/build.sh target/kernels || [ $$? = 3 ]
 
 kernels: ## Compile the GPU kernels; fetches the CUDA 13.0 compiler packages if there is no nvcc
@@ -43,7 +48,7 @@ kernel-check: tools ## Prepare target/kernel-check, with which kernels/check.sh 
 
 test-python: tools gloo-tools python
 	$(CARGO) build --locked --quiet -p eplb-capi
-	EPLB_LIBRARY=$(DEBUG)/libeplb.so PYTHONPATH=bindings/python python3 -m unittest discover -s bindings/python/tests
+	EPLB_LIBRARY=$(DEBUG)/libeplb.so $(PYTHON_TESTS)
 
 wheel: tools python ## Build the Python package for all versions of Python into target/wheels
 	python3 bindings/python/build_backend/eplb_build.py target/wheels

@@ -18,7 +18,7 @@
 typedef int CUresult;
 typedef int CUdevice;
 typedef uint64_t CUdeviceptr;
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_READY = 600, PEER_ENABLED = 704 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_READY = 600, PEER_ENABLED = 704, NOT_SUPPORTED = 801 };
 
 #define EXPORT __attribute__((visibility("default")))
 #define DEVICES 64
@@ -104,7 +104,7 @@ typedef struct Op {
   size_t rows, row_bytes, to_pitch, from_pitch;
   Event *event; uint64_t point;
   void (*function)(void *); void *argument;
-  int skip;
+  int skip, way;
   struct Op *next;
 } Op;
 
@@ -126,9 +126,48 @@ static void pause_a_little(unsigned *seed) {
   usleep((*seed >> 8) % (unsigned)(most + 1));
 }
 
+/* Held copies, for a test in the same process: those to the host (1), to a device (2) or both (3) stop until the hold is over. */
+static pthread_mutex_t hold_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t hold_over = PTHREAD_COND_INITIALIZER;
+static int holds;
+static long stopped_copies, under_way;
+
+EXPORT void eplb_fake_hold(int which) {
+  pthread_mutex_lock(&hold_lock);
+  holds = which;
+  pthread_cond_broadcast(&hold_over);
+  pthread_mutex_unlock(&hold_lock);
+}
+/* How many copies have stopped at a hold so far. */
+EXPORT long eplb_fake_stopped(void) {
+  pthread_mutex_lock(&hold_lock);
+  long count = stopped_copies;
+  pthread_mutex_unlock(&hold_lock);
+  return count;
+}
+/* How many operations are enqueued on streams and not over. */
+EXPORT long eplb_fake_under_way(void) {
+  pthread_mutex_lock(&hold_lock);
+  long count = under_way;
+  pthread_mutex_unlock(&hold_lock);
+  return count;
+}
+static void count_under_way(int more) {
+  pthread_mutex_lock(&hold_lock);
+  under_way += more;
+  pthread_mutex_unlock(&hold_lock);
+}
+static void pass_hold(int way) {
+  pthread_mutex_lock(&hold_lock);
+  if (holds & way) stopped_copies++;
+  while (holds & way) pthread_cond_wait(&hold_over, &hold_lock);
+  pthread_mutex_unlock(&hold_lock);
+}
+
 static void run(Op *op) {
   switch (op->kind) {
   case COPY:
+    pass_hold(op->way);
     for (size_t row = 0; !op->skip && row < op->rows; row++)
       memcpy(op->to + row * op->to_pitch, op->from + row * op->from_pitch, op->row_bytes);
     break;
@@ -163,6 +202,7 @@ static void *serve(void *argument) {
     pause_a_little(&seed);
     run(op);
     free(op);
+    count_under_way(-1);
     pthread_mutex_lock(&stream->lock);
     stream->busy = 0;
     pthread_cond_broadcast(&stream->changed);
@@ -185,6 +225,7 @@ static CUresult push(Stream *stream, Op op) {
     pthread_mutex_unlock(&stream->lock);
     return SUCCESS;
   }
+  count_under_way(1);
   if (stream->last) stream->last->next = copy; else stream->first = copy;
   stream->last = copy;
   pthread_cond_broadcast(&stream->changed);
@@ -424,7 +465,7 @@ static CUresult copy(const char *name, void *to, const void *from, size_t rows, 
   if (check_to && !inside(to, (rows - 1) * to_pitch + row_bytes)) return INVALID_VALUE;
   if (check_from && !inside(from, (rows - 1) * from_pitch + row_bytes)) return INVALID_VALUE;
   Op op = {.kind = COPY, .to = to, .from = from, .rows = rows, .row_bytes = row_bytes, .to_pitch = to_pitch,
-           .from_pitch = from_pitch, .skip = planted(name)};
+           .from_pitch = from_pitch, .skip = planted(name), .way = !check_to ? 1 : !check_from ? 2 : 0};
   return push(stream, op);
 }
 /* Planted: the copy is forgotten. The same for the copies below. */
@@ -443,8 +484,23 @@ typedef struct {
   size_t width, height;
 } Copy2D;
 EXPORT CUresult cuMemcpy2DAsync_v2(const Copy2D *shape, Stream *stream) {
-  return copy("cuMemcpy2DAsync", (void *)(uintptr_t)shape->toDevice, (void *)(uintptr_t)shape->fromDevice, shape->height,
-              shape->width, shape->toPitch, shape->fromPitch, stream, 1, 1);
+  enum { HOST = 1 };
+  int to_device = shape->toType != HOST, from_device = shape->fromType != HOST;
+  void *to = to_device ? (void *)(uintptr_t)shape->toDevice : shape->toHost;
+  const void *from = from_device ? (void *)(uintptr_t)shape->fromDevice : shape->fromHost;
+  return copy("cuMemcpy2DAsync", to, from, shape->height, shape->width, shape->toPitch, shape->fromPitch, stream, to_device, from_device);
+}
+/* A batch is told as the copies that it makes, last first: they have no order among themselves. */
+EXPORT CUresult cuMemcpyBatchAsync_v2(CUdeviceptr *to, CUdeviceptr *from, size_t *bytes, size_t count, void *attributes,
+                                      size_t *first, size_t kinds, Stream *stream) {
+  record("cuMemcpyBatchAsync stream=%p copies=%zu", (void *)stream, count);
+  if (!to || !from || !bytes || !count || !attributes || !first || kinds != 1 || first[0] != 0 || !stream) return INVALID_VALUE;
+  if (planted("cuMemcpyBatchAsync")) return NOT_SUPPORTED;
+  for (size_t at = count; at-- > 0;) {
+    CUresult code = cuMemcpyAsync(to[at], from[at], bytes[at], stream);
+    if (code) return code;
+  }
+  return SUCCESS;
 }
 EXPORT CUresult cuLaunchHostFunc(Stream *stream, void (*function)(void *), void *argument) {
   record("cuLaunchHostFunc stream=%p", (void *)stream);
@@ -650,7 +706,7 @@ EXPORT CUresult cuLaunchCooperativeKernel(const char *kernel, unsigned x, unsign
 typedef struct { char reserved[64]; } IpcHandle;
 typedef struct { int process, file; size_t bytes; } Named;
 typedef struct Virtual { int file; size_t bytes; uint64_t handles; } Virtual;
-enum { OS_CALL_FAILED = 304, NOT_SUPPORTED = 801, DESCRIPTOR = 1, FABRIC = 8 };
+enum { OS_CALL_FAILED = 304, DESCRIPTOR = 1, FABRIC = 8 };
 
 static int set(const char *name) { const char *value = getenv(name); return value && *value == '1'; }
 

@@ -41,7 +41,7 @@ def audit(calls):
     found = []
     begin, end = window(calls)
     ours = {facts["stream"] for name, facts in calls if name == "cuStreamCreate" and facts["by"].startswith("eplb")}
-    busy = {facts["stream"] for name, facts in calls if name == "cuMemcpyAsync"}
+    busy = {facts["stream"] for name, facts in calls if name in ("cuMemcpyAsync", "cuMemcpyBatchAsync")}
     for at, (name, facts) in enumerate(calls):
         serving, mine = begin <= at <= end, facts.get("by", "").startswith("eplb")
         if name == "cuStreamCreate" and mine and facts["flags"] != NON_BLOCKING:
@@ -66,7 +66,7 @@ def planted(calls):
     some = next(facts["stream"] for name, facts in calls if name == "cuStreamCreate")
     faults = [("cuCtxSynchronize", {}), ("cuEventSynchronize", {}), ("cuStreamSynchronize", {"stream": "0x1"}),
               ("cuStreamCreate", {"stream": "0x1", "flags": "0"}), ("cuMemcpy", {"bytes": "1"}),
-              ("cuMemcpyAsync", {"stream": "(nil)", "bytes": "1"})]
+              ("cuMemcpyAsync", {"stream": "(nil)", "bytes": "1"}), ("cuMemcpyBatchAsync", {"stream": "(nil)", "copies": "1"})]
     faults += [(name, {"bytes": "1"}) for name in sorted(TAKES)]
     missed = []
     for name, facts in faults:

@@ -74,6 +74,8 @@ PASS(cuMemFreeHost, (void *at), (at), "cuMemFreeHost")
 PASS(cuMemcpyHtoDAsync_v2, (uint64_t to, const void *from, size_t n, void *s), (to, from, n, s), "cuMemcpyHtoDAsync stream=%p bytes=%zu", s, n)
 PASS(cuMemcpyDtoHAsync_v2, (void *to, uint64_t from, size_t n, void *s), (to, from, n, s), "cuMemcpyDtoHAsync stream=%p bytes=%zu", s, n)
 PASS(cuMemcpyAsync, (uint64_t to, uint64_t from, size_t n, void *s), (to, from, n, s), "cuMemcpyAsync stream=%p bytes=%zu", s, n)
+PASS(cuMemcpyBatchAsync_v2, (uint64_t * to, uint64_t *from, size_t *n, size_t count, void *how, size_t *first, size_t kinds, void *s),
+     (to, from, n, count, how, first, kinds, s), "cuMemcpyBatchAsync stream=%p copies=%zu", s, count)
 PASS(cuMemcpy, (uint64_t to, uint64_t from, size_t n), (to, from, n), "cuMemcpy bytes=%zu", n)
 PASS(cuMemcpyHtoD_v2, (uint64_t to, const void *from, size_t n), (to, from, n), "cuMemcpyHtoD bytes=%zu", n)
 PASS(cuMemcpyDtoH_v2, (void *to, uint64_t from, size_t n), (to, from, n), "cuMemcpyDtoH bytes=%zu", n)
@@ -122,7 +124,8 @@ static void *stand_in(const char *name, void *real) {
   }
   TRY(cuCtxSynchronize) TRY(cuStreamSynchronize) TRY(cuStreamSynchronize_ptsz) TRY(cuEventSynchronize) TRY(cuMemAlloc_v2)
   TRY(cuMemAllocAsync) TRY(cuMemAllocPitch_v2) TRY(cuMemFree_v2) TRY(cuMemCreate) TRY(cuMemRelease) TRY(cuMemHostAlloc)
-  TRY(cuMemHostRegister_v2) TRY(cuMemFreeHost) TRY(cuMemcpyHtoDAsync_v2) TRY(cuMemcpyDtoHAsync_v2) TRY(cuMemcpyAsync) TRY(cuMemcpy)
+  TRY(cuMemHostRegister_v2) TRY(cuMemFreeHost) TRY(cuMemcpyHtoDAsync_v2) TRY(cuMemcpyDtoHAsync_v2) TRY(cuMemcpyAsync) TRY(cuMemcpyBatchAsync_v2)
+  TRY(cuMemcpy)
   TRY(cuMemcpyHtoD_v2) TRY(cuMemcpyDtoH_v2) TRY(cuModuleLoadData) TRY(cuStreamCreateWithPriority) TRY(cuStreamCreate)
   TRY(cuGetProcAddress_v2) TRY(cuGetProcAddress)
   return real;

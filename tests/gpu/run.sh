@@ -115,15 +115,17 @@ heading() {
 
 # row JSON NOTE: a line of the table.
 row() {
-  local bytes staging sends
+  local bytes staging sends batched
   sends=$(field sends_gbps "$1" | cut -c1-5)
   [ "$sends" != null ] || sends=''
+  batched=$(field batched_share "$1" | cut -c1-5)
+  [ "$batched" != null ] || batched=''
   bytes=$(field device_bytes "$1") staging=$(field staging_bytes "$1")
   printf '%-7s %-7s %5s %9.2f %9.2f %9.2f %9.1f %9s %6s %6s %6s %5s %8s %8s  %s\n' "$(field backend "$1")" "$(field placement "$1")" \
     "$(field ranks "$1")" "$(field ms_median "$1")" "$(field ms_min "$1")" "$(field ms_first "$1")" \
     "$(field gbps_worst_rank "$1")" "$(field link_gbps "$1" | cut -c1-7)" "$(field link_share "$1" | cut -c1-5)" \
     "$(field waves "$1")" "$(field moves "$1")" "$(field max_ctas "$1")" "$((${staging:-0} >> 20))" \
-    "$([ "$bytes" = null ] && echo - || echo $((${bytes:-0} >> 20)))" "$2${sends:+ (plain sends $sends GB/s)}"
+    "$([ "$bytes" = null ] && echo - || echo $((${bytes:-0} >> 20)))" "$2${batched:+ ($batched of batches)}${sends:+ (plain sends $sends GB/s)}"
 }
 
 # exchange LEAST NOTE ARGUMENTS..: one bench, to the table and to exchange.jsonl.

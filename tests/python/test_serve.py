@@ -25,6 +25,14 @@ class Serve(unittest.TestCase):
         self.assertGreater(told["moves"], 0)
         self.assertGreater(told["switches"], 0)
 
+    def test_ranks_of_two_hosts_find_out_what_fits(self):
+        # Tensors of torch cannot be opened by other processes: nothing is left but Gloo.
+        done, told = self.run_demo("--transport", "auto", "--nodes", "2")
+        self.assertEqual((done.returncode, told and told["wrong"]), (0, 0), done.stdout + done.stderr)
+        self.assertGreaterEqual(told["moved"], 2)
+        self.assertRegex(told["reasons"][0], "passed over: .*node0.*node1")
+        self.assertRegex(told["reasons"][-1], "^backend gloo: taken")
+
     def test_a_spoiled_value_is_noticed(self):
         done, told = self.run_demo("--plant", "20")
         self.assertNotEqual(done.returncode, 0)

@@ -5,7 +5,8 @@ from ctypes import byref, c_uint8, c_uint64, c_void_p
 from typing import Any, List, Optional, Tuple
 
 from eplb import arrays
-from eplb._native import Choices, CountFaults, DeviceChoices, DeviceCounts, DeviceSlots, Pass, call
+from eplb._native import call
+from eplb._structures import Choices, CountFaults, DeviceChoices, DeviceCounts, DeviceSlots, Pass
 from eplb.tensors import Place, place_of
 
 

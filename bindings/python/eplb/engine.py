@@ -3,11 +3,12 @@
 import ctypes
 import os
 import traceback
-from ctypes import byref, c_char, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import byref, c_int32, c_size_t, c_uint32, c_uint64, c_void_p
 from typing import Any, Callable, Dict, List, NamedTuple, Optional, Sequence, Tuple, Union
 
 from eplb import arrays
-from eplb._native import AFTER_COMMIT, SOURCE, EplbError, Handle, RoundReport, Tensor, call
+from eplb._native import EplbError, Handle, call, text_of
+from eplb._structures import AFTER_COMMIT, SOURCE, RoundReport, Tensor
 from eplb.config import toml
 from eplb.counting import Counting, number_of
 from eplb.lent import Kind, Lent
@@ -52,8 +53,8 @@ class Engine(Counting):
             engine.layer(main, layer, {"w13": w13[layer], "w2": w2[layer]})   # tensors [local slots, ..]
         engine.start()
 
-    Slots in host memory travel over `Transport.local` or `Transport.gloo`, those on CUDA devices over `Transport.peer` or
-    `Transport.nccl`. On a device every `step` is told the streams on which its pass runs.
+    transport: `Transport.auto()` unless another is given: for ranks that are processes of one host or on devices, what fits best. Slots in host memory also travel over
+    `Transport.local` or `Transport.gloo`, those on CUDA devices over `Transport.peer`, `Transport.nccl` or `Transport.gloo`. On a device every `step` is told the streams on which its pass runs.
 
     store: an `eplb.Store`, an address of one (`tcp://host:port`, `file:///folder`), or a torch store; the same for all ranks, and nobody else's.
 
@@ -61,7 +62,8 @@ class Engine(Counting):
     leaves out `store` and `transport`: it has no thread, store or connection. device: the CUDA device that the slots lie on, where the
     tensors do not tell it.
 
-    Instead of registering tensors the engine can be asked for the memory: `lend` before the start, `lent` after it. `Transport.shared_memory` needs that.
+    Instead of registering tensors the engine can be asked for the memory: `lend` before the start, `lent` after it. `Transport.shared_memory` needs that, and
+    without it `Transport.auto` takes Gloo for slots in host memory.
 
     `step` and `tick` are called by one thread at a time; everything else may be called from any thread. Calls that may take
     long let other threads of Python run. Tensors are kept alive until the engine is closed.
@@ -362,10 +364,4 @@ class Engine(Counting):
         call("eplb_engine_save", self._running(), layer_set, os.fsencode(path))
 
     def _text(self, name: str, *arguments: Any) -> str:
-        room = 1 << 12
-        while True:
-            text, length = (c_char * room)(), c_size_t()
-            call(name, self._running(), *arguments, text, room, byref(length))
-            if length.value < room:
-                return text.value.decode()
-            room = length.value + 1
+        return text_of(name, self._running(), *arguments)

@@ -4,7 +4,8 @@ from ctypes import byref, c_float, c_int32
 from typing import Any, Dict, Tuple
 
 from eplb import arrays
-from eplb._native import DeviceMapArrays, Handle, MapArrays, call
+from eplb._native import Handle, call
+from eplb._structures import DeviceMapArrays, MapArrays
 
 
 class Maps:

@@ -4,7 +4,8 @@ import ctypes
 from ctypes import byref, c_uint64
 from typing import Any, List, Optional, Sequence, Tuple
 
-from eplb._native import Handle, PairMessage, call
+from eplb._native import Handle, call
+from eplb._structures import PairMessage
 from eplb.store import Store, milliseconds
 
 #: The other rank, the address of the first byte, the number of bytes.

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 from typing import Any, Dict, Optional, Sequence, Tuple, Union
 
 from eplb import arrays
-from eplb._native import Handle, PlanSummary, call
+from eplb._native import Handle, call
+from eplb._structures import PlanSummary
 from eplb.request import describe
 
 _planners: Dict[int, Handle] = {}

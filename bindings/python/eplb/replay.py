@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any, List, Union
 
 from eplb import arrays
-from eplb._native import Handle, ReplaySummary, call
+from eplb._native import Handle, call
+from eplb._structures import ReplaySummary
 from eplb.planning import plan
 from eplb.request import describe
 from eplb.trace import Trace

@@ -6,7 +6,8 @@ from types import SimpleNamespace
 from typing import Any, List, Tuple
 
 from eplb import arrays
-from eplb._native import PlanRequest, call
+from eplb._native import call
+from eplb._structures import PlanRequest
 
 
 def describe(layers: int, options: SimpleNamespace) -> Tuple[PlanRequest, List[Any]]:

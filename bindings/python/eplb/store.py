@@ -7,7 +7,8 @@ import uuid
 from ctypes import POINTER, byref, c_char_p, c_int32, c_size_t, c_uint8, c_uint16, c_uint64, c_void_p
 from typing import Any, Optional
 
-from eplb._native import Handle, StoreCallbacks, call, callback_types, library
+from eplb._native import Handle, call, library
+from eplb._structures import StoreCallbacks, callback_types
 
 _DONE, _NOT, _ABSENT, _TIMEOUT, _LOST, _FAILED = range(6)
 

@@ -3,7 +3,7 @@
 from typing import Any, List, NamedTuple, Optional, Tuple
 
 from eplb import arrays
-from eplb._native import Tensor
+from eplb._structures import Tensor
 
 #: What `Engine.layer` takes: a torch tensor or numpy array `[local slots, ..]`, or something with `__array_interface__`,
 #: `__cuda_array_interface__` or DLPack.

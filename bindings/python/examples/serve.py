@@ -33,7 +33,8 @@ TRACE = Path(__file__).resolve().parents[3] / "tests/data/day_26x64.npz"
 def parse():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
-    parser.add_argument("--transport", help="of the engine: gloo on the CPU; peer (default) or nccl on GPUs")
+    parser.add_argument("--transport", help="of the engine: gloo on the CPU; peer (default) or nccl on GPUs; auto")
+    parser.add_argument("--nodes", type=int, default=1, help="hosts that the ranks are to be taken for ranks of, with auto")
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--trace", default=str(TRACE))
     parser.add_argument("--layers", type=int, default=2)
@@ -142,7 +143,8 @@ class Server:
     def engine(self, weights, balancing):
         """An engine for a run. Without balancing it does all but plan."""
         args = self.args
-        transport = {
+        self.transport = {
+            "auto": lambda: eplb.Transport.auto(),
             "gloo": lambda: eplb.Transport.gloo(),
             "peer": lambda: eplb.Transport.peer(processes=True),
             "nccl": lambda: eplb.Transport.nccl(loaded=True),
@@ -150,7 +152,7 @@ class Server:
         trigger = {"interval_s": args.interval if balancing else 1e9, "rest_s": 0.0}
         config = {"trigger": trigger, "window": 8, "sample_ms": max(1, int(args.interval * 250)), "poll_ms": 5}
         corner = self.store.corner(f"run-{int(balancing)}")
-        engine = eplb.Engine(config, rank=self.rank, world_size=self.world, store=corner, transport=transport)
+        engine = eplb.Engine(config, rank=self.rank, world_size=self.world, store=corner, transport=self.transport)
         main = engine.layer_set("main", layers=self.model.layers, experts=self.model.experts, slots=args.slots)
         for layer, tensors in enumerate(weights):
             engine.layer(main, layer, tensors)
@@ -279,13 +281,14 @@ def run_rank(args):
             mean = lambda of: sum(map(of, moved)) / max(len(moved), 1)
             summary |= {"rounds": len(reports), "moved": len(moved), "moves": sum(r.moves for r in moved), "switches": sum(changes)}
             summary |= {key: mean(lambda r: getattr(r, key)) for key in ("before", "predicted", "reached", "bound")}
+            summary["reasons"] = server.transport.reasons
             summary |= {"wrong": bad, "outputs": steps * args.tokens * args.ranks}
             print(
                 f"  rounds: {len(moved)} of {len(reports)} moved experts, {summary['moves']} moves; balancedness {summary['before']:.3f} before, "
                 f"{summary['predicted']:.3f} planned, {summary['reached']:.3f} reached; maps changed {summary['switches']} times"
             )
             print(f"  outputs: {summary['outputs']} compared bit for bit, {bad} wrong")
-            print("\n".join("  " + line for line in metrics.splitlines() if line.startswith("eplb_stall")))
+            print("\n".join("  " + line for line in [*metrics.splitlines(), *server.transport.reasons] if line.startswith(("eplb_stall", "backend"))))
             print(json.dumps(summary), flush=True)
     dist.barrier()
     sys.stdout.flush()
@@ -301,7 +304,9 @@ def main():
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     more = lambda rank: ["--rank", str(rank), "--port", str(port)]
-    ranks = [subprocess.Popen([sys.executable, __file__, *sys.argv[1:], *more(rank)]) for rank in range(args.ranks)]
+    host = lambda rank: {"EPLB_HOST_ID": f"node{rank * args.nodes // args.ranks}"} if args.nodes > 1 else {}
+    start = lambda rank: subprocess.Popen([sys.executable, __file__, *sys.argv[1:], *more(rank)], env={**os.environ, **host(rank)})
+    ranks = [start(rank) for rank in range(args.ranks)]
     end, codes = time.monotonic() + args.limit, []
     for rank in ranks:
         try:

@@ -198,6 +198,17 @@ class Together(unittest.TestCase):
     def test_experts_move_between_memory_that_is_lent_and_that_all_map(self):
         self.move(eplb.Transport.shared_memory(), lends=True)
 
+    def test_experts_move_with_what_auto_takes_which_says_why(self):
+        transport = eplb.Transport.auto()
+        self.assertEqual(transport.reasons, [])
+        self.move(transport, lends=True)
+        self.assertEqual(len(transport.reasons), 1)
+        self.assertRegex(transport.reasons[0], r"^backend peer \(host memory\): taken: all ranks opened each other's memory")
+        self.assertEqual(eplb.Transport.local().reasons, [])
+
+    def test_ranks_that_are_given_no_transport_find_one(self):
+        self.move(None, lends=True)
+
     def move(self, transport, lends):
         store = eplb.Store.in_process()
         done, turn = threading.Barrier(2), threading.Barrier(2)

@@ -13,7 +13,7 @@ import unittest
 from pathlib import Path
 
 import eplb
-from eplb import _native
+from eplb import _functions, _native, _structures
 
 ROOT = Path(__file__).resolve().parents[3]
 LOADS = [[90, 10, 50, 50, 20, 20], [1, 2, 3, 4, 5, 6]]
@@ -151,7 +151,7 @@ class Traces(unittest.TestCase):
 class Library(unittest.TestCase):
     def test_structures_are_the_headers(self):
         header = (ROOT / "crates/capi/include/eplb.h").read_text()
-        known = _native.Structure.__subclasses__()
+        known = _structures.Structure.__subclasses__()
         self.assertGreater(len(known), 12)
         for structure in known:
             name = re.search(r"`struct (\w+)`", structure.__doc__).group(1)
@@ -166,8 +166,8 @@ class Library(unittest.TestCase):
         header = (ROOT / "crates/capi/include/eplb.h").read_text()
         code = re.sub(r"//[^\n]*|/\*.*?\*/", "", header.split('extern "C" {')[1], flags=re.S)
         declared = dict(re.findall(r"(eplb_\w+)\(([^)]*)\);", code))
-        known = {name: len(kinds) for name, kinds in _native._FUNCTIONS.items()}
-        known.update({name: 1 for name in _native._FREE})
+        known = {name: len(kinds) for name, kinds in _functions.FUNCTIONS.items()}
+        known.update({name: 1 for name in _functions.FREE})
         # What Python has no use for: it has no graphs of its own, and logs as its host does.
         unused = {"eplb_abi_version", "eplb_version", "eplb_last_error", "eplb_log_set", "eplb_engine_device_counters"}
         self.assertEqual(set(declared), set(known) | unused)
@@ -186,7 +186,7 @@ class Library(unittest.TestCase):
         self.assertIn("cargo build", done.stderr)
 
     def test_a_smaller_structure_is_refused(self):
-        request = _native.PlanRequest()
+        request = _structures.PlanRequest()
         with self.assertRaisesRegex(eplb.EplbError, "struct_size"):
             _native.call("eplb_plan_request_init", ctypes.byref(request), 16)
 

@@ -584,7 +584,8 @@ const char *eplb_last_error(void);
 // instead. Keys and variables: `docs/configuration.md`.
 //
 // A rank that is alone passes `world_size` 1, and null for `store` and `transport`: it gets no thread, store or communicator. Else all
-// ranks pass the same `world_size`, a store that all reach, and a transport of the same kind.
+// ranks pass the same `world_size`, a store that all reach, and a transport of the same kind; null is that of `eplb_transport_auto`, with Gloo at the
+// loopback address.
 //
 // # Safety
 // `config` is null or a text; `store` and `transport` are live handles or null; `builder` is null or points to room for a pointer.
@@ -1254,7 +1255,7 @@ enum eplb_status eplb_trace_loads(const struct eplb_trace *trace,
 enum eplb_status eplb_transport_local(size_t copy_threads,
                                       struct eplb_transport **transport);
 
-// For ranks that are processes, on host memory: TCP through `libeplb_gloo.so`. `interface_name` is the name of a network interface or an
+// For ranks that are processes, on host memory, and on devices by way of pinned host memory: TCP through `libeplb_gloo.so`. `interface_name` is the name of a network interface or an
 // address of this host that the others can reach; null: the one by which this host reaches `store_address`, where the ranks' store
 // is (`tcp://host:port`), and without that the loopback address.
 //
@@ -1271,6 +1272,29 @@ enum eplb_status eplb_transport_gloo(const char *interface_name,
 // `transport` is null or points to room for a pointer.
 enum eplb_status eplb_transport_peer(uint8_t processes,
                                      struct eplb_transport **transport);
+
+// What fits best between ranks that are processes, found out when they meet: they pull from each other's memory where they can open it (slots on
+// devices by copy engines, those that the engine lends in host memory by threads); between others NCCL carries slots on devices, Gloo those in host memory and, where a rank lacks NCCL, on devices;
+// both in one wave where some can and some cannot. `eplb_transport_reasons` tells what was taken and why, the log too. `interface_name` and `store_address`
+// are for Gloo, as with `eplb_transport_gloo`. `in_steps` not 0: waves of NCCL are launched as with `eplb_transport_nccl_in_steps`. NCCL is the copy that
+// `EPLB_NCCL_SO` names, else the one that the process has loaded, else the one that system or Python keep.
+//
+// # Safety
+// Texts are null or texts; `transport` is null or points to room for a pointer.
+enum eplb_status eplb_transport_auto(const char *interface_name,
+                                     const char *store_address,
+                                     uint8_t in_steps,
+                                     struct eplb_transport **transport);
+
+// What `eplb_transport_auto` looked at when ranks last met, and why: a line for each backend, the one that was taken last; empty before, and for other
+// transports. `text` and `len` as of `eplb_engine_metrics`.
+//
+// # Safety
+// `transport` is a live handle or null; `text` and `len` as of `eplb_engine_metrics`.
+enum eplb_status eplb_transport_reasons(const struct eplb_transport *transport,
+                                        char *text,
+                                        size_t room,
+                                        size_t *len);
 
 // For slots on CUDA devices: NCCL over a communicator of its own. `loaded` 0: the library that is found (`EPLB_NCCL_SO`, then the copy
 // that the process has loaded, then where the system and Python keep it); not 0: the copy that the process has loaded, and no other.

@@ -151,3 +151,25 @@ pub(crate) unsafe fn optional_text<'a>(text: *const c_char, name: &str) -> Resul
         false => unsafe { self::text(text, name) }.map(Some),
     }
 }
+
+/// Copies a text and a zero behind it to `text`, which has room for `room` bytes; `len` gets its length without the zero. If it does not
+/// fit, nothing is copied.
+///
+/// # Safety
+/// `text` is null with `room` 0, or points to `room` bytes; `len` is null or points to room for a number.
+pub(crate) unsafe fn copy_text(
+    found: &str,
+    text: *mut c_char,
+    room: usize,
+    len: *mut usize,
+) -> Result<(), Failure> {
+    // SAFETY: as the caller promises.
+    unsafe { put(found.len(), len, "len") }?;
+    if found.len() >= room {
+        return Ok(());
+    }
+    let bytes = found.bytes().map(|byte| byte as c_char).chain([0]).collect::<Vec<_>>();
+    let count = bytes.len();
+    // SAFETY: as the caller promises: `room` bytes, of which `count` are written.
+    unsafe { copy_out(bytes.into_iter(), text, count, "text") }
+}

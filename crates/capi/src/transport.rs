@@ -5,8 +5,10 @@ use std::sync::Arc;
 
 use eplb_comm::store::StoreAddress;
 use eplb_comm_nccl::Backend;
+use eplb_engine::machine::Reason;
 use eplb_engine::process::{
-    DevicePeerTransport, GlooTransport, LocalTransport, NcclTransport, PeerTransport, Transport as Carrier,
+    AutoTransport, DevicePeerTransport, GlooTransport, LocalTransport, NcclTransport, PeerTransport,
+    Transport as Carrier,
 };
 
 use crate::call::{self, Failure};
@@ -33,7 +35,7 @@ pub unsafe extern "C" fn eplb_transport_local(copy_threads: usize, transport: *m
     })
 }
 
-/// For ranks that are processes, on host memory: TCP through `libeplb_gloo.so`. `interface_name` is the name of a network interface or an
+/// For ranks that are processes, on host memory, and on devices by way of pinned host memory: TCP through `libeplb_gloo.so`. `interface_name` is the name of a network interface or an
 /// address of this host that the others can reach; null: the one by which this host reaches `store_address`, where the ranks' store
 /// is (`tcp://host:port`), and without that the loopback address.
 ///
@@ -53,11 +55,7 @@ pub unsafe extern "C" fn eplb_transport_gloo(
         if transport.is_null() {
             return Err(Failure::argument("transport is null"));
         }
-        let place: StoreAddress = match address {
-            Some(address) => address.parse().map_err(Failure::argument)?,
-            // A store in a folder says nothing of the network either.
-            None => StoreAddress::File(std::path::PathBuf::from("/")),
-        };
+        let place = store_at(address)?;
         let made = GlooTransport::new(interface, &place).map_err(failed)?;
         // SAFETY: as the caller promises.
         unsafe { call::put(Box::into_raw(Box::new(Transport(Arc::new(made)))), transport, "transport") }
@@ -82,6 +80,74 @@ pub unsafe extern "C" fn eplb_transport_peer(processes: u8, transport: *mut *mut
         // SAFETY: as the caller promises.
         unsafe { call::put(Box::into_raw(Box::new(Transport(made))), transport, "transport") }
     })
+}
+
+/// What fits best between ranks that are processes, found out when they meet: they pull from each other's memory where they can open it (slots on
+/// devices by copy engines, those that the engine lends in host memory by threads); between others NCCL carries slots on devices, Gloo those in host memory and, where a rank lacks NCCL, on devices;
+/// both in one wave where some can and some cannot. `eplb_transport_reasons` tells what was taken and why, the log too. `interface_name` and `store_address`
+/// are for Gloo, as with `eplb_transport_gloo`. `in_steps` not 0: waves of NCCL are launched as with `eplb_transport_nccl_in_steps`. NCCL is the copy that
+/// `EPLB_NCCL_SO` names, else the one that the process has loaded, else the one that system or Python keep.
+///
+/// # Safety
+/// Texts are null or texts; `transport` is null or points to room for a pointer.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_transport_auto(
+    interface_name: *const c_char,
+    store_address: *const c_char,
+    in_steps: u8,
+    transport: *mut *mut Transport,
+) -> Status {
+    call::run(|| {
+        // SAFETY: as the caller promises.
+        let interface = unsafe { call::optional_text(interface_name, "interface_name") }?;
+        // SAFETY: as the caller promises.
+        let address = unsafe { call::optional_text(store_address, "store_address") }?;
+        if transport.is_null() {
+            return Err(Failure::argument("transport is null"));
+        }
+        let place = store_at(address)?;
+        let nccl = match in_steps {
+            0 => NcclTransport::new(Backend::Nccl),
+            _ => NcclTransport::in_steps(Backend::Nccl),
+        };
+        let made = AutoTransport::new(GlooTransport::new(interface, &place)).with_nccl(nccl);
+        // SAFETY: as the caller promises.
+        unsafe { call::put(Box::into_raw(Box::new(Transport(Arc::new(made)))), transport, "transport") }
+    })
+}
+
+/// What `eplb_transport_auto` looked at when ranks last met, and why: a line for each backend, the one that was taken last; empty before, and for other
+/// transports. `text` and `len` as of `eplb_engine_metrics`.
+///
+/// # Safety
+/// `transport` is a live handle or null; `text` and `len` as of `eplb_engine_metrics`.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn eplb_transport_reasons(
+    transport: *const Transport,
+    text: *mut c_char,
+    room: usize,
+    len: *mut usize,
+) -> Status {
+    call::run(|| {
+        // SAFETY: as the caller promises.
+        let reasons = unsafe { call::handle(transport, "transport") }?.0.reasons();
+        // SAFETY: as the caller promises.
+        unsafe { call::copy_text(&Reason::lines(&reasons).join("\n"), text, room, len) }
+    })
+}
+
+/// What ranks have that name none: `eplb_transport_auto`, with Gloo at the loopback address.
+pub(crate) fn any() -> Arc<dyn Carrier> {
+    Arc::new(AutoTransport::new(GlooTransport::new(None, &StoreAddress::File("/".into()))))
+}
+
+/// Where a store is, as far as that says how this host reaches others.
+fn store_at(address: Option<&str>) -> Result<StoreAddress, Failure> {
+    match address {
+        Some(address) => address.parse().map_err(Failure::argument),
+        // A store in a folder says nothing of the network either.
+        None => Ok(StoreAddress::File(std::path::PathBuf::from("/"))),
+    }
 }
 
 /// For slots on CUDA devices: NCCL over a communicator of its own. `loaded` 0: the library that is found (`EPLB_NCCL_SO`, then the copy

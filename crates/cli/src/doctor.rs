@@ -4,6 +4,7 @@ use std::fmt::Write;
 use std::process::ExitCode;
 
 use eplb_comm_nccl::{Backend, Options};
+use eplb_engine::bench::Carrier;
 use eplb_engine::doctor::{Checked, Facts, Suite, facts};
 use eplb_engine::machine::{Found, Machine};
 use serde_json::{Value, json};
@@ -22,6 +23,10 @@ pub(crate) struct Args {
     #[arg(long, requires = "suite")]
     peer: bool,
 
+    /// Run the checks over Gloo through pinned host memory, not over NCCL
+    #[arg(long, requires = "suite", conflicts_with = "peer")]
+    gloo: bool,
+
     /// Random waves of the checks
     #[arg(long, default_value_t = 12, value_name = "N")]
     waves: usize,
@@ -39,14 +44,18 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let facts = facts();
     let found = Found::look(&Machine::here()).with(&facts);
     if !args.json {
-        print(&format!("{}\n{}", text(&facts), machine::text(&found)))?;
+        print(&format!("{}\n{}", text(&facts), machine::text(&found, &facts)))?;
     }
     let mut checks = Vec::new();
     if let Some(ranks) = args.suite {
         let config = nccl_rs::Config { max_ctas: args.max_ctas, ..nccl_rs::Config::default() };
         let options = Options { config, ..Options::default() };
-        let suite =
-            Suite { backend: (!args.peer).then_some(Backend::Nccl), ranks, options, waves: args.waves };
+        let carrier = match (args.peer, args.gloo) {
+            (true, _) => Carrier::Peer,
+            (_, true) => Carrier::DeviceGloo,
+            _ => Carrier::Nccl(Backend::Nccl),
+        };
+        let suite = Suite { carrier, ranks, options, waves: args.waves };
         checks = suite.run(|checked| {
             if !args.json {
                 // A reader that has gone does not end the checks.
@@ -135,5 +144,5 @@ fn object(facts: &Facts, found: &Found, checks: &[Checked]) -> Value {
             json!({ "name": checked.name, "ok": why.is_none(), "why": why, "seconds": checked.time.as_secs_f64() })
         })
         .collect();
-    json!({ "cuda": cuda, "nccl": nccl, "machine": machine::object(found), "checks": checks })
+    json!({ "cuda": cuda, "nccl": nccl, "machine": machine::object(found, facts), "checks": checks })
 }

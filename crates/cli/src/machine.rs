@@ -1,5 +1,6 @@
 //! What `eplb doctor` tells of the machine beside its accelerators.
 
+use eplb_engine::doctor::Facts;
 use eplb_engine::machine::{Choice, Found, Limit, Pair};
 use serde_json::{Value, json};
 
@@ -13,7 +14,7 @@ const PAIRS: [(Pair, &str, &str); 4] = [
 ];
 
 /// For the JSON object.
-pub(crate) fn object(found: &Found) -> Value {
+pub(crate) fn object(found: &Found, facts: &Facts) -> Value {
     let limit = |limit: Option<Limit>| match limit {
         Some(Limit::At(at)) => json!(at),
         Some(Limit::Unlimited) => json!("unlimited"),
@@ -36,15 +37,17 @@ pub(crate) fn object(found: &Found) -> Value {
         .iter()
         .map(|i| json!({ "name": i.name, "state": i.state, "megabits": i.megabits }))
         .collect();
-    let backends: serde_json::Map<String, Value> = PAIRS
-        .iter()
-        .map(|&(pair, key, _)| {
-            let Choice { backend, reasons } = found.backends(pair);
+    let choices = |of: &dyn Fn(Pair) -> Choice| -> serde_json::Map<String, Value> {
+        let choice = |&(pair, key, _): &(Pair, &str, &str)| {
+            let Choice { backend, reasons } = of(pair);
             let reasons: Vec<Value> =
                 reasons.iter().map(|r| json!({ "backend": r.backend, "why": r.why })).collect();
             (key.to_owned(), json!({ "backend": backend, "reasons": reasons }))
-        })
-        .collect();
+        };
+        PAIRS.iter().map(choice).collect()
+    };
+    let backends = choices(&|pair| found.backends(pair));
+    let backends_of_devices = choices(&|pair| found.backends_of_devices(facts, pair));
     json!({
         "version": env!("CARGO_PKG_VERSION"),
         "host": found.host,
@@ -68,12 +71,13 @@ pub(crate) fn object(found: &Found) -> Value {
             "processes": limit(found.processes),
         },
         "backends": backends,
+        "backends_of_devices": backends_of_devices,
         "advice": found.advice(),
     })
 }
 
 /// For people.
-pub(crate) fn text(found: &Found) -> String {
+pub(crate) fn text(found: &Found, facts: &Facts) -> String {
     let mut out = String::new();
     let mut line = |name: &str, value: &str| out += &format!("{name:<14} {value}\n");
     line("eplb", env!("CARGO_PKG_VERSION"));
@@ -123,12 +127,17 @@ pub(crate) fn text(found: &Found) -> String {
     line("open files", &limit(found.open_files, |count| count.to_string()));
     line("pinned memory", &limit(found.locked_memory, bytes));
     line("processes", &limit(found.processes, |count| count.to_string()));
-    out += "\nWhat carries experts (--backend auto):\n";
-    for (pair, _, words) in PAIRS {
-        let choice = found.backends(pair);
+    out += "\nWhat carries experts (--backend auto; where both are met in one wave, both):\n";
+    let mut tell = |words: &str, choice: Choice| {
         out += &format!("  {words}: {}\n", choice.backend.unwrap_or("nothing"));
         for reason in &choice.reasons {
             out += &format!("    {}: {}\n", reason.backend, reason.why);
+        }
+    };
+    for (pair, _, words) in PAIRS {
+        tell(words, found.backends(pair));
+        if facts.cuda.is_ok() {
+            tell(&format!("{words}, on GPUs"), found.backends_of_devices(facts, pair));
         }
     }
     let advice = found.advice();

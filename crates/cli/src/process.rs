@@ -12,11 +12,13 @@ use eplb_engine::deadlines::Deadlines;
 use eplb_engine::machine::{Found, Machine, Pair, Reason};
 use eplb_engine::process::elastic::{Schedule, Walked};
 use eplb_engine::process::{
-    AutoTransport, Flags, GlooTransport, Join, Launch, PeerTransport, RankEnd, Rendezvous, Session, Transport,
+    AutoTransport, Flags, GlooTransport, Join, Launch, PeerTransport, RankEnd, Rendezvous, Session,
+    Transport, hosts,
 };
 use eplb_engine::rebalance::{Position, Rebalance};
 use eplb_trace::Trace;
 
+use crate::bench::pretended;
 use crate::output::Failure;
 
 /// How long processes that joined may take to end after those that began.
@@ -38,9 +40,13 @@ pub(crate) enum BackendArg {
 /// Which rank this process is, if it is one of several.
 #[derive(Debug, Clone, clap::Args)]
 pub(crate) struct ProcessArgs {
-    /// What carries experts: gloo and peer start a process per rank, or join as one rank
+    /// What carries experts: gloo and peer (and auto with --processes) start a process per rank, or join as one rank
     #[arg(long, value_enum, default_value_t = BackendArg::Local)]
     pub(crate) backend: BackendArg,
+
+    /// With `auto`, start a process per rank (gloo and peer do anyway); those on several --nodes are taken for ranks of as many hosts
+    #[arg(long)]
+    processes: bool,
 
     /// Join as this rank (or RANK of torchrun, or VLLM_DP_RANK)
     #[arg(long, value_name = "R")]
@@ -65,10 +71,7 @@ pub(crate) struct ProcessArgs {
 
 /// Tells which backend was taken and which were passed over.
 fn tell(reasons: &[Reason]) {
-    for (at, reason) in reasons.iter().enumerate() {
-        let taken = if at + 1 == reasons.len() { "taken" } else { "passed over" };
-        crate::output::note(&format!("backend {}: {taken}: {}", reason.backend, reason.why));
-    }
+    Reason::lines(reasons).iter().for_each(|line| crate::output::note(line));
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +106,11 @@ impl ProcessArgs {
     pub(crate) fn way(&self, ranks: Option<usize>) -> Result<(Way, usize), Failure> {
         let flags = Flags { rank: self.rank, world_size: self.world_size, store: self.store.clone() };
         if self.backend == BackendArg::Local {
+            if self.processes {
+                return Err(Failure::input(
+                    "--processes: `local` is for threads; add --backend auto, gloo or peer",
+                ));
+            }
             if flags != Flags::default() {
                 return Err(Failure::input(
                     "--rank, --world-size and --store are for ranks that are processes: add --backend gloo or peer (or auto)",
@@ -126,7 +134,7 @@ impl ProcessArgs {
                 let ranks = join.world_size;
                 ((Way::Rank(join), ranks), Pair::Host)
             }
-            (None, Some(ranks)) if self.backend == BackendArg::Auto || ranks == 1 => {
+            (None, Some(ranks)) if (self.backend == BackendArg::Auto && !self.processes) || ranks == 1 => {
                 ((Way::Threads, ranks), Pair::Threads)
             }
             (None, Some(ranks)) => ((Way::Launch, ranks), Pair::Host),
@@ -137,7 +145,7 @@ impl ProcessArgs {
             }
         };
         // Ranks that are processes find out when they meet.
-        if self.backend == BackendArg::Auto && !matches!(way.0, Way::Rank(_)) {
+        if self.backend == BackendArg::Auto && matches!(way.0, Way::Threads) {
             let choice = Found::look(&Machine::here()).backends(pair);
             tell(&choice.reasons);
         }
@@ -189,17 +197,26 @@ impl ProcessArgs {
 
     /// Starts a process per rank with the arguments of this one, and those that join later; prints what the lowest at the end
     /// has to say.
-    pub(crate) fn launch(&self, ranks: usize, schedule: Option<&Schedule>) -> Result<ExitCode, Failure> {
+    pub(crate) fn launch(
+        &self,
+        (ranks, nodes): (usize, usize),
+        schedule: Option<&Schedule>,
+    ) -> Result<ExitCode, Failure> {
         // A library that is missing is missing for all.
-        if self.backend != BackendArg::Peer {
+        if self.backend == BackendArg::Gloo {
             GlooTransport::find_library()?;
         }
+        let hosts = if self.backend == BackendArg::Auto { pretended(ranks, nodes)? } else { Vec::new() };
         let program = std::env::current_exe()
             .map_err(|error| Failure::Run(format!("this program's own file cannot be found: {error}")))?;
         let processes = schedule.map_or(ranks, Schedule::processes);
         let launch = Launch::start(processes, |process, store| {
             let mut command = Command::new(&program);
             command.args(std::env::args_os().skip(1));
+            // Those that join come to the last node.
+            if let Some(host) = hosts.get(process.index()).or(hosts.last()) {
+                command.env(hosts::VARIABLE, host.name());
+            }
             let rank = if process.index() < ranks { process.0 } else { 0 };
             command.args(["--rank", &rank.to_string(), "--world-size", &ranks.to_string()]);
             if schedule.is_some() {
@@ -214,6 +231,9 @@ impl ProcessArgs {
         let failed: Vec<String> = ends.iter().filter(failed).map(ToString::to_string).collect();
         let lowest = schedule.map_or(0, |schedule| schedule.last()[0]);
         if let Some(first) = ends.get(lowest).filter(|end| end.status.success()) {
+            // What auto took, and why.
+            let told = first.stderr.lines().filter(|line| line.starts_with("backend "));
+            told.for_each(|line| eprintln!("{line}"));
             crate::output::print(&first.stdout)?;
         }
         if failed.is_empty() {

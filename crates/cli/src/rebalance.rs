@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long, value_name = "FILE")]
     trace: PathBuf,
 
-    /// Ranks, each with its own weights: threads, or processes with --backend gloo or peer
+    /// Ranks, each with its own weights: threads, or processes with --backend gloo or peer, or auto with --processes
     #[arg(long, visible_alias = "gpus", value_name = "W")]
     ranks: Option<usize>,
 
@@ -105,14 +105,14 @@ pub(crate) fn run(args: &Args) -> Result<ExitCode, Failure> {
     let started = matches!(way, Way::Launch) || args.members.process.is_some();
     if args.members.any() && !started {
         return Err(Failure::input(
-            "--leave, --join and --kill are for ranks that this command starts as processes: give --backend gloo (or peer) and --ranks W",
+            "--leave, --join and --kill are for ranks that this command starts as processes: give --backend gloo (or peer, or auto with --processes) and --ranks W",
         ));
     }
     let schedule = args.members.schedule(&rebalance.topology, &trace, args.window)?;
     if matches!(way, Way::Launch) {
         // What is wrong with the arguments is told once, and not by every rank.
         rebalance.check(&trace)?;
-        return args.process.launch(ranks, schedule.as_ref());
+        return args.process.launch((ranks, args.plan.nodes), schedule.as_ref());
     }
     let bar = progress("windows");
     let mut show = |position: Position| {

@@ -2,6 +2,7 @@
 
 use eplb_comm::CommError;
 use eplb_core::RankId;
+use eplb_cuda::PinnedBlock;
 
 /// Number of a cell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -10,8 +11,16 @@ pub(crate) struct Cell(usize);
 /// The cells of one lane, all of one size.
 #[derive(Debug)]
 pub(crate) struct Cells {
-    cells: Vec<Box<[u8]>>,
+    memory: Packing,
+    count: usize,
     free: Vec<usize>,
+}
+
+#[derive(Debug)]
+enum Packing {
+    Own(Vec<Box<[u8]>>),
+    /// One after another in memory that devices copy from and to, so many bytes each.
+    Pinned(PinnedBlock, usize),
 }
 
 impl Cells {
@@ -25,7 +34,13 @@ impl Cells {
             cell.resize(bytes, 0xa5);
             cells.push(cell.into_boxed_slice());
         }
-        Ok(Self { cells, free: (0..count).collect() })
+        Ok(Self { memory: Packing::Own(cells), count, free: (0..count).collect() })
+    }
+
+    /// Cells of `bytes` bytes in a block of `count` times as many.
+    pub(crate) fn pinned(block: PinnedBlock, count: usize, bytes: usize) -> Self {
+        assert!(count * bytes <= block.bytes(), "{count} cells of {bytes} bytes in {} bytes", block.bytes());
+        Self { memory: Packing::Pinned(block, bytes), count, free: (0..count).collect() }
     }
 
     /// A cell, if one is free.
@@ -38,13 +53,22 @@ impl Cells {
         self.free.push(cell.0);
     }
 
+    /// The bytes of a cell. No operation and no copy of a device may be using them.
     pub(crate) fn bytes(&mut self, cell: Cell) -> &mut [u8] {
-        &mut self.cells[cell.0]
+        match &mut self.memory {
+            Packing::Own(cells) => &mut cells[cell.0],
+            Packing::Pinned(block, bytes) => {
+                assert!(cell.0 < self.count, "cell {} of {}", cell.0, self.count);
+                // SAFETY: cells lie in the block, as `pinned` has made sure of, apart from each other; the block's bytes are initialised and its
+                // own; the borrow keeps the host's other accesses out, and callers those of devices and of the network.
+                unsafe { std::slice::from_raw_parts_mut(block.base().add(cell.0 * *bytes), *bytes) }
+            }
+        }
     }
 
     /// Takes back all cells, when no operation is left on any.
     pub(crate) fn reset(&mut self) {
-        self.free = (0..self.cells.len()).collect();
+        self.free = (0..self.count).collect();
     }
 }
 

@@ -1,6 +1,5 @@
 //! What a wave must be before anything of it is enqueued.
 
-use eplb_comm::host::HostMemory;
 use eplb_comm::{CommError, Memory, Place};
 use eplb_core::layout::STAGING_ALIGN;
 use eplb_core::{Landing, RankId, Transfer};
@@ -13,7 +12,7 @@ use crate::facts::Facts;
 /// # Errors
 /// The first that does not exist.
 pub(crate) fn places_exist(
-    memory: &HostMemory,
+    memory: &dyn Memory,
     facts: &[Facts],
     transfers: &[Transfer],
 ) -> Result<(), CommError> {
@@ -27,7 +26,7 @@ pub(crate) fn places_exist(
     Ok(())
 }
 
-fn place(memory: &HostMemory, facts: &[Facts], rank: RankId, place: Place) -> Result<(), CommError> {
+fn place(memory: &dyn Memory, facts: &[Facts], rank: RankId, place: Place) -> Result<(), CommError> {
     let missing = |reason| Err(CommError::NoSuchPlace { rank, place, reason });
     let Some(owner) = facts.get(rank.index()) else {
         return missing(format!("the group has ranks 0..{}", facts.len()));

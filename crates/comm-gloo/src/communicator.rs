@@ -6,25 +6,26 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Instant;
 
-use eplb_comm::host::{HostMemory, places_apart};
-use eplb_comm::local::{LocalCommunicator, LocalGroup};
+use eplb_comm::host::HostMemory;
 use eplb_comm::store::Store;
-use eplb_comm::{Carried, CommError, Communicator, Fence, FenceState, Memory, Progress, Ticket};
+use eplb_comm::{Carried, CommError, Communicator, Fence, FenceState, Progress, Ticket, places_apart};
 use eplb_core::{RankId, Transfer};
+use eplb_cuda::DeviceMemory;
 use gloo_sys::Gloo;
 
-use crate::cells::{self, Cells};
+use crate::cells;
 use crate::check;
 use crate::cut::Cut;
 use crate::error::GlooError;
 use crate::facts::Facts;
+use crate::memory::Ground;
 use crate::mesh::Caller;
 use crate::options::Options;
 use crate::shared::Shared;
 use crate::ticket::{Direction, GlooTicket};
 use crate::{lane, progress};
 
-/// The `gloo` backend: TCP between the memories of processes.
+/// The `gloo` backend: TCP between the memories of processes, of the host or of devices.
 ///
 /// Both ends of a transfer take part: a rank is done with a wave when what it receives is in and what it sends is out. Its threads,
 /// connections and packing memory are made by [`GlooCommunicator::connect`]: the lanes, one for deadlines, one that watches the
@@ -35,14 +36,14 @@ use crate::{lane, progress};
 #[derive(Debug)]
 pub struct GlooCommunicator {
     body: Body,
-    memory: Arc<HostMemory>,
+    ground: Arc<dyn Ground>,
     store: Arc<dyn Store>,
     options: Options,
 }
 
 #[derive(Debug)]
 enum Body {
-    Alone(LocalCommunicator),
+    Alone(Box<dyn Communicator>),
     Group(Group),
 }
 
@@ -83,18 +84,38 @@ impl GlooCommunicator {
         options: Options,
         deadline: Instant,
     ) -> Result<Self, GlooError> {
-        check_options(&memory, world_size, &options)?;
+        Self::on(Arc::new(memory), world_size, store, options, deadline)
+    }
+
+    /// As [`GlooCommunicator::connect`], for slots on a device. Messages go through pinned memory of the host, [`GlooCommunicator::packing_bytes`] in
+    /// all, on streams of this communicator's own, one for each lane and direction; no stream waits for anything but earlier copies. Ranks of
+    /// both kinds of memory may be in one group.
+    ///
+    /// # Errors
+    /// As there; and the driver gave no pinned memory or stream.
+    pub fn connect_device(
+        memory: Arc<DeviceMemory>,
+        world_size: usize,
+        store: Arc<dyn Store>,
+        options: Options,
+        deadline: Instant,
+    ) -> Result<Self, GlooError> {
+        Self::on(Arc::new(memory), world_size, store, options, deadline)
+    }
+
+    fn on(
+        ground: Arc<dyn Ground>,
+        world_size: usize,
+        store: Arc<dyn Store>,
+        options: Options,
+        deadline: Instant,
+    ) -> Result<Self, GlooError> {
+        check_options(ground.rank(), world_size, &options)?;
         let body = match world_size {
-            1 => {
-                let mut group = LocalGroup::new(vec![memory.clone()], 1)?;
-                // One memory makes one communicator.
-                let unmade =
-                    || CommError::NoThread { what: "a group of one rank".into(), detail: String::new() };
-                Body::Alone(group.pop().ok_or_else(unmade)?)
-            }
-            _ => Body::Group(Group::connect(&memory, world_size, &store, &options, deadline)?),
+            1 => Body::Alone(ground.alone()?),
+            _ => Body::Group(Group::connect(&ground, world_size, &store, &options, deadline)?),
         };
-        Ok(Self { body, memory, store, options })
+        Ok(Self { body, ground, store, options })
     }
 
     /// Ends this communicator, for all ranks, and connects anew under the next generation. Every rank calls it.
@@ -104,11 +125,11 @@ impl GlooCommunicator {
     pub fn rebuild(mut self, deadline: Instant) -> Result<Self, GlooError> {
         // On record before the new attempt looks for a generation.
         let quiet = self.abort("it is rebuilt");
-        quiet.wait(self.memory.rank(), "the communicator that is rebuilt to come to rest", deadline)?;
-        let (memory, store) = (self.memory.clone(), self.store.clone());
+        quiet.wait(self.ground.rank(), "the communicator that is rebuilt to come to rest", deadline)?;
+        let (ground, store) = (self.ground.clone(), self.store.clone());
         let (world_size, options) = (self.world_size(), self.options.clone());
         drop(self);
-        Self::connect(memory, world_size, store, options, deadline)
+        Self::on(ground, world_size, store, options, deadline)
     }
 
     /// Generation of its connections: rises with every rebuilding; `None` for a group of one rank.
@@ -128,7 +149,7 @@ impl GlooCommunicator {
         }
     }
 
-    /// Bytes of memory for packing messages, made at the start; none are added later.
+    /// Bytes of memory for packing messages, made at the start; none are added later. Of ranks on devices it is pinned.
     pub fn packing_bytes(&self) -> usize {
         match &self.body {
             Body::Alone(_) => 0,
@@ -137,8 +158,7 @@ impl GlooCommunicator {
     }
 }
 
-fn check_options(memory: &HostMemory, world_size: usize, options: &Options) -> Result<(), GlooError> {
-    let rank = memory.rank();
+fn check_options(rank: RankId, world_size: usize, options: &Options) -> Result<(), GlooError> {
     let refuse = |what, found: usize, reason: &str| {
         Err(GlooError::Options { rank, what, found: found.to_string(), reason: reason.into() })
     };
@@ -157,30 +177,30 @@ fn check_options(memory: &HostMemory, world_size: usize, options: &Options) -> R
 
 impl Group {
     fn connect(
-        memory: &Arc<HostMemory>,
+        ground: &Arc<dyn Ground>,
         world_size: usize,
         store: &Arc<dyn Store>,
         options: &Options,
         deadline: Instant,
     ) -> Result<Self, GlooError> {
-        let rank = memory.rank();
-        let cut = Cut::new(memory.layout(), options.small_bytes, options.piece_bytes);
-        let largest = cut.largest_packed(memory.layout());
+        let rank = ground.rank();
+        let cut = Cut::new(ground.memory().layout(), options.small_bytes, options.piece_bytes);
+        let largest = ground.largest_packed(&cut);
         // One per direction.
         let lanes = 2 * options.lanes;
         let (count, bytes) = cells::size(largest, options.window, lanes, options.packing_bytes);
-        let packing: Vec<Cells> =
-            (0..lanes).map(|_| Cells::new(rank, count, bytes)).collect::<Result<_, _>>()?;
+        let packing: Vec<_> =
+            (0..lanes).map(|_| ground.lane(count, bytes, options)).collect::<Result<_, _>>()?;
         let caller = Caller {
             gloo: Gloo::load()?,
             rank,
             world_size,
             store: store.clone(),
             options,
-            facts: Facts::of(&**memory, options, 0),
+            facts: Facts::of(ground.memory(), options, 0),
         };
         let mesh = caller.connect(deadline)?;
-        let shared = Arc::new(Shared::new(memory.clone(), mesh, cut, options.clone()));
+        let shared = Arc::new(Shared::new(ground.clone(), mesh, cut, options.clone()));
         // Made first, so that its drop ends the threads if one of them cannot be started.
         let mut group = Self {
             shared: shared.clone(),
@@ -190,13 +210,13 @@ impl Group {
             workers: Vec::new(),
             listener: None,
         };
-        for (number, cells) in packing.into_iter().enumerate() {
+        for (number, own) in packing.into_iter().enumerate() {
             let shared = shared.clone();
             let (name, direction) = match number % 2 {
                 0 => ("in", Direction::In),
                 _ => ("out", Direction::Out),
             };
-            let carry = move || lane::run(&shared, number, direction, cells);
+            let carry = move || lane::run(&shared, number, direction, own);
             group.workers.push(start(format!("gloo-{name}-{}", number / 2), carry)?);
         }
         let progress = shared.clone();
@@ -212,6 +232,11 @@ impl Group {
         self.tickets.get(&ticket).ok_or_else(unknown)
     }
 
+    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
+        check::places_exist(self.shared.ground.memory(), &self.shared.mesh.facts, transfers)?;
+        places_apart(self.shared.rank, self.shared.ground.memory().layout(), transfers)
+    }
+
     fn submit(
         &mut self,
         transfers: &Arc<[Transfer]>,
@@ -222,8 +247,7 @@ impl Group {
         if let Some(aborted) = shared.lock().refusal() {
             return Err(aborted);
         }
-        check::places_exist(&shared.memory, &shared.mesh.facts, transfers)?;
-        places_apart(&shared.memory, transfers)?;
+        self.check(transfers)?;
         self.tickets.retain(|_, open| !open.reported);
         let name = Ticket(self.next);
         let generation = shared.mesh.generation;
@@ -298,7 +322,7 @@ impl Communicator for GlooCommunicator {
     }
 
     fn rank(&self) -> RankId {
-        self.memory.rank()
+        self.ground.rank()
     }
 
     fn world_size(&self) -> usize {
@@ -317,6 +341,13 @@ impl Communicator for GlooCommunicator {
         match &mut self.body {
             Body::Alone(alone) => alone.submit(transfers, after, deadline),
             Body::Group(group) => group.submit(transfers, after, deadline),
+        }
+    }
+
+    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
+        match &self.body {
+            Body::Alone(alone) => alone.check(transfers),
+            Body::Group(group) => group.check(transfers),
         }
     }
 
@@ -346,5 +377,9 @@ impl Communicator for GlooCommunicator {
             Body::Alone(alone) => alone.carried(),
             Body::Group(group) => group.shared.carried(),
         }
+    }
+
+    fn pinned_bytes(&self) -> usize {
+        if self.ground.packs_pinned() { self.packing_bytes() } else { 0 }
     }
 }

@@ -81,6 +81,14 @@ impl Cut {
         &self.layers[layer.index()]
     }
 
+    /// Bytes of the largest message of any layer.
+    pub fn largest(&self) -> usize {
+        let bytes = |layer: &LayerCut| {
+            layer.pieces.iter().map(|piece| piece.bytes).fold(layer.packed_bytes, usize::max)
+        };
+        self.layers.iter().map(bytes).max().unwrap_or(0)
+    }
+
     /// Bytes of the largest message that this rank must pack: one with a header, or a piece of a tensor whose rows have
     /// gaps here.
     pub fn largest_packed(&self, layout: &ModelLayout) -> usize {
@@ -131,5 +139,9 @@ mod tests {
         assert_eq!(a, b);
         assert_eq!(a.largest_packed(&plain), HEADER_BYTES + 106);
         assert_eq!(Cut::new(&plain, 100, 190).largest_packed(&pitched), 190);
+        assert_eq!(
+            (Cut::new(&plain, 100, 190).largest(), Cut::new(&plain, 100, 100).largest()),
+            (190, HEADER_BYTES + 106)
+        );
     }
 }

@@ -4,7 +4,6 @@
 //! ([`gloo_sys::Gloo::guards`]) Gloo takes whoever connects first to a port for the peer. What each rank sends here only who reads the
 //! store can know, so a stranger costs one attempt at most and carries no expert.
 
-use std::ptr::NonNull;
 use std::time::{Duration, Instant};
 
 use eplb_core::RankId;
@@ -13,6 +12,7 @@ use gloo_sys::{Buffer, Context, GlooError};
 use crate::facts::Facts;
 use crate::mesh::Watch;
 use crate::slot::WaveId;
+use crate::words::Words;
 
 const WORDS: usize = 4;
 const MAGIC: u64 = u64::from_le_bytes(*b"eplbhllo");
@@ -32,16 +32,16 @@ fn slot(generation: u64, from: usize, to: usize) -> u64 {
 /// A message of our own memory. The buffer is dropped before the words: fields drop in their order.
 struct Message {
     buffer: Buffer,
-    words: Box<[u64; WORDS]>,
+    words: Words,
 }
 
 impl Message {
     fn new(context: &Context, words: [u64; WORDS]) -> Result<Self, GlooError> {
-        let mut words = Box::new(words);
-        let base = NonNull::from(&mut *words).cast::<u8>();
-        // SAFETY: the words lie in a box that is dropped after the buffer, and nobody looks at them until the wait for
-        // the one operation has found it complete.
-        let buffer = unsafe { context.buffer(base, size_of_val(&*words)) }?;
+        let words = Words::new(&words);
+        let (base, bytes) = words.whole();
+        // SAFETY: the words are dropped after the buffer, and nobody looks at them until the wait for the one operation
+        // has found it complete.
+        let buffer = unsafe { context.buffer(base, bytes) }?;
         Ok(Self { buffer, words })
     }
 }
@@ -82,7 +82,7 @@ pub(crate) fn exchange(
         }
         let Message { buffer, words: heard } = hears;
         drop(buffer);
-        if *heard != words(generation, facts, peer, me) {
+        if *heard.into_box() != words(generation, facts, peer, me) {
             return Err((RankId::at(peer), "its greeting is not that of this rank".into()));
         }
     }

@@ -1,5 +1,6 @@
 //! The threads that carry waves.
 
+use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -9,6 +10,7 @@ use eplb_comm::host::{HostFence, panic_message};
 
 use crate::alarm::Fault;
 use crate::cells::Cells;
+use crate::memory::Porter;
 use crate::run::{Run, Trouble};
 use crate::shared::{Seen, Shared};
 use crate::ticket::{Direction, GlooTicket};
@@ -16,10 +18,19 @@ use crate::ticket::{Direction, GlooTicket};
 /// Shortest and longest pause between two looks at a fence that cannot wake a thread by itself.
 const PAUSES: (Duration, Duration) = (Duration::from_micros(10), Duration::from_millis(1));
 
+/// Longest time that an end waits for copies of a device that were begun; it is lost if they take longer.
+pub(crate) const LAST_WAIT: Duration = Duration::from_secs(10);
+
 /// Carries one direction of waves until the communicator ends. `number` is the lane's place in `shared.waits`.
-pub(crate) fn run(shared: &Arc<Shared>, number: usize, direction: Direction, mut cells: Cells) {
+pub(crate) fn run(
+    shared: &Arc<Shared>,
+    number: usize,
+    direction: Direction,
+    (mut cells, mut porter): (Cells, Box<dyn Porter>),
+) {
+    porter.begin();
     while let Some(ticket) = next(shared, direction) {
-        let run = || carry(shared, number, direction, &mut cells, &ticket);
+        let run = || carry(shared, number, direction, (&mut cells, &mut *porter), &ticket);
         let carried = catch_unwind(AssertUnwindSafe(run));
         if let Err(payload) = carried {
             let detail = panic_message(payload.as_ref());
@@ -27,11 +38,34 @@ pub(crate) fn run(shared: &Arc<Shared>, number: usize, direction: Direction, mut
             ticket.fail(CommError::Panicked { rank: shared.rank, what, detail });
             shared.raise_own(format!("carrying ticket {} panicked", ticket.number));
         }
-        // The run is gone, and with it its buffers and guards.
+        // The run is gone, and with it its buffers and guards; what it began on a device may not be.
+        if !settle(shared, &mut *porter) {
+            // What the device may still be using is never freed.
+            std::mem::forget(cells);
+            return;
+        }
         cells.reset();
         shared.lock().busy -= 1;
         shared.changed.notify_all();
     }
+}
+
+/// Waits for what a run left under way on a device: while the communicator lives as long as it takes, which is not for long. False: it is being
+/// dropped, and the device does not come to an end.
+fn settle(shared: &Shared, porter: &mut dyn Porter) -> bool {
+    let dropped: Cell<Option<Instant>> = Cell::new(None);
+    let give_up = || {
+        if dropped.get().is_none() && shared.lock().shutdown {
+            dropped.set(Some(Instant::now()));
+        }
+        dropped.get().is_some_and(|since| since.elapsed() > LAST_WAIT)
+    };
+    let settled = porter.settle(&give_up);
+    if !settled {
+        shared.lock().lost = true;
+        shared.changed.notify_all();
+    }
+    settled
 }
 
 /// The next wave in order of submission; `None` at the end.
@@ -54,11 +88,11 @@ fn carry(
     shared: &Arc<Shared>,
     number: usize,
     direction: Direction,
-    cells: &mut Cells,
+    (cells, porter): (&mut Cells, &mut dyn Porter),
     ticket: &Arc<GlooTicket>,
 ) {
     let result = wait_for_gate(shared, ticket).and_then(|open| match open {
-        true => Run::new(shared, ticket, number, direction, cells).go(),
+        true => Run::new(shared, ticket, number, direction, (cells, porter)).go(),
         false => Ok(()),
     });
     let Err(trouble) = result else { return };

@@ -1,7 +1,8 @@
-//! The `gloo` backend: experts move between processes over TCP, on host memory, through Gloo.
+//! The `gloo` backend: experts move between processes over TCP through Gloo, from and to host memory, or devices.
 //!
 //! It is the way between machines that have no NCCL, and the way to run the whole protocol with real processes and no GPU.
-//! [`GlooCommunicator::connect`] finds the other ranks through a [`Store`](eplb_comm::store::Store).
+//! [`GlooCommunicator::connect`], for slots on a device [`GlooCommunicator::connect_device`], finds the other ranks through a
+//! [`Store`](eplb_comm::store::Store).
 //!
 //! # How bytes travel
 //! An expert is cut into messages, the same on both sides whatever their pitches ([`cut`]): one that carries a header and all small
@@ -9,6 +10,10 @@
 //! rows lie without gaps. Every message has a slot of its own, made of generation, wave and place in the wave ([`slot`]), so
 //! that nothing of an earlier wave, of an earlier context or of another wave list is ever taken for it. The header names the expert;
 //! the receiver checks it before it names the content of the place.
+//!
+//! From and to a device every message goes through packing memory, which is pinned then: a lane copies a message there before it sends it, and copies one that
+//! it has received to its place before it counts, on a stream of its own. It looks for the end of a copy and never waits for a stream; meanwhile Gloo goes
+//! on with the other messages of the window. Packing memory is bounded by [`Options::packing_bytes`], whatever the slots take.
 //!
 //! A *lane* is a thread with packing memory of its own, which carries one direction of one wave at a time: it posts a window of messages
 //! in the canonical order of the wave and waits for the oldest. Lanes that send wait for sends alone, lanes that receive for receives.
@@ -36,6 +41,7 @@ mod facts;
 mod header;
 mod hello;
 mod lane;
+mod memory;
 mod mesh;
 mod options;
 mod pairs;
@@ -46,6 +52,7 @@ mod sentry;
 mod shared;
 pub mod slot;
 mod ticket;
+mod words;
 
 pub use communicator::GlooCommunicator;
 pub use error::GlooError;

@@ -20,7 +20,7 @@ pub struct Options {
     pub small_bytes: usize,
     /// Larger tensors travel in pieces of at most this many bytes.
     pub piece_bytes: usize,
-    /// Memory for packing messages, bytes, over all lanes. More is taken only where two messages per lane do not fit.
+    /// Memory for packing messages, bytes, over all lanes; of ranks on devices it is pinned. More is taken only where two messages per lane do not fit.
     pub packing_bytes: usize,
     /// Longest time for one attempt to connect all ranks, before the next generation is tried.
     pub attempt: Duration,
@@ -51,6 +51,16 @@ pub enum Planted {
     NotRung,
     /// Whoever connects first to a port is taken for the peer.
     Unguarded,
+    /// Messages are sent before the device has brought their bytes.
+    SentEarly,
+    /// What arrives counts as landed before the device has brought it to its place.
+    LandedEarly,
+    /// Packing memory is used again before the device has brought what was in it to its place.
+    CellReused,
+    /// This rank counts as at rest before the device has ended its copies.
+    QuietEarly,
+    /// Every piece of a tensor goes to its beginning, and comes from there.
+    PieceElsewhere,
 }
 
 impl Default for Options {
@@ -90,6 +100,12 @@ impl Options {
         let socket = UdpSocket::bind((any, 0))?;
         socket.connect(target)?;
         Ok(Self::on(Device::Address(socket.local_addr()?.ip())))
+    }
+
+    /// For slots on devices, from and to which all bytes go through packing memory: in pieces small enough that a lane has several under way.
+    #[must_use]
+    pub fn staged(self) -> Self {
+        Self { piece_bytes: self.piece_bytes.min(1 << 20), ..self }
     }
 
     pub(crate) fn has(&self, planted: Planted) -> bool {

@@ -73,8 +73,11 @@ fn quiet(shared: &Shared) {
     // Once is enough: a lane that enters a wait after this sees that it must stop.
     shared.cancel_waits();
     let mut state = shared.lock();
-    while state.busy > 0 {
+    while state.busy > 0 && !state.lost {
         state = shared.wait(state, None);
+    }
+    if state.lost {
+        return;
     }
     state.quiet = true;
     let fence = state.aborted.clone();

@@ -5,7 +5,6 @@ use std::ptr::NonNull;
 use std::sync::Arc;
 use std::time::Duration;
 
-use eplb_comm::host::{Content, ReadGuard, WriteGuard, copy};
 use eplb_comm::{CommError, Place};
 use eplb_core::{RankId, Transfer};
 use gloo_sys::{Buffer, Wait};
@@ -13,6 +12,7 @@ use gloo_sys::{Buffer, Wait};
 use crate::cells::{Cell, Cells};
 use crate::cut::{HEADER_BYTES, LayerCut, Piece};
 use crate::header;
+use crate::memory::{Hold, Load, Porter};
 use crate::options::Planted;
 use crate::shared::{Shared, Waiting};
 use crate::ticket::{Direction, GlooTicket};
@@ -35,15 +35,11 @@ impl From<CommError> for Trouble {
 }
 
 /// An expert under way, and the hold on its place.
-enum Hold {
-    Source(ReadGuard),
-    Landing(WriteGuard),
-}
-
 struct Parcel {
     transfer: Transfer,
-    hold: Hold,
+    hold: Box<dyn Hold>,
     peer: RankId,
+    sends: bool,
 }
 
 /// What a message carries.
@@ -51,7 +47,7 @@ struct Parcel {
 enum Body {
     /// Header and small tensors, in a cell.
     Packed(Cell),
-    /// A piece that lies in a cell because its rows have gaps here.
+    /// A piece that lies in a cell because the network cannot use it in its place.
     Gathered(Cell, Piece),
     /// A piece that goes straight from or to its place.
     Straight,
@@ -75,8 +71,8 @@ struct Next {
     message: usize,
 }
 
-/// A wave being carried. Fields drop in their order: buffers, which end their operations, before the guards that hold the
-/// memory; cells belong to the lane, which takes them back after the run is gone.
+/// A wave being carried. Fields drop in their order: buffers, which end their operations, before the holds on places; cells belong to the lane, which
+/// takes them back after the run is gone and what it began on a device has ended.
 pub(crate) struct Run<'a> {
     flying: VecDeque<Flying>,
     parcels: VecDeque<Parcel>,
@@ -87,6 +83,7 @@ pub(crate) struct Run<'a> {
     direction: Direction,
     waiting: &'a Waiting,
     cells: &'a mut Cells,
+    porter: &'a mut dyn Porter,
 }
 
 impl<'a> Run<'a> {
@@ -95,7 +92,7 @@ impl<'a> Run<'a> {
         ticket: &'a GlooTicket,
         lane: usize,
         direction: Direction,
-        cells: &'a mut Cells,
+        (cells, porter): (&'a mut Cells, &'a mut dyn Porter),
     ) -> Self {
         Self {
             flying: VecDeque::new(),
@@ -107,6 +104,7 @@ impl<'a> Run<'a> {
             direction,
             waiting: &shared.waits[lane],
             cells,
+            porter,
         }
     }
 
@@ -123,24 +121,23 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Whether the wave must not go on.
-    fn is_over(&self) -> bool {
-        self.shared.is_stopping() || !self.ticket.may_go_on()
+    /// Tells whether the wave must not go on.
+    fn over(&self) -> impl Fn() -> bool + 'a {
+        let (shared, ticket) = (self.shared, self.ticket);
+        move || shared.is_stopping() || !ticket.may_go_on()
     }
 
     /// Posts the next message, or copies the next expert that stays on this rank. False: nothing is left, or no cell is free.
     fn post(&mut self) -> Result<bool, Trouble> {
         let Some(&index) = self.ticket.part(self.direction).get(self.next.own) else { return Ok(false) };
-        if self.is_over() {
+        let over = self.over();
+        if over() {
             return Err(Trouble::Stopped);
         }
         let transfer = self.ticket.transfers[index];
         if transfer.is_local() {
-            let source = self.shared.memory.read(Place::source(&transfer))?;
-            let mut landing = self.shared.memory.write(Place::landing(&transfer))?;
-            copy(&source, &mut landing, transfer.expert)?;
-            // Before the wave counts as done: whoever sees that may use both places.
-            drop((source, landing));
+            // It holds neither place any more when the wave counts as done: whoever sees that may use both.
+            self.porter.copy(&transfer, &over)?;
             self.next.own += 1;
             self.shared.transferred(self.ticket, &transfer);
             return Ok(true);
@@ -149,7 +146,7 @@ impl<'a> Run<'a> {
         let piece = self.next.message.checked_sub(1).map(|number| cut.pieces()[number]);
         let in_cell = match piece {
             None => true,
-            Some(piece) => !self.lies_whole(&transfer, piece.tensor)?,
+            Some(piece) => !self.goes_straight(&transfer, piece.tensor)?,
         };
         let cell = match in_cell.then(|| self.cells.take()) {
             Some(None) => return Ok(false),
@@ -167,28 +164,24 @@ impl<'a> Run<'a> {
         Ok(true)
     }
 
-    /// Whether a tensor lies without gaps at this rank's end of a transfer.
-    fn lies_whole(&mut self, transfer: &Transfer, tensor: usize) -> Result<bool, Trouble> {
+    /// Whether the network uses a tensor in its place, at this rank's end of a transfer.
+    fn goes_straight(&mut self, transfer: &Transfer, tensor: usize) -> Result<bool, Trouble> {
         // Messages after the first find the expert's hold at the end of the queue.
-        Ok(match self.parcels.back_mut().map(|parcel| &mut parcel.hold) {
-            Some(Hold::Source(guard)) => guard.whole(tensor).is_some(),
-            Some(Hold::Landing(guard)) => guard.landing(tensor).is_some(),
-            None => return Err(Trouble::Own(lost(self.shared.rank, transfer))),
-        })
+        match self.parcels.back_mut() {
+            Some(parcel) => Ok(parcel.hold.straight(tensor).is_some()),
+            None => Err(Trouble::Own(lost(self.shared.rank, transfer))),
+        }
     }
 
     /// Takes hold of the place of an expert.
     fn open(&mut self, transfer: Transfer) -> Result<(), Trouble> {
         let sends = transfer.source == self.shared.rank;
-        let (hold, peer) = match sends {
-            true => {
-                let guard = self.shared.memory.read(Place::source(&transfer))?;
-                guard.expect(transfer.expert)?;
-                (Hold::Source(guard), transfer.dest)
-            }
-            false => (Hold::Landing(self.shared.memory.write(Place::landing(&transfer))?), transfer.source),
+        let (place, read, peer) = match sends {
+            true => (Place::source(&transfer), Some(transfer.expert), transfer.dest),
+            false => (Place::landing(&transfer), None, transfer.source),
         };
-        self.parcels.push_back(Parcel { transfer, hold, peer });
+        let hold = self.porter.open(place, read)?;
+        self.parcels.push_back(Parcel { transfer, hold, peer, sends });
         Ok(())
     }
 
@@ -200,16 +193,17 @@ impl<'a> Run<'a> {
         piece: Option<Piece>,
         cell: Option<Cell>,
     ) -> Result<(), Trouble> {
+        let over = self.over();
         let Self { parcels, cells, shared, ticket, .. } = self;
         let Some(parcel) = parcels.back_mut() else {
             return Err(Trouble::Own(lost(shared.rank, &ticket.transfers[index])));
         };
-        let (transfer, peer) = (parcel.transfer, parcel.peer);
+        let (transfer, peer, sends) = (parcel.transfer, parcel.peer, parcel.sends);
         let (base, bytes, body) = match (piece, cell) {
             (None, Some(cell)) => {
                 let bytes = cut.packed_bytes();
                 let place = &mut cells.bytes(cell)[..bytes];
-                if let Hold::Source(guard) = &parcel.hold {
+                if sends {
                     let named = match shared.options.has(Planted::OtherExpert) {
                         true => Transfer { expert: eplb_core::ExpertId(transfer.expert.0 + 1), ..transfer },
                         false => transfer,
@@ -220,24 +214,19 @@ impl<'a> Run<'a> {
                         &named,
                         shared.expert_bytes(&transfer),
                     ));
-                    pack(guard, cut, rest);
+                    parcel.hold.pack(Load::Small(cut), rest, &over)?;
                 }
                 (NonNull::from(place).cast::<u8>(), bytes, Body::Packed(cell))
             }
             (Some(piece), Some(cell)) => {
                 let place = &mut cells.bytes(cell)[..piece.bytes];
-                if let Hold::Source(guard) = &parcel.hold {
-                    gather(guard, piece, place);
+                if sends {
+                    parcel.hold.pack(Load::Piece(piece), place, &over)?;
                 }
                 (NonNull::from(place).cast::<u8>(), piece.bytes, Body::Gathered(cell, piece))
             }
             (Some(piece), None) => {
-                let all = match &mut parcel.hold {
-                    // Only read from: the operation is a send.
-                    Hold::Source(guard) => guard.whole(piece.tensor).map(NonNull::from),
-                    // No reference to it: earlier pieces of the tensor may be landing.
-                    Hold::Landing(guard) => guard.landing(piece.tensor),
-                };
+                let all = parcel.hold.straight(piece.tensor);
                 let base = all.and_then(|all| part(all, piece.offset, piece.bytes));
                 let Some(base) = base else { return Err(Trouble::Own(lost(shared.rank, &transfer))) };
                 (base, piece.bytes, Body::Straight)
@@ -245,12 +234,11 @@ impl<'a> Run<'a> {
             (None, None) => return Err(Trouble::Own(lost(shared.rank, &transfer))),
         };
         let link = |error: gloo_sys::GlooError| Trouble::Link { peer, cause: error.to_string() };
-        // SAFETY: the memory is that of a cell, which stays taken, or that of a place under a guard, which stays held, until
-        // the message has landed or the run ends; the run drops its buffers before its guards, and the lane takes its cells back
-        // after the run is gone. A read guard keeps writers away for a send, a write guard everyone for a receive. Nobody
-        // touches a cell between here and `landed`.
+        // SAFETY: the memory is that of a cell, which stays taken, or that of a place which stays held (`Hold::straight`), until
+        // the message has landed or the run ends; the run drops its buffers before its holds, and the lane takes its cells back
+        // after the run is gone. A hold to read keeps writers away for a send, one to write everyone for a receive. Nobody
+        // touches a cell between here and `landed`: copies of a device to it have ended (`Hold::pack`).
         let buffer = unsafe { shared.mesh.context.buffer(base, bytes) }.map_err(link)?;
-        let sends = matches!(parcel.hold, Hold::Source(_));
         let mut slot = ticket.wave.slot(index, self.next.message);
         if sends {
             let wrong = ticket.number == 0 && shared.options.has(Planted::WrongSlot { nth: self.sent });
@@ -295,10 +283,11 @@ impl<'a> Run<'a> {
     fn landed(&mut self) -> Result<(), Trouble> {
         let Some(Flying { buffer, body, sends, last }) = self.flying.pop_front() else { return Ok(()) };
         drop(buffer);
+        let over = self.over();
         let Some(parcel) = self.parcels.front_mut() else { return Ok(()) };
         let transfer = parcel.transfer;
-        match (&mut parcel.hold, body) {
-            (Hold::Landing(guard), Body::Packed(cell)) => {
+        match body {
+            Body::Packed(cell) if !sends => {
                 let cut = self.shared.cut.layer(transfer.layer);
                 let (head, rest) = self.cells.bytes(cell)[..cut.packed_bytes()].split_at(HEADER_BYTES);
                 let bytes = self.shared.expert_bytes(&transfer);
@@ -307,24 +296,24 @@ impl<'a> Run<'a> {
                     checked.map_err(|cause| Trouble::Link { peer: parcel.peer, cause })?;
                 }
                 if !self.shared.options.has(Planted::NotUnpacked) {
-                    unpack(rest, cut, guard);
+                    parcel.hold.unpack(Load::Small(cut), rest, &over)?;
                 }
             }
-            (Hold::Landing(guard), Body::Gathered(cell, piece)) => {
-                scatter(&self.cells.bytes(cell)[..piece.bytes], piece, guard);
+            Body::Gathered(cell, piece) if !sends => {
+                parcel.hold.unpack(Load::Piece(piece), &self.cells.bytes(cell)[..piece.bytes], &over)?;
             }
-            (Hold::Source(_), _) | (_, Body::Straight) => {}
+            Body::Packed(_) | Body::Gathered(..) | Body::Straight => {}
         }
         if let Body::Packed(cell) | Body::Gathered(cell, _) = body {
             self.cells.put(cell);
         }
         if last {
-            if let (Some(Parcel { hold: Hold::Landing(mut guard), .. }), false) =
-                (self.parcels.pop_front(), sends)
+            if let Some(mut parcel) = self.parcels.pop_front()
+                && !sends
             {
-                guard.set_content(Content::Expert(transfer.expert));
+                parcel.hold.name(transfer.expert)?;
             }
-            // The guard is gone.
+            // The hold is gone.
             self.shared.transferred(self.ticket, &transfer);
         }
         Ok(())
@@ -342,81 +331,4 @@ fn part(all: NonNull<[u8]>, offset: usize, bytes: usize) -> Option<NonNull<u8>> 
 fn lost(rank: RankId, transfer: &Transfer) -> CommError {
     let what = format!("a message for {} of {}", transfer.expert, transfer.layer);
     CommError::Panicked { rank, what, detail: "its place was lost".into() }
-}
-
-/// Small tensors, one after another.
-fn pack(guard: &ReadGuard, cut: &LayerCut, mut to: &mut [u8]) {
-    for &tensor in cut.small() {
-        for row in guard.rows(tensor) {
-            let (place, rest) = to.split_at_mut(row.len());
-            place.copy_from_slice(row);
-            to = rest;
-        }
-    }
-}
-
-fn unpack(mut from: &[u8], cut: &LayerCut, guard: &mut WriteGuard) {
-    for &tensor in cut.small() {
-        for row in guard.rows_mut(tensor) {
-            let (bytes, rest) = from.split_at(row.len());
-            row.copy_from_slice(bytes);
-            from = rest;
-        }
-    }
-}
-
-/// The part of a row that a piece covers, and where it lies in the piece: `(in the row, in the piece)`.
-fn overlap(
-    piece: Piece,
-    row: usize,
-    row_bytes: usize,
-) -> Option<(std::ops::Range<usize>, std::ops::Range<usize>)> {
-    let begin = row * row_bytes;
-    let from = piece.offset.max(begin);
-    let to = (piece.offset + piece.bytes).min(begin + row_bytes);
-    (from < to).then(|| (from - begin..to - begin, from - piece.offset..to - piece.offset))
-}
-
-/// A piece of a tensor whose rows have gaps.
-fn gather(guard: &ReadGuard, piece: Piece, to: &mut [u8]) {
-    for (number, row) in guard.rows(piece.tensor).enumerate() {
-        if let Some((in_row, in_piece)) = overlap(piece, number, row.len()) {
-            to[in_piece].copy_from_slice(&row[in_row]);
-        }
-    }
-}
-
-fn scatter(from: &[u8], piece: Piece, guard: &mut WriteGuard) {
-    for (number, row) in guard.rows_mut(piece.tensor).enumerate() {
-        if let Some((in_row, in_piece)) = overlap(piece, number, row.len()) {
-            row[in_row].copy_from_slice(&from[in_piece]);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn pieces_cover_every_row_once() {
-        let (rows, row_bytes) = (7, 10);
-        for most in [1, 3, 10, 25, 70] {
-            let mut seen = vec![0; rows * row_bytes];
-            for offset in (0..rows * row_bytes).step_by(most) {
-                let piece = Piece { tensor: 0, offset, bytes: most.min(rows * row_bytes - offset) };
-                let mut filled = 0;
-                for row in 0..rows {
-                    if let Some((in_row, in_piece)) = overlap(piece, row, row_bytes) {
-                        assert_eq!(in_row.len(), in_piece.len());
-                        assert_eq!(in_piece.start, filled);
-                        filled = in_piece.end;
-                        in_row.for_each(|byte| seen[row * row_bytes + byte] += 1);
-                    }
-                }
-                assert_eq!(filled, piece.bytes);
-            }
-            assert!(seen.iter().all(|&times| times == 1));
-        }
-    }
 }

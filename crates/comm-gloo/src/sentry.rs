@@ -4,13 +4,13 @@
 //! writing may wait for ever. A receive that was posted and not begun is told reliably. So one is posted on every connection, for a
 //! message that nobody sends.
 
-use std::ptr::NonNull;
 use std::time::Duration;
 
 use eplb_core::RankId;
 use gloo_sys::{Buffer, Context, GlooError};
 
 use crate::slot::WaveId;
+use crate::words::Words;
 
 /// How often the connections are looked at until the broken one shows.
 const LOOKS: usize = 100;
@@ -23,25 +23,24 @@ pub(crate) struct Sentry {
     /// One buffer per peer, to find out which one it was.
     each: Vec<(RankId, Buffer)>,
     /// Where bytes would land. Dropped after the buffers: fields drop in their order.
-    _landing: Box<[u64]>,
+    _landing: Words,
 }
 
 impl Sentry {
     pub(crate) fn post(context: &Context, generation: u64) -> Result<Self, GlooError> {
         let me = context.rank();
         let peers: Vec<usize> = (0..context.world_size()).filter(|&peer| peer != me).collect();
-        let mut landing = vec![0u64; peers.len() + 1].into_boxed_slice();
+        let landing = Words::new(&vec![0; peers.len() + 1]);
+        let mut buffers = landing.addresses().map(|word| {
+            // SAFETY: the word outlives the buffer, see the field, and nobody looks at it.
+            unsafe { context.buffer(word, size_of::<u64>()) }
+        });
         let slot = |number| WaveId { generation, sequence: u64::MAX - 1, hash: 0 }.slot(number, 0);
-        let buffer = |word: &mut u64| {
-            // SAFETY: the word lies in a box that outlives the buffer, see the field, and that nobody looks at.
-            unsafe { context.buffer(NonNull::from(word).cast(), size_of::<u64>()) }
-        };
-        let Some((first, rest)) = landing.split_first_mut() else { unreachable!("one word at least") };
-        let any = buffer(first)?;
+        let Some(any) = buffers.next().transpose()? else { unreachable!("one word at least") };
         peers.iter().try_for_each(|&peer| any.recv(peer, slot(0)))?;
         let mut each = Vec::new();
-        for (&peer, word) in peers.iter().zip(rest) {
-            let one = buffer(word)?;
+        for (&peer, one) in peers.iter().zip(buffers) {
+            let one = one?;
             one.recv(peer, slot(1))?;
             each.push((RankId::at(peer), one));
         }

@@ -5,13 +5,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use eplb_comm::host::{HostFence, HostMemory};
+use eplb_comm::host::HostFence;
 use eplb_comm::{Carried, CommError, Fence};
 use eplb_core::{RankId, Transfer};
 use gloo_sys::Buffer;
 
 use crate::alarm::Fault;
 use crate::cut::Cut;
+use crate::memory::Ground;
 use crate::mesh::Mesh;
 use crate::options::Options;
 use crate::ticket::{Direction, GlooTicket};
@@ -21,7 +22,7 @@ use crate::ticket::{Direction, GlooTicket};
 #[derive(Debug)]
 pub(crate) struct Shared {
     pub(crate) rank: RankId,
-    pub(crate) memory: Arc<HostMemory>,
+    pub(crate) ground: Arc<dyn Ground>,
     pub(crate) mesh: Mesh,
     pub(crate) cut: Cut,
     pub(crate) options: Options,
@@ -59,6 +60,8 @@ pub(crate) struct State {
     pub(crate) aborted: Option<Arc<HostFence>>,
     /// Nothing is left on the memory, and nothing will be.
     pub(crate) quiet: bool,
+    /// A device came to no end with a copy while this communicator was dropped: it is never quiet.
+    pub(crate) lost: bool,
     pub(crate) shutdown: bool,
 }
 
@@ -145,10 +148,10 @@ impl Waiting {
 }
 
 impl Shared {
-    pub(crate) fn new(memory: Arc<HostMemory>, mesh: Mesh, cut: Cut, options: Options) -> Self {
+    pub(crate) fn new(ground: Arc<dyn Ground>, mesh: Mesh, cut: Cut, options: Options) -> Self {
         Self {
-            rank: memory.rank(),
-            memory,
+            rank: ground.rank(),
+            ground,
             mesh,
             cut,
             carried: Counters::default(),
@@ -262,8 +265,7 @@ impl Shared {
     }
 
     pub(crate) fn expert_bytes(&self, transfer: &Transfer) -> usize {
-        use eplb_comm::Memory;
-        self.memory.layout().layer(transfer.layer).expert_bytes()
+        self.ground.memory().layout().layer(transfer.layer).expert_bytes()
     }
 
     /// Waits for a change, at most until `until`.

@@ -104,7 +104,7 @@ pub unsafe fn connect_lent(
 
 /// Whether NCCL was told to keep the order of launches of one device itself. It then takes launches from one thread at a time alone: two that
 /// meet are an error that ends the communicators of both ("host threads racing to launch NCCL on same device", seen with 2.28.3).
-fn orders_launches_itself() -> bool {
+pub fn orders_launches_itself() -> bool {
     std::env::var("NCCL_LAUNCH_ORDER_IMPLICIT").is_ok_and(|value| !matches!(value.trim(), "" | "0"))
 }
 

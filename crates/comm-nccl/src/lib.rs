@@ -29,7 +29,7 @@ mod ticket;
 
 pub use beside::{Collectives, Lend, Served};
 pub use communicator::{NcclCommunicator, Pump};
-pub use connect::{Rendezvous, connect, connect_lent};
+pub use connect::{Rendezvous, connect, connect_lent, orders_launches_itself};
 pub use error::NcclCommError;
 pub use options::{Backend, Gather, Launch, Options};
 pub use pairs::NcclPairs;

@@ -161,6 +161,8 @@ impl Shared {
         let context = self.lane.lock().unwrap_or_else(PoisonError::into_inner).context().clone();
         // NCCL works on the device that is current.
         let _entered = context.enter();
+        // A driver that refuses makes captures of the server fail while waves move, no more.
+        let _ = eplb_cuda::keep_out_of_captures();
         let mut leaving: Option<Instant> = None;
         let mut changed = Instant::now();
         loop {

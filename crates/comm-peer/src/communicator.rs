@@ -27,6 +27,8 @@ pub struct PeerCommunicator {
     shared: Arc<Shared>,
     /// Waves, and whether they were reported as done.
     tickets: BTreeMap<Ticket, (Arc<Wave>, bool)>,
+    /// Ranks whose memory is open here, by rank; `None`: that of all.
+    near: Option<Vec<bool>>,
     /// Of ranks that are processes.
     bulletin: Option<Arc<dyn Bulletin>>,
     /// Why the caller gave up, once it has.
@@ -85,6 +87,7 @@ impl PeerCommunicator {
             extents,
             shared,
             tickets: BTreeMap::new(),
+            near: None,
             bulletin: None,
             aborted: None,
             thread: Some(thread),
@@ -95,6 +98,13 @@ impl PeerCommunicator {
     #[cfg(target_os = "linux")]
     pub(crate) fn with_bulletin(mut self, bulletin: Arc<dyn Bulletin>) -> Self {
         self.bulletin = Some(bulletin);
+        self
+    }
+
+    /// For some of the ranks alone: what comes from another one, it does not take.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn with_near(mut self, near: Vec<bool>) -> Self {
+        self.near = Some(near);
         self
     }
 
@@ -143,6 +153,14 @@ impl Communicator for PeerCommunicator {
         };
         for transfer in transfers {
             locate(transfer.source, Place::source(transfer))?;
+            let is_near = |near: &Vec<bool>| near.get(transfer.source.index()) == Some(&true);
+            if transfer.dest == self.rank && !self.near.as_ref().is_none_or(is_near) {
+                return Err(CommError::NoSuchPlace {
+                    rank: transfer.source,
+                    place: Place::source(transfer),
+                    reason: format!("its memory is not open on {}", self.rank),
+                });
+            }
             locate(transfer.dest, Place::slot(transfer.layer, transfer.dest_slot))?;
             if let Landing::Staged { .. } = transfer.landing {
                 locate(transfer.dest, Place::landing(transfer))?;

@@ -84,42 +84,27 @@ impl Engine {
 }
 
 impl Pulls for Engine {
-    fn pull(&self, transfer: &Transfer, tail: Option<u64>) -> Result<Pulled, CommError> {
+    fn begin(&self) {
+        // A driver that refuses makes captures of the server fail while waves move, no more.
+        let _ = eplb_cuda::keep_out_of_captures();
+    }
+
+    fn pull(&self, transfer: &Transfer, fenced: bool) -> Result<Pulled, CommError> {
         let (rank, source) = (self.memory.rank(), transfer.source.index());
         let number = self.queue_of(source);
         let queue = &self.queues[number];
         let stream = &queue.stream;
         let (from, to) = (Place::source(transfer), Place::landing(transfer));
-        let (mut left, mut fence) = (self.bytes(transfer), None);
-        for tensor in 0..eplb_comm::Memory::layout(&*self.memory).layer(transfer.layer).tensors().len() {
-            let (from, to) = (self.sources[source].rows(from, tensor)?, self.memory.rows(to, tensor)?);
-            let record = || queue.events.record(stream, rank).map_err(|error| error.at(rank));
-            let bytes = to.bytes() as u64;
-            if let (Some(tail), None) = (tail, &fence)
-                && left.saturating_sub(bytes) < tail
-            {
-                // The fence stands within this tensor, or before it.
-                if let Some(head) = left.checked_sub(tail).filter(|&head| head > 0 && head < bytes)
-                    && let (Some((from_head, from)), Some((to_head, to))) =
-                        (from.split(head as usize), to.split(head as usize))
-                {
-                    // SAFETY: as below, in two parts.
-                    unsafe { stream.copy(from_head, to_head) }.map_err(|error| error.at(rank))?;
-                    fence = Some(record()?.fence());
-                    // SAFETY: as below, in two parts.
-                    unsafe { stream.copy(from, to) }.map_err(|error| error.at(rank))?;
-                    left = left.saturating_sub(bytes);
-                    continue;
-                }
-                fence = Some(record()?.fence());
-            }
-            left = left.saturating_sub(bytes);
-            // SAFETY: both places lie in memories that this object keeps until its streams are quiet; layouts of ranks are
-            // alike in rows and row bytes (checked by `connect`). They are different places, which do not overlap. That
-            // nobody writes the source, or uses the destination, meanwhile is the order of the caller.
-            unsafe { stream.copy(from, to) }.map_err(|error| error.at(rank))?;
-        }
-        Ok(Pulled { queue: number, tail: fence.or_else(|| tail.map(|_| Fence::passed())) })
+        let layout = eplb_comm::Memory::layout(&*self.memory).layer(transfer.layer);
+        let rows = |tensor| Ok((self.sources[source].rows(from, tensor)?, self.memory.rows(to, tensor)?));
+        let copies = (0..layout.tensors().len()).map(rows).collect::<Result<Vec<_>, CommError>>()?;
+        // SAFETY: all places lie in memories that this object keeps until its streams are quiet; layouts of ranks are alike in rows and row bytes
+        // (checked by `connect`). They are different places, which do not overlap. That nobody writes the source, or uses the destination,
+        // meanwhile is the order of the caller.
+        unsafe { stream.copy_together(&copies) }.map_err(|error| error.at(rank))?;
+        let behind = fenced.then(|| queue.events.record(stream, rank)).transpose();
+        let behind = behind.map_err(|error| error.at(rank))?.map(|fence| fence.fence());
+        Ok(Pulled { queue: number, behind })
     }
 
     fn arrange(&self, pulls: Vec<Transfer>) -> Vec<Transfer> {

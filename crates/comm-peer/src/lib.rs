@@ -24,9 +24,10 @@ mod pace;
 #[cfg(target_os = "linux")]
 pub mod process;
 mod pulls;
+mod reading;
 mod shared;
+mod speed;
 mod sync;
-mod turn;
 mod turns;
 mod words;
 

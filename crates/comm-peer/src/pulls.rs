@@ -10,15 +10,18 @@ use eplb_core::Transfer;
 pub(crate) struct Pulled {
     /// The queue that it is in, below 64.
     pub(crate) queue: usize,
-    /// Before the last of its bytes, if that was asked for.
-    pub(crate) tail: Option<Fence>,
+    /// Behind it, if that was asked for.
+    pub(crate) behind: Option<Fence>,
 }
 
 /// Pulls into one rank's memory: by copy engines, or by a thread of the host's.
 pub(crate) trait Pulls: Debug + Send + Sync {
+    /// Called once by the thread that looks whether they have ended, before it does.
+    fn begin(&self) {}
+
     /// Enqueues the copies of a transfer to this rank, all of whose places were checked. Returns at once. From then on the copies
-    /// depend on nobody. With `tail` a fence stands before the last copies that together carry at most so many bytes.
-    fn pull(&self, transfer: &Transfer, tail: Option<u64>) -> Result<Pulled, CommError>;
+    /// depend on nobody. `fenced`: a fence stands behind them.
+    fn pull(&self, transfer: &Transfer, fenced: bool) -> Result<Pulled, CommError>;
 
     /// The order in which the pulls of a wave are best enqueued, as far as their sources allow. They do not depend on each other.
     fn arrange(&self, pulls: Vec<Transfer>) -> Vec<Transfer> {

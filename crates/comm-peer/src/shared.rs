@@ -12,8 +12,8 @@ use eplb_core::{RankId, Transfer};
 use crate::lane::{Lane, Step};
 use crate::pace::Pace;
 use crate::pulls::Pulls;
+use crate::reading::Reading;
 use crate::sync::{Condvar, Mutex, MutexGuard, sleep, yield_now};
-use crate::turn::Turn;
 use crate::turns::Candidate;
 use crate::words::Signals;
 
@@ -59,7 +59,7 @@ struct Work {
     leave: bool,
     pace: Pace,
     /// Where ranks take turns at sources.
-    turn: Option<Turn>,
+    reading: Option<Reading>,
     timeline: Option<Arc<Timeline>>,
 }
 
@@ -103,7 +103,7 @@ impl Shared {
             last: Vec::new(),
             leave: false,
             pace: Pace::new(manner.max_gbps),
-            turn: manner.turns.map(|ranks| Turn::new(rank.index(), ranks)),
+            reading: manner.turns.map(|ranks| Reading::new(rank.index(), ranks)),
             timeline: None,
         };
         let (work, changed, quiet) = (Mutex::new(work), Condvar::new(), HostFence::new());
@@ -175,6 +175,7 @@ impl Shared {
     /// The progress thread's life: it sleeps while there is nothing under way.
     pub(crate) fn serve(&self) {
         be_punctual();
+        self.engine.begin();
         let mut moved = Instant::now();
         let mut work = self.lock();
         loop {
@@ -265,11 +266,11 @@ impl Shared {
             free
         };
         work.lane.advance(|rank| self.words.ready(rank), may, &mut steps);
-        if let Some(turn) = &mut work.turn {
+        if let Some(reading) = &mut work.reading {
             let pulls = steps[before..].iter().rev();
             let of =
                 |step: &Step| if let Step::Pull { wave, pull } = *step { Some((wave, pull)) } else { None };
-            turn.settle(
+            reading.settle(
                 pulls.filter_map(of).find(|(wave, pull)| is_remote(&work.open, *wave, *pull)),
                 &*self.words,
             );
@@ -288,8 +289,8 @@ impl Shared {
         now: Duration,
         steps: &mut Vec<Step>,
     ) -> Result<Option<Vec<(u64, usize)>>, CommError> {
-        let Some(turn) = &mut work.turn else { return Ok(None) };
-        turn.look(&*self.words)?;
+        let Some(reading) = &mut work.reading else { return Ok(None) };
+        reading.look(&*self.words, now)?;
         let (open, mut could, mut local) = (&work.open, Vec::new(), Vec::new());
         let look = |wave: u64, pull: usize| {
             match open.get(&wave).map(|open| &open.pulls[pull]).filter(|pull| !pull.is_local()) {
@@ -304,7 +305,7 @@ impl Shared {
         };
         work.lane.advance(|rank| self.words.ready(rank), look, steps);
         if work.pace.wait(now).is_zero() {
-            local.extend(turn.choose(&could, &*self.words, now));
+            local.extend(reading.choose(&could, &*self.words, now));
         }
         Ok(Some(local))
     }
@@ -320,11 +321,11 @@ impl Shared {
                     if open.queues == 0 {
                         tell(&work.timeline, || Moment::FirstEnqueued(Number(wave)));
                     }
-                    let tail = work.turn.as_ref().and_then(|turn| turn.wanted(wave, pull));
-                    let pulled = self.engine.pull(&open.pulls[pull], tail)?;
+                    let ends = work.reading.as_ref().is_some_and(|reading| reading.ends_with(wave, pull));
+                    let pulled = self.engine.pull(&open.pulls[pull], ends)?;
                     open.queues |= 1 << pulled.queue;
-                    if let (Some(turn), Some(tail)) = (&mut work.turn, pulled.tail) {
-                        turn.enqueued(tail);
+                    if let (Some(reading), Some(behind)) = (&mut work.reading, pulled.behind) {
+                        reading.enqueued(behind, self.start.elapsed());
                     }
                 }
             }

@@ -12,7 +12,7 @@ use std::cmp::Reverse;
 use std::time::Duration;
 
 /// How long a rank waits for a source that nobody reads from.
-const PATIENCE: Duration = Duration::from_micros(500);
+const PATIENCE: Duration = Duration::from_micros(100);
 
 /// A run ends with the pull that makes it as long as this: a link carries it in 0.1 ms, ten times what handing a source on takes.
 const RUN: u64 = 32 << 20;
@@ -20,9 +20,8 @@ const RUN: u64 = 32 << 20;
 /// Bytes that are worth no turns.
 const WORTH: u64 = 8 << 20;
 
-/// Bytes of a run that are left when its source is said to be free: what a link carries while the next reader notices it and enqueues, with some to
-/// spare for a thread that the system wakes late.
-pub(crate) const TAIL: u64 = 16 << 20;
+/// How long before a run is expected to end its source is said to be free: what the next reader takes to notice it and enqueue.
+pub(crate) const LEAD: Duration = Duration::from_micros(20);
 
 /// A pull that could be enqueued.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -8,7 +8,7 @@ use eplb_comm::host::HostMemory;
 use eplb_comm::store::{InProcessStore, Store};
 use eplb_comm::{CommError, Communicator, Fence, Progress};
 use eplb_comm_peer::process::{Meeting, PeerError, join_host};
-use eplb_comm_peer::{HOST_BACKEND, PeerCommunicator};
+use eplb_comm_peer::{HOST_BACKEND, Options as PeerOptions, PeerCommunicator};
 use eplb_core::{ExpertId, Landing, LayerId, ModelLayout, RankId, SlotId, TensorLayout, Transfer};
 
 fn meeting(rank: usize, world_size: usize, store: &Arc<dyn Store>) -> Meeting {
@@ -35,7 +35,7 @@ fn join(
                 scope.spawn(move || {
                     let mut meeting = meeting(rank, memories.len(), store);
                     change(&mut meeting);
-                    join_host(&meeting, memory.clone())
+                    join_host(&meeting, memory.clone(), &PeerOptions::default())
                 })
             })
             .collect();
@@ -167,12 +167,12 @@ fn a_rank_that_does_not_come_is_named_and_a_stale_card_opens_nothing() {
     let short = |meeting: &mut Meeting| meeting.deadline = Instant::now() + Duration::from_millis(300);
     let mut alone = meeting(0, 2, &store);
     short(&mut alone);
-    let error = join_host(&alone, memories[0].clone()).unwrap_err().to_string();
+    let error = join_host(&alone, memories[0].clone(), &PeerOptions::default()).unwrap_err().to_string();
     assert!(error.contains("card/1"), "{error}");
     // That rank's card is still there, and it is gone: who comes now finds nobody behind it.
     let mut late = meeting(1, 2, &store);
     short(&mut late);
-    let error = join_host(&late, memories[1].clone()).unwrap_err();
+    let error = join_host(&late, memories[1].clone(), &PeerOptions::default()).unwrap_err();
     assert!(matches!(&error, PeerError::NotOpened { rank: RankId(1), owner: RankId(0), .. }), "{error}");
     assert!(error.to_string().contains("has ended"), "{error}");
     // In a corner of its own, a new meeting of the same memories works.

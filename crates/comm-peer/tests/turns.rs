@@ -63,7 +63,7 @@ fn a_source_that_is_read_is_left_alone_for_a_while() {
     turns.release();
     let both = taken([Some(2), None, Some(3), Some(2)]);
     assert_eq!(turns.choose(&pulls, both, NOW), None);
-    assert_eq!(turns.choose(&pulls, both, NOW + Duration::from_micros(100)), None);
+    assert_eq!(turns.choose(&pulls, both, NOW + Duration::from_micros(50)), None);
     let run = turns.choose(&pulls, both, NOW + LONG).unwrap();
     assert_eq!((run.source, run.shares), (Some(3), true), "where one reads, not two");
     assert!(!turns.gives_way(&run, both), "it waited long enough");

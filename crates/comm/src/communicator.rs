@@ -105,6 +105,16 @@ pub trait Communicator: Debug + Send {
     /// What was carried so far.
     fn carried(&self) -> Carried;
 
+    /// The same by the names of the backends that carried it, where there are several.
+    fn carried_by(&self) -> Vec<(&'static str, Carried)> {
+        vec![(self.backend(), self.carried())]
+    }
+
+    /// Pinned host memory of its own, bytes: where experts pass between a device and the network.
+    fn pinned_bytes(&self) -> usize {
+        0
+    }
+
     /// Where its ranks can say something to each other at once, if they share memory; else they have only the store.
     fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
         None
@@ -161,6 +171,14 @@ impl<C: Communicator + ?Sized> Communicator for Box<C> {
 
     fn carried(&self) -> Carried {
         (**self).carried()
+    }
+
+    fn carried_by(&self) -> Vec<(&'static str, Carried)> {
+        (**self).carried_by()
+    }
+
+    fn pinned_bytes(&self) -> usize {
+        (**self).pinned_bytes()
     }
 
     fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {

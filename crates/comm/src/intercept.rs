@@ -131,6 +131,10 @@ impl<I: Intercept> Communicator for Intercepted<I> {
         self.inner.launcher()
     }
 
+    fn pinned_bytes(&self) -> usize {
+        self.inner.pinned_bytes()
+    }
+
     fn observe(&mut self, timeline: &Arc<Timeline>) {
         self.inner.observe(timeline);
     }

@@ -1,6 +1,6 @@
 //! Two backends in one wave: one inside nodes, another between them.
 //!
-//! The transfers of a wave are divided by whether source and destination are on one node, on all ranks alike. Each backend gets its part, in
+//! The transfers of a wave are divided by whether source and destination are of one node, on all ranks alike. Each backend gets its part, in
 //! the same order everywhere; the wave is done when both parts are.
 
 use std::any::Any;
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Instant;
 
-use eplb_core::{RankId, Topology, Transfer};
+use eplb_core::{NodeId, RankId, Transfer};
 
 use crate::bulletin::Bulletin;
 use crate::communicator::{Carried, Communicator, Launcher, Progress, Ticket};
@@ -16,7 +16,7 @@ use crate::error::CommError;
 use crate::fence::{Fence, FenceState};
 use crate::timeline::Timeline;
 
-/// Both backends of one rank. All ranks make theirs of the same two, with the same topology.
+/// Both backends of one rank. All ranks make theirs of the same two, with the same nodes.
 ///
 /// What either cannot do ends both: an error of one part is the wave's, and [`Communicator::abort`] aborts both.
 #[derive(Debug)]
@@ -24,14 +24,16 @@ pub struct Mixed {
     name: &'static str,
     inside: Box<dyn Communicator>,
     between: Box<dyn Communicator>,
-    topology: Arc<Topology>,
+    /// By rank.
+    nodes: Vec<NodeId>,
     next: u64,
     /// Tickets of both, with what of them is done.
     open: BTreeMap<Ticket, [(Ticket, bool); 2]>,
 }
 
 impl Mixed {
-    /// `inside` carries what stays on a node of the topology, `between` the rest. `name` is what the pair is called.
+    /// `inside` carries what stays on a node, `between` the rest; `nodes` are those of the ranks, in their order: ranks of one node are those that
+    /// `inside` joins, whatever machine they are on. `name` is what the pair is called.
     ///
     /// # Errors
     /// They belong to different ranks, or reach different numbers of them.
@@ -39,29 +41,34 @@ impl Mixed {
         name: &'static str,
         inside: Box<dyn Communicator>,
         between: Box<dyn Communicator>,
-        topology: Arc<Topology>,
+        nodes: Vec<NodeId>,
     ) -> Result<Self, CommError> {
         let of = |part: &dyn Communicator| (part.rank(), part.world_size());
-        let (ours, theirs, ranks) = (of(&*inside), of(&*between), topology.ranks());
+        let (ours, theirs, ranks) = (of(&*inside), of(&*between), nodes.len());
         if ours != theirs || ours.1 != ranks {
             return Err(CommError::Foreign {
                 rank: ours.0,
                 call: format!("mixing {} and {}", inside.backend(), between.backend()),
                 code: -1,
                 detail: format!(
-                    "they are {} of {} ranks and {} of {}, the topology has {ranks}: make both of all ranks",
+                    "they are {} of {} ranks and {} of {}, there are nodes of {ranks}: make both of all ranks",
                     ours.0, ours.1, theirs.0, theirs.1
                 ),
             });
         }
-        Ok(Self { name, inside, between, topology, next: 0, open: BTreeMap::new() })
+        Ok(Self { name, inside, between, nodes, next: 0, open: BTreeMap::new() })
     }
 
     fn is_inside(&self, transfer: &Transfer) -> bool {
-        self.topology.node_of(transfer.source) == self.topology.node_of(transfer.dest)
+        let node = |rank: RankId| self.nodes.get(rank.index());
+        node(transfer.source) == node(transfer.dest)
     }
 
-    fn parts(&mut self) -> [&mut dyn Communicator; 2] {
+    fn divide(&self, transfers: &[Transfer]) -> (Vec<Transfer>, Vec<Transfer>) {
+        transfers.iter().copied().partition(|transfer| self.is_inside(transfer))
+    }
+
+    fn both(&mut self) -> [&mut dyn Communicator; 2] {
         [&mut *self.inside, &mut *self.between]
     }
 }
@@ -107,11 +114,9 @@ impl Communicator for Mixed {
         after: Fence,
         deadline: Instant,
     ) -> Result<Ticket, CommError> {
-        // A wave is taken whole or not at all; what both reach, both know.
-        self.inside.check(transfers)?;
-        self.between.check(transfers)?;
-        let (near, far): (Vec<Transfer>, Vec<Transfer>) =
-            transfers.iter().copied().partition(|transfer| self.is_inside(transfer));
+        // A wave is taken whole or not at all.
+        self.check(transfers)?;
+        let (near, far) = self.divide(transfers);
         // Both get every wave, if only to know of it: so all ranks count waves alike.
         let near = self.inside.submit(&near.into(), after.clone(), deadline)?;
         // What of the first part is under way now, nobody would wait for.
@@ -126,10 +131,17 @@ impl Communicator for Mixed {
         Ok(ticket)
     }
 
+    fn check(&self, transfers: &[Transfer]) -> Result<(), CommError> {
+        let (near, _) = self.divide(transfers);
+        self.inside.check(&near)?;
+        // All ranks are joined there, so it knows every place; and places that a wave writes twice, it sees.
+        self.between.check(transfers)
+    }
+
     fn poll(&mut self, ticket: Ticket) -> Result<Progress, CommError> {
         let unknown = CommError::UnknownTicket { rank: self.rank(), ticket: ticket.0 };
         let mut parts = *self.open.get(&ticket).ok_or(unknown)?;
-        for ((part, done), communicator) in parts.iter_mut().zip(self.parts()) {
+        for ((part, done), communicator) in parts.iter_mut().zip(self.both()) {
             *done = *done || communicator.poll(*part)? == Progress::Done;
         }
         let done = parts.iter().all(|(_, done)| *done);
@@ -141,7 +153,7 @@ impl Communicator for Mixed {
         let unknown = CommError::UnknownTicket { rank: self.rank(), ticket: ticket.0 };
         let parts = *self.open.get(&ticket).ok_or(unknown)?;
         let mut fences = Vec::new();
-        for ((part, done), communicator) in parts.into_iter().zip(self.parts()) {
+        for ((part, done), communicator) in parts.into_iter().zip(self.both()) {
             if !done {
                 fences.push(communicator.done(part)?);
             }
@@ -150,7 +162,7 @@ impl Communicator for Mixed {
     }
 
     fn abort(&mut self, cause: &str) -> Fence {
-        all(self.parts().map(|part| part.abort(cause)).into())
+        all(self.both().map(|part| part.abort(cause)).into())
     }
 
     fn carried(&self) -> Carried {
@@ -162,10 +174,17 @@ impl Communicator for Mixed {
         }
     }
 
+    fn carried_by(&self) -> Vec<(&'static str, Carried)> {
+        [self.inside.carried_by(), self.between.carried_by()].concat()
+    }
+
+    fn pinned_bytes(&self) -> usize {
+        self.inside.pinned_bytes() + self.between.pinned_bytes()
+    }
+
     fn bulletin(&self) -> Option<Arc<dyn Bulletin>> {
-        // Of ranks of one node; whether all ranks are on it, the topology says.
-        let first = self.topology.node_of(RankId(0));
-        let together = self.topology.all_ranks().all(|rank| self.topology.node_of(rank) == first);
+        // It reaches the ranks of one node.
+        let together = self.nodes.iter().all(|node| *node == self.nodes[0]);
         self.inside.bulletin().filter(|_| together)
     }
 

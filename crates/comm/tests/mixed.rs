@@ -8,7 +8,7 @@ use eplb_comm::conformance::{Options, Rank, Setup, run_all};
 use eplb_comm::host::HostMemory;
 use eplb_comm::local::{LocalCommunicator, LocalGroup};
 use eplb_comm::{CommError, Communicator, Fence, Intercept, Intercepted, Mixed, Progress};
-use eplb_core::{ExpertId, Landing, LayerId, ModelLayout, RankId, SlotId, TensorLayout, Topology, Transfer};
+use eplb_core::{ExpertId, Landing, LayerId, ModelLayout, NodeId, RankId, SlotId, TensorLayout, Transfer};
 
 fn memories(setup: &Setup) -> Result<Vec<Arc<HostMemory>>, CommError> {
     let memory = |(rank, slots): (usize, &std::ops::Range<usize>)| {
@@ -18,16 +18,16 @@ fn memories(setup: &Setup) -> Result<Vec<Arc<HostMemory>>, CommError> {
 }
 
 /// Ranks in two nodes, as far as they go: those before the middle are in the first.
-fn nodes(ranks: usize) -> Arc<Topology> {
-    let topology = Topology::new(&vec![1; ranks]).unwrap();
-    Arc::new(if ranks > 1 && ranks.is_multiple_of(2) { topology.with_nodes(2).unwrap() } else { topology })
+fn nodes(ranks: usize) -> Vec<NodeId> {
+    let second = if ranks > 1 && ranks.is_multiple_of(2) { ranks / 2 } else { ranks };
+    (0..ranks).map(|rank| NodeId(u32::from(rank >= second))).collect()
 }
 
 fn mixed(memories: &[Arc<HostMemory>]) -> Result<Vec<Mixed>, CommError> {
     let group = || LocalGroup::new(memories.to_vec(), 2);
-    let topology = nodes(memories.len());
+    let nodes = nodes(memories.len());
     let pair = |(inside, between): (LocalCommunicator, LocalCommunicator)| {
-        Mixed::new("local and local", Box::new(inside), Box::new(between), topology.clone())
+        Mixed::new("local and local", Box::new(inside), Box::new(between), nodes.clone())
     };
     group()?.into_iter().zip(group()?).map(pair).collect()
 }
@@ -104,6 +104,9 @@ fn each_backend_carries_its_own_part_of_one_wave() {
     }
     assert_eq!([near, far].map(|count| count.load(Ordering::Relaxed)), [1, 1]);
     assert_eq!(rank.carried().link_bytes, 128);
+    let by: Vec<_> =
+        rank.carried_by().into_iter().map(|(name, carried)| (name, carried.link_bytes)).collect();
+    assert_eq!(by, [("local", 64), ("local", 64)]);
 }
 
 #[test]
@@ -129,5 +132,5 @@ fn backends_of_other_ranks_are_not_mixed() {
     let mut group = LocalGroup::new(four(), 1).unwrap();
     let mut again = LocalGroup::new(four(), 1).unwrap();
     let (a, b) = (Box::new(group.swap_remove(0)), Box::new(again.swap_remove(0)));
-    assert!(Mixed::new("both", a, b, nodes(2)).is_err(), "a topology of other ranks");
+    assert!(Mixed::new("both", a, b, nodes(2)).is_err(), "nodes of other ranks");
 }

@@ -35,6 +35,7 @@ pub mod server;
 mod spare;
 pub mod stream;
 pub mod tally;
+pub mod together;
 
 pub use ahead::{CommitList, CommitLists};
 pub use batch::RowCopies;

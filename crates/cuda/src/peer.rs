@@ -26,6 +26,8 @@ pub struct Puller {
     at_source: bool,
     /// One of this rank's streams for all sources.
     alone: bool,
+    /// The tensors of an expert in one batch.
+    together: bool,
     next: usize,
 }
 
@@ -69,6 +71,7 @@ impl Puller {
             used: per_source,
             at_source: false,
             alone: false,
+            together: false,
             next: 0,
         })
     }
@@ -87,6 +90,11 @@ impl Puller {
     /// Uses one stream of this rank's context for all sources from now on.
     pub fn use_one_stream(&mut self) {
         (self.used, self.at_source, self.alone) = (1, false, true);
+    }
+
+    /// Whether the tensors of an expert are copied as one batch from now on, where the driver makes batches.
+    pub fn use_batches(&mut self, together: bool) {
+        self.together = together;
     }
 
     /// Ranks whose memory it reaches.
@@ -114,6 +122,7 @@ impl Puller {
         let number = if self.alone { 0 } else { source * self.per_source + self.next % self.used };
         let stream = &self.queues[usize::from(self.at_source)][number].stream;
         self.next = self.next.wrapping_add(1);
+        let mut copies = Vec::new();
         for tensor in 0..self.memory.layout().layer(layer).tensors().len() {
             let (from, to) = (memory.rows(from, tensor)?, self.memory.rows(to, tensor)?);
             if (from.rows, from.row_bytes) != (to.rows, to.row_bytes) {
@@ -124,9 +133,12 @@ impl Puller {
                     reason,
                 });
             }
+            copies.push((from, to));
+        }
+        for copies in copies.chunks(if self.together { copies.len().max(1) } else { 1 }) {
             // SAFETY: both places lie in memories that this object keeps alive until it has waited for its streams, and
             // have one shape. They belong to different ranks or are different places, so they do not overlap.
-            unsafe { stream.copy(from, to) }.map_err(|error| error.at(rank))?;
+            unsafe { stream.copy_together(copies) }.map_err(|error| error.at(rank))?;
         }
         Ok(())
     }

@@ -93,25 +93,7 @@ impl CudaStream {
                 sys::cuMemcpyAsync(to.base, from.base, from.bytes(), self.raw)
             });
         }
-        let device = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE;
-        let shape = sys::CUDA_MEMCPY2D {
-            srcXInBytes: 0,
-            srcY: 0,
-            srcMemoryType: device,
-            srcHost: std::ptr::null(),
-            srcDevice: from.base,
-            srcArray: std::ptr::null_mut(),
-            srcPitch: from.pitch.max(from.row_bytes),
-            dstXInBytes: 0,
-            dstY: 0,
-            dstMemoryType: device,
-            dstHost: std::ptr::null_mut(),
-            dstDevice: to.base,
-            dstArray: std::ptr::null_mut(),
-            dstPitch: to.pitch.max(to.row_bytes),
-            WidthInBytes: from.row_bytes,
-            Height: from.rows,
-        };
+        let shape = between_rows(from, to);
         // SAFETY: the shape is read during the call; the rest is passed on to the caller.
         check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&shape, self.raw) })
     }
@@ -142,6 +124,46 @@ impl CudaStream {
         check("cuMemcpyDtoHAsync", unsafe { sys::cuMemcpyDtoHAsync_v2(to.cast(), from, bytes, self.raw) })
     }
 
+    /// As [`CudaStream::to_device`], to rows of the device; on the host they lie without gaps.
+    ///
+    /// # Errors
+    /// The driver refused.
+    ///
+    /// # Safety
+    /// As there, for the bytes of all rows.
+    pub unsafe fn rows_to_device(&self, from: *const u8, to: Rows) -> Result<(), CudaError> {
+        if to.is_gapless() {
+            // SAFETY: passed on to the caller.
+            return unsafe { self.to_device(from, to.base, to.bytes()) };
+        }
+        let _entered = self.context.enter()?;
+        let mut shape = between_rows(to.packed_at(0), to);
+        (shape.srcMemoryType, shape.srcHost) =
+            (sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST, from.cast::<std::ffi::c_void>());
+        // SAFETY: the shape is read during the call; the rest is passed on to the caller.
+        check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&shape, self.raw) })
+    }
+
+    /// As [`CudaStream::to_host`], from rows of the device; on the host they lie without gaps.
+    ///
+    /// # Errors
+    /// The driver refused.
+    ///
+    /// # Safety
+    /// As there, for the bytes of all rows.
+    pub unsafe fn rows_to_host(&self, from: Rows, to: *mut u8) -> Result<(), CudaError> {
+        if from.is_gapless() {
+            // SAFETY: passed on to the caller.
+            return unsafe { self.to_host(from.base, to, from.bytes()) };
+        }
+        let _entered = self.context.enter()?;
+        let mut shape = between_rows(from, from.packed_at(0));
+        (shape.dstMemoryType, shape.dstHost) =
+            (sys::CUmemorytype_enum::CU_MEMORYTYPE_HOST, to.cast::<std::ffi::c_void>());
+        // SAFETY: the shape is read during the call; the rest is passed on to the caller.
+        check("cuMemcpy2DAsync", unsafe { sys::cuMemcpy2DAsync_v2(&shape, self.raw) })
+    }
+
     /// Waits on the host for everything enqueued, on a stream of our own. For start-up and checks, never for the forward
     /// path. Does nothing on a borrowed stream: that is the server's to wait for.
     ///
@@ -154,6 +176,29 @@ impl CudaStream {
         let _entered = self.context.enter()?;
         // SAFETY: our own live stream.
         check("cuStreamSynchronize", unsafe { sys::cuStreamSynchronize(self.raw) })
+    }
+}
+
+/// A copy of rows between places of device memory, as the driver wants it described.
+fn between_rows(from: Rows, to: Rows) -> sys::CUDA_MEMCPY2D {
+    let device = sys::CUmemorytype_enum::CU_MEMORYTYPE_DEVICE;
+    sys::CUDA_MEMCPY2D {
+        srcXInBytes: 0,
+        srcY: 0,
+        srcMemoryType: device,
+        srcHost: std::ptr::null(),
+        srcDevice: from.base,
+        srcArray: std::ptr::null_mut(),
+        srcPitch: from.pitch.max(from.row_bytes),
+        dstXInBytes: 0,
+        dstY: 0,
+        dstMemoryType: device,
+        dstHost: std::ptr::null_mut(),
+        dstDevice: to.base,
+        dstArray: std::ptr::null_mut(),
+        dstPitch: to.pitch.max(to.row_bytes),
+        WidthInBytes: from.row_bytes,
+        Height: from.rows,
     }
 }
 

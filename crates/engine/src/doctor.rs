@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 
 use eplb_comm::conformance::{self, Options as SuiteOptions, Rank, Setup};
 use eplb_comm::{CommError, Communicator};
-use eplb_comm_nccl::{Backend, Options};
+use eplb_comm_nccl::Options;
 use eplb_cuda::{Inspector, Probe, probe};
 
-use crate::bench::DeviceGroup;
+use crate::bench::{Carrier, DeviceGroup};
 use crate::error::EngineError;
 
 /// What was found.
@@ -55,8 +55,8 @@ pub struct Checked {
 /// How the suite of communicators runs on devices.
 #[derive(Debug, Clone)]
 pub struct Suite {
-    /// What carries the bytes: `None` = the copy engines of peers.
-    pub backend: Option<Backend>,
+    /// What carries the bytes: NCCL, the copy engines of peers, or Gloo on devices.
+    pub carrier: Carrier,
     /// Ranks, each on a device of its own; at least 2.
     pub ranks: usize,
     /// Options of the communicators.
@@ -95,14 +95,15 @@ impl Suite {
         let made = || -> Result<Vec<Rank>, EngineError> {
             let group = DeviceGroup::of(&setup.layouts, &setup.slots, setup.staging_bytes)?;
             let deadline = Instant::now() + Duration::from_secs(60);
-            let communicators: Vec<Box<dyn Communicator>> = match self.backend {
-                Some(backend) => {
-                    let made = group.connect(backend, &self.options, deadline)?;
-                    made.into_iter().map(|communicator| Box::new(communicator) as Box<_>).collect()
+            let communicators: Vec<Box<dyn Communicator>> = match self.carrier {
+                Carrier::Nccl(backend) => all(group.connect(backend, &self.options, deadline)?),
+                Carrier::Peer => {
+                    all(eplb_comm_peer::connect(&group.memories, &eplb_comm_peer::Options::default())?)
                 }
-                None => {
-                    let made = eplb_comm_peer::connect(&group.memories, &eplb_comm_peer::Options::default())?;
-                    made.into_iter().map(|communicator| Box::new(communicator) as Box<_>).collect()
+                Carrier::DeviceGloo => all(group.connect_gloo(deadline)?),
+                Carrier::Local | Carrier::Gloo | Carrier::Auto => {
+                    let refused = "the suite on devices is for nccl, pynccl, peer, and gloo on devices";
+                    return Err(EngineError::Options(refused.into()));
                 }
             };
             communicators
@@ -121,4 +122,8 @@ impl Suite {
             },
         })
     }
+}
+
+fn all(made: Vec<impl Communicator + 'static>) -> Vec<Box<dyn Communicator>> {
+    made.into_iter().map(|communicator| Box::new(communicator) as Box<_>).collect()
 }

@@ -304,4 +304,14 @@ impl EngineError {
             _ => false,
         }
     }
+
+    /// Whether a wait was left because this rank was told to end, or to form a new epoch.
+    pub fn is_interrupted(&self) -> bool {
+        match self {
+            Self::AtStage { error, .. } => error.is_interrupted(),
+            Self::Store(error) | Self::Formation(FormationError::Store(error)) => error.is_interrupted(),
+            Self::Group(error) => error.is_interrupted(),
+            _ => false,
+        }
+    }
 }

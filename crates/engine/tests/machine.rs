@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::Path;
 
+use eplb_cuda::Probe;
+use eplb_engine::doctor::Facts;
 use eplb_engine::machine::{Found, Limit, Machine, Pair};
 use tempfile::TempDir;
 
@@ -112,4 +114,60 @@ fn this_machine_can_be_looked_at() {
     let found = Found::look(&Machine::here());
     assert!(!found.host.is_empty() && found.open_files.is_some());
     assert!(found.shared_memory.is_none_or(|(all, free)| all >= free));
+}
+
+#[test]
+fn on_gpus_the_paths_and_nccl_decide_and_every_backend_has_a_reason() {
+    let mut found = Found::look(&Machine::at(tempfile::tempdir().unwrap().path(), None, |_| None));
+    found.gloo = Ok("1.1".into());
+    let facts = |access: [[bool; 2]; 2], nccl: Result<(&str, &str), &str>| Facts {
+        cuda: Ok(Probe {
+            driver_version: 13_000,
+            devices: Vec::new(),
+            peer_access: access.map(Vec::from).into(),
+        }),
+        nccl: nccl.map(|(path, version)| (path.into(), version.into())).map_err(str::to_owned),
+        variables: Vec::new(),
+    };
+    let there = Ok(("/lib/libnccl.so.2", "2.28.9"));
+    let chosen_of = |found: &Found, facts: &Facts, pair| {
+        let choice = found.backends_of_devices(facts, pair);
+        let words: Vec<String> =
+            choice.reasons.into_iter().map(|one| format!("{}: {}", one.backend, one.why)).collect();
+        (choice.backend, words.join(" | "))
+    };
+    let chosen = |facts: &Facts, pair| chosen_of(&found, facts, pair);
+    let all = facts([[false, true], [true, false]], there);
+    assert_eq!(
+        [Pair::Same, Pair::Threads, Pair::Host].map(|pair| chosen(&all, pair).0),
+        [Some("copy"), Some("peer"), Some("peer")]
+    );
+    assert!(chosen(&all, Pair::Host).1.contains("--ipc=host"));
+    let (backend, words) = chosen(&all, Pair::Hosts);
+    assert!(
+        backend == Some("nccl") && words.contains("different hosts") && words.contains("2.28.9"),
+        "{words}"
+    );
+    let apart = facts([[false, true], [false, false]], there);
+    let (backend, words) = chosen(&apart, Pair::Host);
+    assert!(backend == Some("nccl") && words.contains("GPU 1 does not reach GPU 0"), "{words}");
+    let missing = facts([[false; 2]; 2], Err("install libnccl2"));
+    let (backend, words) = chosen(&missing, Pair::Threads);
+    for word in [
+        "GPU 0 does not reach GPU 1",
+        "install libnccl2",
+        "gloo: TCP through pinned host memory, version 1.1",
+    ] {
+        assert!(backend == Some("gloo") && words.contains(word), "{words}");
+    }
+    let mut without = found.clone();
+    without.gloo = Err("install libgloo".into());
+    let (backend, words) = chosen_of(&without, &missing, Pair::Threads);
+    assert!(
+        backend.is_none() && words.ends_with("nccl: install libnccl2 | gloo: install libgloo"),
+        "{words}"
+    );
+    let none = Facts { cuda: Err("libcuda.so.1 is missing".into()), ..all };
+    let (backend, words) = chosen(&none, Pair::Host);
+    assert!(backend.is_none() && words.contains("libcuda.so.1 is missing"), "{words}");
 }

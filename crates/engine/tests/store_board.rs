@@ -112,6 +112,47 @@ fn one_record_counts_the_waves_of_all_exchanges_until_the_epoch_is_closed() {
 }
 
 #[test]
+fn a_rank_that_begins_late_begins_where_the_others_did() {
+    let store = in_process();
+    let [a, b] = pair(&store, 3);
+    let abort = Record { decided: 1, verdict: Verdict::Abort, closed: false };
+    let until = Some(Instant::now() + Duration::from_secs(20));
+    for exchange in 1..4 {
+        // Given up before the other has begun, for which it is an abort of this exchange and not of one before.
+        a.begin().unwrap();
+        assert_eq!(a.decide(Record::OPEN, abort, until), Some(abort));
+        b.begin().unwrap();
+        assert_eq!((a.position(), b.position()), ((exchange, exchange - 1), (exchange, exchange - 1)));
+        assert_eq!([a.record(), b.record()], [abort, abort]);
+        assert_eq!(b.decide(Record::OPEN, abort, until), Some(abort), "it is decided once");
+    }
+}
+
+#[test]
+fn who_is_known_to_have_left_has_been_heard_out() {
+    let store = in_process();
+    for epoch in 0..50 {
+        let [a, b] = pair(&store, epoch);
+        a.begin().unwrap();
+        b.begin().unwrap();
+        let said = Note::Committed { wave: 0, first_step: epoch };
+        let leaver = std::thread::spawn(move || {
+            a.publish(RankId(0), said);
+            drop(a);
+        });
+        let mut notes = Vec::new();
+        soon(|| {
+            let left = b.left();
+            notes.extend(b.collect(&mut Reader::new(RankId(1))));
+            (left == [RankId(0)]).then_some(())
+        });
+        assert_eq!(notes, [(RankId(0), Note::Committed { wave: 0, first_step: epoch })]);
+        leaver.join().unwrap();
+        assert_eq!(b.left(), [RankId(0)], "this rank is here");
+    }
+}
+
+#[test]
 fn a_rank_that_makes_no_progress_shows_no_life() {
     let store = in_process();
     let [a, b] = pair(&store, 1);

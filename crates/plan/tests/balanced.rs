@@ -27,6 +27,14 @@ fn packing_alone_is_not_the_end() {
 }
 
 #[test]
+fn three_ranks_exchange_in_a_chain() {
+    // Largest first, and exchanges between two ranks, end with 59, 56 and 47 tokens.
+    let loads = array![[40.0, 27.0, 24.0, 20.0, 17.0, 17.0, 12.0, 3.0, 2.0]];
+    let made = plan(&loads, &Topology::uniform(3, 9).unwrap(), None);
+    assert_eq!(made.after.mean, 1.0, "{:?}", made.placement);
+}
+
+#[test]
 fn one_expert_with_all_the_load_is_on_every_rank() {
     let mut loads = Array2::zeros((1, 6));
     loads[(0, 4)] = 5.0;

@@ -1,6 +1,7 @@
 //! Promises of `forecast` as properties, from random placements on ranks that differ, some of them dead.
 
 mod arrivals;
+mod drawn;
 
 use arrivals::Arrivals;
 use eplb_core::{LoadMatrix, Placement, RankId, Topology, metrics};
@@ -30,14 +31,8 @@ impl Case {
 fn case() -> impl Strategy<Value = Case> {
     (2..=6usize, 1..=4usize, 1..=3usize, any::<u64>()).prop_perturb(
         |(ranks, layers, spare, seed), mut rng| {
-            let counts: Vec<usize> = (0..ranks).map(|_| rng.random_range(2..=5)).collect();
-            let total: usize = counts.iter().sum();
-            let mut topology = Topology::new(&counts).unwrap();
-            if rng.random_range(0..3) == 0 {
-                let speed: Vec<f64> =
-                    (0..ranks).map(|_| [0.5, 1.0, 2.0][rng.random_range(0..3usize)]).collect();
-                topology = topology.with_speed(&speed).unwrap();
-            }
+            let mut topology = drawn::topology(ranks, &mut rng);
+            let total = topology.slots();
             let experts = (total - spare.min(total - 1)).max(1);
             let steps = rng.random_range(1..=9);
             let loads = Array3::from_shape_fn((steps, layers, experts), |_| {
@@ -47,7 +42,7 @@ fn case() -> impl Strategy<Value = Case> {
             let before = LoadMatrix::from_sum(Array2::ones((layers, experts))).unwrap();
             let placed = Planner::new(1).unwrap().plan(&Request::new(&before, &topology, &options)).unwrap();
             let current = (rng.random_range(0..5) > 0).then_some(placed.placement);
-            let live = total - counts[ranks - 1];
+            let live = total - topology.slot_count(RankId::at(ranks - 1));
             if rng.random_range(0..4) == 0 && live >= experts {
                 topology = topology.with_dead(&[RankId::at(ranks - 1)]).unwrap();
             }

@@ -1,6 +1,7 @@
 //! Promises of `incremental` as properties, from random placements on ranks that differ.
 
 mod arrivals;
+mod drawn;
 
 use arrivals::{Arrivals, bytes_of};
 use eplb_core::{LoadMatrix, Placement, RankId, Topology, metrics};
@@ -27,14 +28,8 @@ impl Case {
 fn case() -> impl Strategy<Value = Case> {
     (2..=6usize, 1..=4usize, 1..=3usize, any::<u64>()).prop_perturb(
         |(ranks, layers, spare, seed), mut rng| {
-            let counts: Vec<usize> = (0..ranks).map(|_| rng.random_range(2..=5)).collect();
-            let total: usize = counts.iter().sum();
-            let mut topology = Topology::new(&counts).unwrap();
-            if rng.random_range(0..3) == 0 {
-                let speed: Vec<f64> =
-                    (0..ranks).map(|_| [0.5, 1.0, 2.0][rng.random_range(0..3usize)]).collect();
-                topology = topology.with_speed(&speed).unwrap();
-            }
+            let mut topology = drawn::topology(ranks, &mut rng);
+            let total = topology.slots();
             let experts = (total - spare.min(total - 1)).min(total).max(1);
             let mut random = |most: u32| {
                 Array2::from_shape_fn((layers, experts), |_| f64::from(rng.random_range(0..most).pow(2)))
@@ -45,7 +40,7 @@ fn case() -> impl Strategy<Value = Case> {
             let before = LoadMatrix::from_sum(before).unwrap();
             let current =
                 Planner::new(1).unwrap().plan(&Request::new(&before, &topology, &options)).unwrap().placement;
-            let live = total - counts[ranks - 1];
+            let live = total - topology.slot_count(RankId::at(ranks - 1));
             if rng.random_range(0..4) == 0 && live >= experts {
                 topology = topology.with_dead(&[RankId::at(ranks - 1)]).unwrap();
             }

@@ -1,9 +1,10 @@
 # Right bytes, right calls, and an end whatever happens: nothing here is timed.
 if [ "$ranks" -ge 2 ]; then
-  # What every communicator must do, on device memory: both kinds.
-  for carrier in '' --peer; do
+  # What every communicator must do, on device memory: all kinds. Gloo is in the bundle where its headers were.
+  for carrier in '' --peer --gloo; do
     # shellcheck disable=SC2086
-    step "suite of communicators ${carrier:-nccl}" 25 100 "$eplb" doctor --suite "$ranks" $carrier >>"$out/suite.log"
+    step "suite of communicators ${carrier:-nccl}" 25 100 env EPLB_GLOO_SO="$here/python/lib/libeplb_gloo.so" \
+      LD_LIBRARY_PATH="${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$here/python/lib" "$eplb" doctor --suite "$ranks" $carrier >>"$out/suite.log"
   done
   grep -c '^check.*ok$' "$out/suite.log" | sed 's/$/ checks of the suite held/'
   small="--ranks $ranks --layers 2 --tensors 1048576,65536,1024,1000,7 --iters 3 --warmup 1"
@@ -42,9 +43,12 @@ if [ "$ranks" -ge 2 ]; then
     too_few 'a rank is killed' 'it wants three GPUs'
   fi
   echo "what the driver is asked for while a server would serve:"
-  for carrier in peer nccl; do
-    EPLB_CALLS=$out/calls-$carrier.log LD_PRELOAD=$here/libinterpose.so \
-      step "recording of $carrier" 10 60 "$eplb" bench exchange --backend $carrier --ranks "$ranks" --layers 2 --iters 3 >/dev/null
+  for carrier in peer nccl gloo; do
+    on_devices=$([ $carrier != gloo ] || echo --on-devices)
+    # shellcheck disable=SC2086
+    EPLB_CALLS=$out/calls-$carrier.log LD_PRELOAD=$here/libinterpose.so EPLB_GLOO_SO=$here/python/lib/libeplb_gloo.so \
+      LD_LIBRARY_PATH=${LD_LIBRARY_PATH:+$LD_LIBRARY_PATH:}$here/python/lib \
+      step "recording of $carrier" 10 60 "$eplb" bench exchange --backend $carrier $on_devices --ranks "$ranks" --layers 2 --iters 3 >/dev/null
     step "audit of $carrier" 3 30 python3 "$here/audit.py" "$out/calls-$carrier.log" | tail -n 1
     step "audit of $carrier finds what is planted" 3 30 python3 "$here/audit.py" "$out/calls-$carrier.log" --planted
     gzip -f "$out/calls-$carrier.log"

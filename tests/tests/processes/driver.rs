@@ -155,6 +155,9 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, Trouble> {
         }
     }
     again(case, &mut ranks, mends)?;
+    if let Some(late) = latest(case, &said) {
+        return Err(Trouble::Late(late));
+    }
     let slowest = said.iter().map(|(_, time, _)| *time).max().unwrap_or_default();
     let mut words: Vec<String> = said.into_iter().map(|(_, _, text)| text).collect();
     words.dedup();
@@ -170,13 +173,16 @@ pub(crate) fn run(case: &Case, seed: u64) -> Result<Row, Trouble> {
     Ok(Row { case: *case, slowest, said: words })
 }
 
-/// Named errors in time.
+/// The first rank that needed longer than it may. Who finishes as if nothing had happened takes as long as that takes here.
+fn latest(case: &Case, said: &[(usize, Duration, String)]) -> Option<String> {
+    let late = |(_, time, text): &&(usize, Duration, String)| *time > case.allowed() && text != "finished";
+    let (rank, time, text) = said.iter().find(late)?;
+    Some(format!("rank {rank} took {time:?}, allowed are {:?}: {text}", case.allowed()))
+}
+
+/// Named errors.
 fn judge(case: &Case, said: &[(usize, Duration, String)]) -> Result<(), String> {
-    for (rank, time, text) in said {
-        // Who finishes as if nothing had happened takes as long as that takes here.
-        if *time > case.allowed() && text != "finished" {
-            return Err(format!("rank {rank} took {time:?}, allowed are {:?}: {text}", case.allowed()));
-        }
+    for (rank, _, text) in said {
         if text == "finished" {
             if !case.may_finish() {
                 return Err(format!("rank {rank} noticed nothing"));

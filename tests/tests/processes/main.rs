@@ -1,7 +1,7 @@
 //! Ranks that are real processes, moving experts through Gloo, or through memory that they share, while some of them die, stop, lie, or lose their store.
 //!
 //! One driver runs the matrix of faults and prints it. Each case starts a process per rank (this program again, as `rank`), lets
-//! a fault strike at a known moment, and demands of every survivor: a named error, or success, within the deadline plus 2 s; a placement that
+//! a fault strike at a known moment, and demands of every survivor: a named error, or success, within the deadline plus 2 s (a case that was late alone is tried again); a placement that
 //! equals the bytes in its slots; and that the next rebalance works once all have joined again.
 //!
 //! Without Gloo its cases cannot run, and the driver says so as a failure, unless `EPLB_TESTS_WITHOUT_GLOO=1` allows it.
@@ -49,7 +49,7 @@ fn main() -> ExitCode {
     println!("{:<34} {:>9} {:>9}  what the survivors said", "fault", "slowest", "allowed");
     let (mut failed, mut impossible) = (0, 0);
     for (number, case) in cases.iter().enumerate() {
-        match driver::run(case, seed + number as u64) {
+        match run(case, seed + number as u64) {
             Ok(_) if case.fault == Fault::WrongByte => {
                 failed += 1;
                 println!("{case:<34} FAILED: nobody noticed the planted byte");
@@ -62,7 +62,7 @@ fn main() -> ExitCode {
                 println!("{case:<34} {:>9} {:>9}  noticed, as it should be: {why}", "", "");
             }
             Ok(row) => println!("{row}"),
-            Err(Trouble::Wrong(why)) => {
+            Err(Trouble::Wrong(why) | Trouble::Late(why)) => {
                 failed += 1;
                 println!("{case:<34} FAILED: {why}");
             }
@@ -75,6 +75,18 @@ fn main() -> ExitCode {
     );
     // Whoever asks for all of it has not had it.
     if failed == 0 && (impossible == 0 || !whole) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs a case; up to twice more where nothing but its time was wrong, as a machine that is busy with other things may have made it so. Ranks that
+/// take too long of themselves do so every time.
+fn run(case: &Case, seed: u64) -> Result<driver::Row, Trouble> {
+    for _ in 0..2 {
+        match driver::run(case, seed) {
+            Err(Trouble::Late(why)) => println!("{case:<34} late, and tried again: {why}"),
+            ended => return ended,
+        }
+    }
+    driver::run(case, seed)
 }
 
 /// The matrix: all of it, or a part that has every fault and every phase once; and ranks that are killed and stopped over shared memory.

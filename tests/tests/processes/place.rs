@@ -14,6 +14,8 @@ use crate::case::{Case, Fault, deadlines};
 pub(crate) enum Trouble {
     /// The machine does not allow it.
     NotPossible(String),
+    /// All was right but the time that it took.
+    Late(String),
     Wrong(String),
 }
 

@@ -13,7 +13,7 @@ use crate::call::{self, Failure};
 use crate::status::Status;
 use crate::store::Store;
 use crate::structs::{self, Growing};
-use crate::transport::Transport;
+use crate::transport::{self as ways, Transport};
 
 /// An engine that is being put together. A second thread that uses one waits for the first.
 #[derive(Debug)]
@@ -69,7 +69,8 @@ unsafe impl Growing for Tensor {
 /// instead. Keys and variables: `docs/configuration.md`.
 ///
 /// A rank that is alone passes `world_size` 1, and null for `store` and `transport`: it gets no thread, store or communicator. Else all
-/// ranks pass the same `world_size`, a store that all reach, and a transport of the same kind.
+/// ranks pass the same `world_size`, a store that all reach, and a transport of the same kind; null is that of `eplb_transport_auto`, with Gloo at the
+/// loopback address.
 ///
 /// # Safety
 /// `config` is null or a text; `store` and `transport` are live handles or null; `builder` is null or points to room for a pointer.
@@ -102,8 +103,11 @@ pub unsafe extern "C" fn eplb_builder_new(
                 world_size,
                 // SAFETY: as the caller promises.
                 store: unsafe { call::handle(store, "store") }?.0.clone(),
-                // SAFETY: as the caller promises.
-                transport: unsafe { call::handle(transport, "transport") }?.0.clone(),
+                transport: match transport.is_null() {
+                    true => ways::any(),
+                    // SAFETY: as the caller promises.
+                    false => unsafe { call::handle(transport, "transport") }?.0.clone(),
+                },
             },
         };
         let inner = Started::builder(config, world);

@@ -4,7 +4,7 @@ use std::ffi::c_char;
 use std::path::Path;
 
 use super::{Engine, failed, set_of};
-use crate::call::{self, Failure};
+use crate::call;
 use crate::status::Status;
 use crate::structs::{self, Growing};
 
@@ -102,23 +102,6 @@ pub unsafe extern "C" fn eplb_engine_last_report(
     })
 }
 
-/// Copies a text and a zero behind it to `text`, which has room for `room` bytes; `len` gets its length without the zero. If it does not
-/// fit, nothing is copied.
-///
-/// # Safety
-/// `text` is null with `room` 0, or points to `room` bytes; `len` is null or points to room for a number.
-unsafe fn copy_text(found: &str, text: *mut c_char, room: usize, len: *mut usize) -> Result<(), Failure> {
-    // SAFETY: as the caller promises.
-    unsafe { call::put(found.len(), len, "len") }?;
-    if found.len() >= room {
-        return Ok(());
-    }
-    let bytes = found.bytes().map(|byte| byte as c_char).chain([0]).collect::<Vec<_>>();
-    let count = bytes.len();
-    // SAFETY: as the caller promises: `room` bytes, of which `count` are written.
-    unsafe { call::copy_out(bytes.into_iter(), text, count, "text") }
-}
-
 /// The engine's state in words, such as `idle`, `moving wave 3`, `failed: ..`; `text` and `len` as of `eplb_engine_metrics`.
 ///
 /// # Safety
@@ -134,7 +117,7 @@ pub unsafe extern "C" fn eplb_engine_state(
         // SAFETY: as the caller promises.
         let state = unsafe { call::handle(engine, "engine") }?.0.state().to_string();
         // SAFETY: as the caller promises.
-        unsafe { copy_text(&state, text, room, len) }
+        unsafe { call::copy_text(&state, text, room, len) }
     })
 }
 
@@ -157,7 +140,7 @@ pub unsafe extern "C" fn eplb_engine_round_outcome(
         let found = engine.last_report(set_of(engine, set)?);
         let outcome = found.map_or(String::new(), |report| report.outcome.to_string());
         // SAFETY: as the caller promises.
-        unsafe { copy_text(&outcome, text, room, len) }
+        unsafe { call::copy_text(&outcome, text, room, len) }
     })
 }
 
@@ -179,7 +162,7 @@ pub unsafe extern "C" fn eplb_engine_metrics(
         // SAFETY: as the caller promises.
         let metrics = unsafe { call::handle(engine, "engine") }?.0.metrics(per_layer != 0);
         // SAFETY: as the caller promises.
-        unsafe { copy_text(&metrics, text, room, len) }
+        unsafe { call::copy_text(&metrics, text, room, len) }
     })
 }
 

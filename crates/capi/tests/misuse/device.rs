@@ -38,6 +38,27 @@ fn builders_and_transports_of_devices_name_what_is_wrong() {
             eplb_transport_free(transport);
         }
         is(eplb_transport_nccl_in_steps(0, null_mut()), Status::InvalidArgument, "transport is null");
+        is(eplb_transport_auto(null(), null(), 0, null_mut()), Status::InvalidArgument, "transport is null");
+        let nowhere = eplb_transport_auto(null(), c"here".as_ptr(), 0, &mut transport);
+        is(nowhere, Status::InvalidArgument, "names no store");
+        let (mut text, mut len) = ([1; 8], 9);
+        is(
+            eplb_transport_reasons(null(), text.as_mut_ptr(), 8, &mut len),
+            Status::InvalidArgument,
+            "transport is null",
+        );
+        for in_steps in [0, 1] {
+            assert_eq!(eplb_transport_auto(null(), null(), in_steps, &mut transport), Status::Ok);
+            // No ranks have met.
+            assert_eq!(eplb_transport_reasons(transport, text.as_mut_ptr(), 8, &mut len), Status::Ok);
+            assert_eq!((text[0], len), (0, 0));
+            is(
+                eplb_transport_reasons(transport, text.as_mut_ptr(), 8, null_mut()),
+                Status::InvalidArgument,
+                "len is null",
+            );
+            eplb_transport_free(transport);
+        }
         is(eplb_transport_shared_memory(null_mut()), Status::InvalidArgument, "transport is null");
         assert_eq!(eplb_transport_shared_memory(&mut transport), Status::Ok);
         eplb_transport_free(transport);

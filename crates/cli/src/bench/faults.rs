@@ -68,7 +68,7 @@ pub(super) fn run(args: &Faults) -> Result<ExitCode, Failure> {
         exchange::check(&survival.after)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut started = processes::start(ranks)?;
+    let mut started = processes::start(ranks, bench.nodes)?;
     let delay = Duration::from_secs_f64(args.after_ms / 1e3);
     let fate = if args.stop { Fate::Stopped } else { Fate::Killed };
     let heard = watch(&mut started.0, ranks, (victim, fate), delay, bench.patience);

@@ -6,6 +6,8 @@ mod interference;
 mod placements;
 mod processes;
 
+pub(crate) use processes::pretended;
+
 use std::process::ExitCode;
 
 use clap::Subcommand;

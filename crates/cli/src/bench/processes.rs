@@ -4,9 +4,9 @@ use std::process::Command;
 use std::sync::Arc;
 
 use eplb_comm::store::{Store, StoreAddress};
-use eplb_core::RankId;
+use eplb_core::{RankId, Topology};
 use eplb_engine::deadlines::Deadlines;
-use eplb_engine::process::{Flags, Join, Launch, Rendezvous, Session};
+use eplb_engine::process::{Flags, HostId, Join, Launch, Rendezvous, Session, hosts};
 
 use crate::output::Failure;
 
@@ -38,12 +38,16 @@ pub(super) struct Joined {
 /// Ranks that run.
 pub(super) struct Started(pub(super) Launch);
 
-/// Starts a process per rank with the arguments of this one.
-pub(super) fn start(ranks: usize) -> Result<Started, Failure> {
+/// Starts a process per rank with the arguments of this one, on so many nodes as far as they are told.
+pub(super) fn start(ranks: usize, nodes: usize) -> Result<Started, Failure> {
     let program = std::env::current_exe()
         .map_err(|error| Failure::Run(format!("this program's own file cannot be found: {error}")))?;
+    let hosts = pretended(ranks, nodes)?;
     let launch = Launch::start(ranks, |rank, store| {
         let mut command = Command::new(&program);
+        if let Some(host) = hosts.get(rank.index()) {
+            command.env(hosts::VARIABLE, host.name());
+        }
         command.args(std::env::args_os().skip(1));
         command.args(["--rank", &rank.0.to_string(), "--store", &store.to_string()]);
         // NCCL prints its version to stdout otherwise, when it is asked to warn.
@@ -53,6 +57,17 @@ pub(super) fn start(ranks: usize) -> Result<Started, Failure> {
         command
     })?;
     Ok(Started(launch))
+}
+
+/// The hosts that ranks on several nodes of this one are to be taken for, in their order; none for one node.
+pub(crate) fn pretended(ranks: usize, nodes: usize) -> Result<Vec<HostId>, Failure> {
+    if nodes < 2 {
+        return Ok(Vec::new());
+    }
+    let topology = Topology::new(&vec![1; ranks]).and_then(|topology| topology.with_nodes(nodes));
+    let topology = topology.map_err(|error| Failure::input(error.to_string()))?;
+    let here = HostId::here();
+    Ok(topology.all_ranks().map(|rank| here.pretended(topology.node_of(rank))).collect())
 }
 
 impl Started {

@@ -125,7 +125,10 @@ fn changes_of_members_that_cannot_be_are_refused() {
         )
     };
     names(&run(&["--leave", "1@20"]), &["--leave", "--backend gloo"]);
-    names(&run(&["--leave", "1@20", "--backend", "auto"]), &["--leave", "--backend gloo", "peer"]);
+    names(
+        &run(&["--leave", "1@20", "--backend", "auto"]),
+        &["--leave", "--backend gloo", "peer", "--processes"],
+    );
     names(&run(&["--leave", "x"]), &["NUMBER@STEP"]);
     names(&run(&["--backend", "peer", "--join", "1@70"]), &["steps 0..60"]);
     names(&run(&["--backend", "gloo", "--kill", "4@20"]), &["ranks are 0..4"]);
@@ -193,6 +196,82 @@ fn ranks_find_out_what_fits_best_when_they_meet() {
         let words = ["backend peer (host memory): passed over", "here", "there", "backend gloo: taken"];
         names(&String::from_utf8_lossy(&output.stderr), &words);
         object(&output);
+    }
+}
+
+/// The lines of a run about backends.
+fn told(output: &Output) -> String {
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    said.lines().filter(|line| line.contains("backend ")).map(|line| format!("{line}\n")).collect()
+}
+
+#[test]
+fn processes_of_two_nodes_mix_backends_and_go_on_when_one_is_killed_in_a_wave_and_one_joins() {
+    if !gloo() {
+        return;
+    }
+    let trace = shipped();
+    let common = ["rebalance", "--trace", trace.to_str().unwrap(), "--json", "--ranks", "4", "--slots", "96"];
+    let run =
+        ["--steps", "0:60", "--expert-bytes", "3001", "--window", "20", "--backend", "auto", "--processes"];
+    let output = eplb(&[&common[..], &run, &["--nodes", "2", "--kill", "1@20", "--join", "1@40"]].concat());
+    let report = object(&output);
+    assert_eq!((report["bytes_wrong"].as_u64(), report["ranks"].as_u64()), (Some(0), Some(4)), "{report}");
+    assert_eq!(report["changes"][0]["change"], "rank 1 was killed");
+    assert!(report["changes"][1]["filled"].as_u64() > Some(0), "the one that joined got experts: {report}");
+    assert!(
+        report["changes"][0]["fetched"].as_u64() > Some(0),
+        "it had the only replica of something: {report}"
+    );
+    // Of the group that was formed last, since every meeting finds out anew: who joins comes to the last node.
+    assert_eq!(report["backend"], "peer (host memory) and gloo");
+    names(
+        &told(&output),
+        &["passed over: it joins ranks 1 2 3 alone: rank 0 is on host node0-", "gloo of version", "taken"],
+    );
+    // With all of one node there is nothing to mix.
+    let output = eplb(&[&common[..], &run, &["--verify", "sampled"]].concat());
+    assert_eq!(object(&output)["backend"], "peer (host memory)");
+    names(&told(&output), &["peer (host memory): taken"]);
+}
+
+/// Whether an error names a rank, alone or among those that did not come.
+fn names_rank(error: &str, rank: u32) -> bool {
+    let alone = error.contains(&format!("rank {rank}"));
+    let list = |rest: &str| {
+        let numbers = rest.split(|c: char| !c.is_ascii_digit() && c != ',' && c != ' ').next().unwrap_or("");
+        numbers.split(", ").any(|number| number.trim() == rank.to_string())
+    };
+    alone || error.split("ranks ").skip(1).any(list)
+}
+
+#[test]
+fn a_bench_of_two_nodes_says_what_each_backend_carried() {
+    if !gloo() {
+        return;
+    }
+    let bench = |what: &str, more: &[&str]| {
+        let shape = "--layers 2 --experts 18 --redundant 6 --tensors 1000,64,7 --patience 120 --iters 2 --json --backend auto";
+        let mut arguments = vec!["bench", what];
+        arguments.extend(shape.split(' ').chain(more.iter().copied()));
+        json(&arguments)
+    };
+    let report = bench("exchange", &["--ranks", "4", "--nodes", "2", "--placement", "random"]);
+    assert_eq!(report["backend"], "peer (host memory) and gloo", "{report}");
+    assert_eq!(report["verified"], true);
+    for backend in ["peer (host memory)", "gloo"] {
+        assert!(report["carried_bytes"][backend].as_u64() > Some(0), "{backend}: {report}");
+    }
+    assert_eq!(report["auto"][1]["backend"], "peer (host memory) and gloo");
+    let report = bench("exchange", &["--ranks", "2", "--placement", "shift"]);
+    assert_eq!((&report["backend"], &report["verified"]), (&"peer (host memory)".into(), &true.into()));
+    let report = bench("faults", &["--ranks", "4", "--nodes", "2", "--kill", "1", "--placement", "random"]);
+    assert_eq!(report["bytes_wrong"], 0, "{report}");
+    for one in report["survivors"].as_array().unwrap() {
+        let told = &one["told"];
+        assert!(names_rank(told["error"].as_str().unwrap(), 1), "{one}");
+        assert_eq!((&told["after"]["verified"], &told["after"]["ranks"]), (&true.into(), &3.into()), "{one}");
+        assert_eq!(told["after"]["backend"], "peer (host memory) and gloo", "{one}");
     }
 }
 

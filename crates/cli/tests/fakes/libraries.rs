@@ -48,6 +48,16 @@ pub(crate) fn eplb(arguments: &[&str], variables: &[(&str, &str)]) -> Run {
     }
 }
 
+/// Whether an error names a rank, alone or among those that did not come.
+pub(crate) fn names_rank(error: &str, rank: u32) -> bool {
+    let alone = error.contains(&format!("rank {rank}"));
+    let list = |rest: &str| {
+        let numbers = rest.split(|c: char| !c.is_ascii_digit() && c != ',' && c != ' ').next().unwrap_or("");
+        numbers.split(", ").any(|number| number.trim() == rank.to_string())
+    };
+    alone || error.split("ranks ").skip(1).any(list)
+}
+
 /// Runs a small exchange bench over NCCL.
 pub(crate) fn exchange(more: &[&str], variables: &[(&str, &str)]) -> Run {
     exchange_over("nccl", more, variables)

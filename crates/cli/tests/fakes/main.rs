@@ -2,9 +2,11 @@
 //! ranks as threads of one process, with the calls that it made audited and with planted faults.
 
 mod audit;
+mod auto;
 #[path = "../../../../tests/fakes/build.rs"]
 mod build;
 mod bundle;
+mod gloo;
 mod interference;
 mod interpose;
 mod libraries;

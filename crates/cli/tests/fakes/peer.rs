@@ -21,7 +21,25 @@ fn every_placement_arrives_by_copies_alone() {
             assert_eq!(run.log.count(call), 0, "{placement}: {call}");
         }
         assert!(placement == "same" || run.log.count("cuMemcpyAsync") > 0);
+        assert_eq!(
+            run.log.count("cuMemcpyBatchAsync") == 0,
+            placement == "same",
+            "an expert's tensors go together"
+        );
     }
+}
+
+#[test]
+fn a_driver_that_makes_no_batches_makes_copies() {
+    // The first is refused, and no other is tried.
+    let run =
+        exchange_over("peer", &["--placement", "random"], &[("EPLB_FAKE_FAULT", "cuMemcpyBatchAsync:1")]);
+    assert!(run.ok && run.json()["verified"] == true, "{}", run.stderr);
+    assert!((1..=4).contains(&run.log.count("cuMemcpyBatchAsync")), "once, or by each rank at the same time");
+    // In the other run every batch is told as its copies, too.
+    let batched = exchange_over("peer", &["--placement", "random"], &[]);
+    assert_eq!(batched.json()["carried_bytes"], run.json()["carried_bytes"]);
+    assert!(batched.log.count("cuMemcpyBatchAsync") > 4);
 }
 
 /// Copies between devices of an exchange bench, until so many bytes are carried: what comes after are plain ones, to compare with.

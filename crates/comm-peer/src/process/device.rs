@@ -5,13 +5,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use eplb_comm::{Extent, Memory as _};
-use eplb_core::LayerId;
+use eplb_core::{LayerId, RankId};
 use eplb_cuda::ipc::{HandleKind, Mark, Opened, Spot, export};
 use eplb_cuda::{CudaError, DeviceMemory};
 
 use super::card::Memory;
 use super::error::PeerError;
-use super::meet::{Meeting, Neighbour, Offer};
+use super::meet::{Meeting, Met, Neighbour, Offer};
+use super::reach::Reach;
 use crate::communicator::PeerCommunicator;
 use crate::engine::Engine;
 use crate::options::Options;
@@ -44,26 +45,79 @@ pub fn join_device(
     memory: Arc<DeviceMemory>,
     options: &Options,
 ) -> Result<Joined, PeerError> {
-    let rank = meeting.rank;
-    let cuda = |error: CudaError| PeerError::Comm(error.at(rank));
-    let seed = u64::from(rank.0) ^ memory.layout().hash64();
-    let (mut mark, offered, files) = match offer(&memory, seed) {
+    let (mut mark, offered, files) = offered(&memory);
+    let met = meeting.meet(offer_of(&memory, offered, &files), opening(meeting.rank, &memory, &mut mark))?;
+    finish(met, mark, memory, options, None)
+}
+
+/// What ranks on devices found out about each other.
+#[derive(Debug)]
+pub struct Surveyed {
+    /// Who can open whose memory.
+    pub reach: Reach,
+    /// This rank, joined with those of its [group](Reach::groups); `None` where every rank is a group by itself. Of ranks of other groups
+    /// [`Joined::memories`] has this rank's own memory.
+    pub joined: Option<Joined>,
+}
+
+/// As [`join_device`], with those ranks that can open each other's memory; all ranks call it together.
+///
+/// # Errors
+/// A rank did not come or has other tensors, or the driver refused streams or events. That memory cannot be opened is none: [`Reach`] says so.
+pub fn survey_device(
+    meeting: &Meeting,
+    memory: Arc<DeviceMemory>,
+    options: &Options,
+) -> Result<Surveyed, PeerError> {
+    let (mut mark, offered, files) = offered(&memory);
+    let surveyed =
+        meeting.survey(offer_of(&memory, offered, &files), opening(meeting.rank, &memory, &mut mark))?;
+    let groups = surveyed.reach.groups();
+    let near = groups.iter().map(|group| *group == groups[meeting.rank.index()]).collect();
+    let joined = surveyed.met.map(|met| finish(met, mark, memory, options, Some(near))).transpose()?;
+    Ok(Surveyed { reach: surveyed.reach, joined })
+}
+
+/// What this rank gives to others; where it can give nothing, all ranks learn why.
+fn offered(memory: &DeviceMemory) -> (Option<Mark>, Memory, Vec<OwnedFd>) {
+    let seed = u64::from(memory.rank().0) ^ memory.layout().hash64();
+    match offer(memory, seed) {
         Ok((mark, offered, files)) => (Some(mark), offered, files),
-        // All ranks learn why.
         Err(error) => (None, Memory::None { reason: error.to_string() }, Vec::new()),
-    };
-    let offer = Offer {
+    }
+}
+
+fn offer_of<'a>(memory: &'a DeviceMemory, offered: Memory, files: &'a [OwnedFd]) -> Offer<'a> {
+    Offer {
         layout: memory.layout(),
         extent: memory.extent().clone(),
         memory: offered,
         files: files.iter().map(AsFd::as_fd).collect(),
         patience: CLOSING,
-    };
-    let open = |neighbour: Neighbour| {
+    }
+}
+
+/// Opens the memory of others, and tries the path to it out.
+fn opening<'a>(
+    rank: RankId,
+    memory: &'a DeviceMemory,
+    mark: &'a mut Option<Mark>,
+) -> impl FnMut(Neighbour) -> Result<Arc<DeviceMemory>, PeerError> + 'a {
+    move |neighbour| {
         let owner = neighbour.rank;
-        open(neighbour, &memory, mark.as_mut()).map_err(|reason| PeerError::not_opened(rank, owner, reason))
-    };
-    let met = meeting.meet(offer, open)?;
+        open(neighbour, memory, mark.as_mut()).map_err(|reason| PeerError::not_opened(rank, owner, reason))
+    }
+}
+
+/// The communicator over what was opened; `near`: of which ranks that is, if not of all.
+fn finish(
+    met: Met<Arc<DeviceMemory>>,
+    mark: Option<Mark>,
+    memory: Arc<DeviceMemory>,
+    options: &Options,
+    near: Option<Vec<bool>>,
+) -> Result<Joined, PeerError> {
+    let rank = memory.rank();
     let layout = memory.layout().clone();
     // Before the memories, so that on an error these are closed when it says so.
     let mut pages = met.pages;
@@ -71,11 +125,16 @@ pub fn join_device(
         met.opened.into_iter().map(|source| source.unwrap_or_else(|| memory.clone())).collect();
     // What others have open here is kept until they have closed it, or until their time is over.
     pages.keep(Box::new(Mutex::new((mark, memory.clone()))));
-    let engine = Engine::new(memory, memories.clone(), options).map_err(cuda)?;
+    let engine = Engine::new(memory, memories.clone(), options)
+        .map_err(|error: CudaError| PeerError::Comm(error.at(rank)))?;
     let board = pages.board();
     let shared = Shared::new(rank, Box::new(engine), Box::new(pages), options.manner(met.extents.len()));
     let communicator = PeerCommunicator::start("peer", rank, layout, met.extents, shared)?;
-    Ok(Joined { communicator: communicator.with_bulletin(board), memories })
+    let mut communicator = communicator.with_bulletin(board);
+    if let Some(near) = near {
+        communicator = communicator.with_near(near);
+    }
+    Ok(Joined { communicator, memories })
 }
 
 /// What this rank gives to others, and the mark by which they try the path to it out.

@@ -1,7 +1,11 @@
-//! The host twin: slots in memory that processes share, pulled by a thread.
+//! The host twin: slots in memory that processes share, pulled by a thread. Order, turns and pace are those of ranks on devices.
+
+#[cfg(test)]
+mod tests;
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -9,26 +13,71 @@ use std::time::Duration;
 
 use eplb_comm::host::{Foreign, HostFence, HostMemory, Spots, copy, panic_message};
 use eplb_comm::{CommError, Extent, Fence, Memory as _, Place};
-use eplb_core::Transfer;
+use eplb_core::{RankId, Transfer};
 
 use super::card::Memory;
 use super::error::PeerError;
-use super::meet::{Meeting, Neighbour, Offer};
+use super::meet::{Meeting, Met, Neighbour, Offer};
+use super::page::Pages;
+use super::reach::Reach;
 use crate::HOST_BACKEND;
 use crate::communicator::PeerCommunicator;
+use crate::options::Options;
 use crate::pulls::{Pulled, Pulls};
-use crate::shared::{Manner, Shared};
+use crate::shared::Shared;
+use crate::words::Signals;
 
 /// Makes this rank's communicator on host memory; all ranks call it together, each in a process of its own (or, in tests, on a thread). The
-/// memory must be one that others can open ([`HostMemory::shared`]).
+/// memory must be one that others can open ([`HostMemory::shared`]). Streams and their priority mean nothing here.
 ///
 /// # Errors
 /// The memory cannot be opened by other processes, a rank did not come or could not open another's memory (then all say so), or the
 /// system refused a socket, a page or a thread.
-pub fn join_host(meeting: &Meeting, memory: Arc<HostMemory>) -> Result<PeerCommunicator, PeerError> {
-    let rank = meeting.rank;
-    let extent = Extent { rank, slots: memory.slots(), staging_bytes: memory.staging_bytes() };
-    let (offered, files) = match (memory.spots(), memory.segment()) {
+pub fn join_host(
+    meeting: &Meeting,
+    memory: Arc<HostMemory>,
+    options: &Options,
+) -> Result<PeerCommunicator, PeerError> {
+    join(meeting, memory, options, |pulls, pages| (Box::new(pulls), Box::new(pages)))
+}
+
+/// [`join_host`]; `parts` are the pulls and the words that it works with, which tests look at and break.
+fn join(
+    meeting: &Meeting,
+    memory: Arc<HostMemory>,
+    options: &Options,
+    parts: impl FnOnce(HostPulls, Pages) -> (Box<dyn Pulls>, Box<dyn Signals>),
+) -> Result<PeerCommunicator, PeerError> {
+    let (offered, files) = offered(&memory);
+    let met = meeting.meet(offer(&memory, offered, files), |neighbour| open(meeting.rank, neighbour))?;
+    finish(met, memory, options, parts)
+}
+
+/// Finds out which ranks can open each other's memory, and makes this rank's communicator with those of its [group](Reach::groups); all ranks call it
+/// together. No communicator where every rank is a group by itself.
+///
+/// # Errors
+/// A rank did not come or has other tensors, or the system refused a thread. That memory cannot be opened is none: [`Reach`] says so.
+pub fn survey_host(
+    meeting: &Meeting,
+    memory: Arc<HostMemory>,
+    options: &Options,
+) -> Result<(Reach, Option<PeerCommunicator>), PeerError> {
+    let (offered, files) = offered(&memory);
+    let surveyed =
+        meeting.survey(offer(&memory, offered, files), |neighbour| open(meeting.rank, neighbour))?;
+    let made =
+        |met| finish(met, memory, options, |pulls, pages| (Box::new(pulls) as _, Box::new(pages) as _));
+    let communicator = surveyed.met.map(made).transpose()?;
+    let groups = surveyed.reach.groups();
+    let near = |group| group == &groups[meeting.rank.index()];
+    let near = groups.iter().map(near).collect();
+    Ok((surveyed.reach, communicator.map(|communicator| communicator.with_near(near))))
+}
+
+/// How others open this rank's memory, and the descriptors by which they do.
+fn offered(memory: &HostMemory) -> (Memory, Vec<BorrowedFd<'_>>) {
+    match (memory.spots(), memory.segment()) {
         (Some(spots), Some(segment)) => {
             let Spots { bytes, nonce, tags, blocks, staging } = spots.clone();
             (Memory::Host { bytes, nonce, tags, blocks, staging }, vec![segment.file()])
@@ -37,25 +86,41 @@ pub fn join_host(meeting: &Meeting, memory: Arc<HostMemory>) -> Result<PeerCommu
             let reason = "its slots lie in memory of the process alone; only memory that was made to be shared has descriptors";
             (Memory::None { reason: reason.into() }, Vec::new())
         }
+    }
+}
+
+fn offer<'a>(memory: &'a HostMemory, offered: Memory, files: Vec<BorrowedFd<'a>>) -> Offer<'a> {
+    let extent = Extent { rank: memory.rank(), slots: memory.slots(), staging_bytes: memory.staging_bytes() };
+    Offer { layout: memory.layout(), extent, memory: offered, files, patience: Duration::ZERO }
+}
+
+/// Opens the memory of another rank.
+fn open(rank: RankId, neighbour: Neighbour) -> Result<Foreign, PeerError> {
+    let owner = neighbour.rank;
+    let Memory::Host { bytes, nonce, tags, blocks, staging } = neighbour.memory else {
+        return Err(PeerError::not_opened(rank, owner, "it is not host memory"));
     };
-    let offer = Offer { layout: memory.layout(), extent, memory: offered, files, patience: Duration::ZERO };
-    let open = |neighbour: Neighbour| -> Result<Foreign, PeerError> {
-        let owner = neighbour.rank;
-        let Memory::Host { bytes, nonce, tags, blocks, staging } = neighbour.memory else {
-            return Err(PeerError::not_opened(rank, owner, "it is not host memory"));
-        };
-        let Some(file) = neighbour.files.into_iter().next() else {
-            return Err(PeerError::not_opened(rank, owner, "it gave no descriptor of its slots"));
-        };
-        let spots = Spots { bytes, nonce, tags, blocks, staging };
-        Foreign::open(owner, neighbour.layout, neighbour.extent.slots, spots, file)
-            .map_err(|error| PeerError::not_opened(rank, owner, error))
+    let Some(file) = neighbour.files.into_iter().next() else {
+        return Err(PeerError::not_opened(rank, owner, "it gave no descriptor of its slots"));
     };
-    let met = meeting.meet(offer, open)?;
-    let layout = memory.layout().clone();
+    let spots = Spots { bytes, nonce, tags, blocks, staging };
+    Foreign::open(owner, neighbour.layout, neighbour.extent.slots, spots, file)
+        .map_err(|error| PeerError::not_opened(rank, owner, error))
+}
+
+/// The communicator over what was opened.
+fn finish(
+    met: Met<Foreign>,
+    memory: Arc<HostMemory>,
+    options: &Options,
+    parts: impl FnOnce(HostPulls, Pages) -> (Box<dyn Pulls>, Box<dyn Signals>),
+) -> Result<PeerCommunicator, PeerError> {
+    let (rank, layout) = (memory.rank(), memory.layout().clone());
     let pulls = HostPulls::start(memory, met.opened)?;
     let board = met.pages.board();
-    let shared = Shared::new(rank, Box::new(pulls), Box::new(met.pages), Manner::default());
+    let manner = options.manner(met.extents.len());
+    let (pulls, words) = parts(pulls, met.pages);
+    let shared = Shared::new(rank, pulls, words, manner);
     let communicator = PeerCommunicator::start(HOST_BACKEND, rank, layout, met.extents, shared)?;
     Ok(communicator.with_bulletin(board))
 }
@@ -65,6 +130,9 @@ pub fn join_host(meeting: &Meeting, memory: Arc<HostMemory>) -> Result<PeerCommu
 enum Op {
     Pull(Transfer),
     Pass(Arc<HostFence>),
+    /// Nothing before a fence is passed.
+    #[cfg(test)]
+    Hold(Arc<HostFence>),
 }
 
 #[derive(Debug, Default)]
@@ -144,6 +212,12 @@ fn run(memory: &Arc<HostMemory>, sources: &[Option<Foreign>], queue: &Queue) {
             (Op::Pass(fence), Some(cause)) => {
                 fence.fail(cause.clone());
             }
+            #[cfg(test)]
+            (Op::Hold(gate), _) => {
+                while eplb_comm::FenceState::poll(&*gate) == Ok(false) {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
         }
     }
 }
@@ -158,14 +232,14 @@ fn pull(memory: &Arc<HostMemory>, sources: &[Option<Foreign>], transfer: &Transf
 }
 
 impl Pulls for HostPulls {
-    fn pull(&self, transfer: &Transfer, tail: Option<u64>) -> Result<Pulled, CommError> {
-        let tail = tail.map(|_| {
+    fn pull(&self, transfer: &Transfer, fenced: bool) -> Result<Pulled, CommError> {
+        self.queue.push(Op::Pull(*transfer));
+        let behind = fenced.then(|| {
             let fence = HostFence::new();
             self.queue.push(Op::Pass(fence.clone()));
             fence.fence()
         });
-        self.queue.push(Op::Pull(*transfer));
-        Ok(Pulled { queue: 0, tail })
+        Ok(Pulled { queue: 0, behind })
     }
 
     fn bytes(&self, transfer: &Transfer) -> u64 {

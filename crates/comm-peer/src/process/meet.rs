@@ -12,7 +12,7 @@ use eplb_core::{LayerId, ModelLayout, RankId};
 use super::card::{Card, Memory, Nonce};
 use super::error::PeerError;
 use super::page::{OwnPage, Pages, Peer};
-use super::socket::{Door, ask};
+use super::socket::{Door, Line, ask};
 
 /// What a word to the store may take where the meeting's own time is over.
 const LAST_WORDS: Duration = Duration::from_millis(200);
@@ -53,6 +53,14 @@ pub(super) struct Neighbour {
     pub(super) files: Vec<OwnedFd>,
 }
 
+/// What others find a rank by: its page, and the socket that gives it away.
+pub(super) struct Stand {
+    nonce: Nonce,
+    pub(super) page: OwnPage,
+    socket: String,
+    door: Door,
+}
+
 /// All ranks, met.
 pub(super) struct Met<T> {
     pub(super) pages: Pages,
@@ -83,7 +91,7 @@ impl Meeting {
     }
 
     /// What every rank has said, once all have.
-    fn gather(&self, kind: &str, mine: &[u8]) -> Result<Vec<Vec<u8>>, PeerError> {
+    pub(super) fn gather(&self, kind: &str, mine: &[u8]) -> Result<Vec<Vec<u8>>, PeerError> {
         let keys = self.keys(kind);
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         let Some(own) = keys.get(self.rank.index()) else {
@@ -103,48 +111,71 @@ impl Meeting {
         offer: Offer<'_>,
         mut open: impl FnMut(Neighbour) -> Result<T, PeerError>,
     ) -> Result<Met<T>, PeerError> {
+        let stand = self.stand()?;
+        let ((peers, opened, extents), watched) = self.attend(&offer, Some(&stand), |cards| {
+            let found = self.open_all(cards, &offer, &mut open);
+            let verdict = self.agree(found.as_ref().err(), offer.patience);
+            let found = found?;
+            verdict.map(|()| found)
+        })?;
+        let pages = Pages::new(stand.page, self.rank, peers, watched, offer.patience);
+        Ok(Met { pages, extents, opened })
+    }
+
+    /// What others find this rank by.
+    pub(super) fn stand(&self) -> Result<Stand, PeerError> {
         let nonce = self.draw()?;
         let page = OwnPage::create(self.rank, nonce).map_err(|error| PeerError::page(self.rank, &error))?;
         // A number of its own: every user of the host can read the names of sockets, and the nonce is what opens this one.
         let name = self.draw()?;
         let socket = format!("eplb-{:016x}{:016x}", name[0], name[1]);
         let door = Door::open(&socket, nonce).map_err(|error| self.refused("a Unix socket", &error))?;
+        Ok(Stand { nonce, page, socket, door })
+    }
+
+    /// This rank's card.
+    fn card(&self, offer: &Offer<'_>, stand: Option<&Stand>) -> Card {
         let pitches = (0..offer.layout.layers()).map(|layer| {
             let tensors = offer.layout.layer(LayerId::at(layer)).tensors();
             tensors.iter().map(|tensor| (tensor.pitch, tensor.slot_stride)).collect()
         });
-        let card = Card {
+        Card {
             rank: self.rank,
-            nonce,
+            nonce: stand.map_or([0; 2], |stand| stand.nonce),
             host: self.host.clone(),
-            socket,
+            socket: stand.map_or_else(String::new, |stand| stand.socket.clone()),
             layout: offer.layout.hash64(),
             slots: offer.extent.slots.clone(),
             staging_bytes: offer.extent.staging_bytes,
             pitches: pitches.collect(),
             files: 1 + offer.files.len(),
             memory: offer.memory.clone(),
-        };
-        let cards = self.gather("card", &card.encode())?;
+        }
+    }
+
+    /// Does something with the cards of all ranks, while this one's descriptors are given to whoever comes for them; and the sockets of those who came.
+    pub(super) fn attend<R>(
+        &self,
+        offer: &Offer<'_>,
+        stand: Option<&Stand>,
+        work: impl FnOnce(&[Vec<u8>]) -> Result<R, PeerError>,
+    ) -> Result<(R, Vec<Line>), PeerError> {
+        let cards = self.gather("card", &self.card(offer, stand).encode())?;
+        let Some(stand) = stand else { return work(&cards).map(|done| (done, Vec::new())) };
         let over = AtomicBool::new(false);
-        let mut files = vec![page.file()];
+        let mut files = vec![stand.page.file()];
         files.extend(&offer.files);
-        let (peers, opened, extents, watched) = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let over = &over;
-            let (door, files, me) = (&door, &files, self.rank.0);
+            let (door, files, me) = (&stand.door, &files, self.rank.0);
             let (world, deadline) = (self.world_size, self.deadline);
             let server = scope.spawn(move || door.serve(me, world, files, over, deadline));
-            let found = self.open_all(&cards, &offer, &mut open);
-            let verdict = self.agree(found.as_ref().err(), offer.patience);
+            let done = work(&cards);
             // Whoever has not come by now has failed, and said so.
             over.store(true, Ordering::Relaxed);
             let watched = server.join().unwrap_or_default();
-            let (peers, opened, extents) = found?;
-            verdict?;
-            Ok::<_, PeerError>((peers, opened, extents, watched))
-        })?;
-        let pages = Pages::new(page, self.rank, peers, watched, offer.patience);
-        Ok(Met { pages, extents, opened })
+            done.map(|done| (done, watched))
+        })
     }
 
     #[expect(clippy::type_complexity, reason = "used once, taken apart at once")]
@@ -166,36 +197,50 @@ impl Meeting {
         let (mut peers, mut opened, mut extents) = (Vec::new(), Vec::new(), Vec::new());
         for (card, layout) in known {
             let rank = card.rank;
-            let extent = Extent { rank, slots: card.slots, staging_bytes: card.staging_bytes };
+            let extent = Extent { rank, slots: card.slots.clone(), staging_bytes: card.staging_bytes };
             extents.push(extent.clone());
             let Some(layout) = layout else {
                 peers.push(None);
                 opened.push(None);
                 continue;
             };
-            let failed = |reason: String| PeerError::not_opened(self.rank, rank, reason);
-            let asked = ask(&card.socket, card.nonce, self.rank.0, card.files, self.deadline);
-            let (line, mut files) = asked.map_err(|error| {
-                // It may have gone because it failed itself.
-                self.said(rank).unwrap_or_else(|| {
-                    failed(format!(
-                        "its socket does not answer ({error}): it has ended, or these are containers of different networks"
-                    ))
-                })
-            })?;
-            if files.is_empty() {
-                return Err(failed("it gave no descriptor".into()));
-            }
-            let page = files.remove(0);
-            let peer = Peer::open(rank, card.nonce, page, line).map_err(|error| failed(error.to_string()))?;
-            opened.push(Some(open(Neighbour { rank, layout, extent, memory: card.memory, files })?));
+            let (peer, found) = self.open_one(card, layout, extent, self.deadline, open)?;
+            opened.push(Some(found));
             peers.push(Some(peer));
         }
         Ok((peers, opened, extents))
     }
 
+    /// Opens the page and the memory of another rank, which answers until `deadline`.
+    pub(super) fn open_one<T>(
+        &self,
+        card: Card,
+        layout: Arc<ModelLayout>,
+        extent: Extent,
+        deadline: Instant,
+        open: &mut impl FnMut(Neighbour) -> Result<T, PeerError>,
+    ) -> Result<(Peer, T), PeerError> {
+        let rank = card.rank;
+        let failed = |reason: String| PeerError::not_opened(self.rank, rank, reason);
+        let asked = ask(&card.socket, card.nonce, self.rank.0, card.files, deadline);
+        let (line, mut files) = asked.map_err(|error| {
+            // It may have gone because it failed itself.
+            self.said(rank).unwrap_or_else(|| {
+                failed(format!(
+                    "its socket does not answer ({error}): it has ended, or these are containers of different networks"
+                ))
+            })
+        })?;
+        if files.is_empty() {
+            return Err(failed("it gave no descriptor".into()));
+        }
+        let page = files.remove(0);
+        let peer = Peer::open(rank, card.nonce, page, line).map_err(|error| failed(error.to_string()))?;
+        Ok((peer, open(Neighbour { rank, layout, extent, memory: card.memory, files })?))
+    }
+
     /// Checks that another rank can be reached and has the same tensors; its layout.
-    fn compare(&self, card: &Card, offer: &Offer<'_>) -> Result<Arc<ModelLayout>, PeerError> {
+    pub(super) fn compare(&self, card: &Card, offer: &Offer<'_>) -> Result<Arc<ModelLayout>, PeerError> {
         let (rank, this) = (card.rank, self.rank);
         if card.host != self.host {
             let (theirs, ours) = (card.host.clone(), self.host.clone());
@@ -228,6 +273,14 @@ impl Meeting {
         (!reason.is_empty()).then_some(PeerError::Elsewhere { rank, reason })
     }
 
+    /// Waits until all have said something of a kind, at most so long.
+    pub(super) fn linger(&self, kind: &str, patience: Duration) {
+        let keys = self.keys(kind);
+        let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
+        // Whoever does not come by then has nothing open.
+        drop(self.store.wait(&keys, Instant::now() + patience));
+    }
+
     /// Tells the others whether this rank could open all; an error if another could not.
     fn agree(&self, failed: Option<&PeerError>, patience: Duration) -> Result<(), PeerError> {
         let mine = failed.map(ToString::to_string).unwrap_or_default();
@@ -239,9 +292,7 @@ impl Meeting {
             drop(self.store.set(&key, mine.as_bytes(), deadline));
             if !patience.is_zero() {
                 // Others may still be reading what is freed when this rank leaves.
-                let keys = self.keys("opened");
-                let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
-                drop(self.store.wait(&keys, Instant::now() + patience));
+                self.linger("opened", patience);
             }
             return Ok(());
         }
@@ -277,6 +328,7 @@ mod tests {
     use eplb_core::TensorLayout;
 
     use super::*;
+    use crate::options::Options;
     use crate::process::join_host;
 
     /// Names of abstract sockets stand in `/proc/net/unix` for every user of the host.
@@ -288,7 +340,7 @@ mod tests {
         let deadline = Instant::now() + Duration::from_millis(50);
         let alone =
             Meeting { rank: RankId(0), world_size: 2, store: store.clone(), host: "h".into(), deadline };
-        join_host(&alone, memory).unwrap_err();
+        join_host(&alone, memory, &Options::default()).unwrap_err();
         let said = store.get("card/0", Instant::now() + Duration::from_secs(20)).unwrap().unwrap();
         let card = Card::decode(&said).unwrap();
         for word in card.nonce {

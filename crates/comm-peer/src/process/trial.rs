@@ -12,6 +12,7 @@ use super::error::PeerError;
 use super::host::join_host;
 use super::meet::Meeting;
 use crate::communicator::PeerCommunicator;
+use crate::options::Options;
 
 /// Bytes that are pulled.
 const BYTES: usize = 64 << 10;
@@ -34,8 +35,9 @@ pub fn try_host() -> Result<(), PeerError> {
     let store: Arc<dyn Store> = Arc::new(InProcessStore::new());
     let deadline = Instant::now() + PATIENCE;
     let join = |rank: usize| {
-        let (rank, host, store) = (RankId::at(rank), "here".to_owned(), store.clone());
-        join_host(&Meeting { rank, world_size: 2, store, host, deadline }, memories[rank.index()].clone())
+        let (host, store) = ("here".to_owned(), store.clone());
+        let meeting = Meeting { rank: RankId::at(rank), world_size: 2, store, host, deadline };
+        join_host(&meeting, memories[rank].clone(), &Options::default())
     };
     let (first, second) = std::thread::scope(|scope| {
         let other = scope.spawn(|| join(1));

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use eplb_comm::host::HostFence;
 use eplb_comm::{CommError, Fence};
-use eplb_core::Transfer;
+use eplb_core::{RankId, Transfer};
 use shuttle::thread::JoinHandle;
 
+use crate::points::{Points, Step};
 use crate::pulls::{Pulled, Pulls};
 use crate::sync::{Condvar, Mutex};
 use crate::world::{Part, Planted, World};
@@ -30,6 +31,7 @@ struct Queue {
 pub(crate) struct Engine {
     rank: usize,
     queue: Arc<Queue>,
+    points: Arc<Points>,
     planted: Planted,
 }
 
@@ -40,10 +42,15 @@ impl fmt::Debug for Engine {
 }
 
 impl Engine {
-    pub(crate) fn start(rank: usize, world: Arc<World>, planted: Planted) -> (Self, JoinHandle<()>) {
-        let engine = Self { rank, queue: Arc::default(), planted };
+    pub(crate) fn start(
+        rank: usize,
+        world: Arc<World>,
+        points: Arc<Points>,
+        planted: Planted,
+    ) -> (Self, JoinHandle<()>) {
+        let engine = Self { rank, queue: Arc::default(), points: points.clone(), planted };
         let queue = engine.queue.clone();
-        let thread = shuttle::thread::spawn(move || run(rank, &world, &queue));
+        let thread = shuttle::thread::spawn(move || run(rank, &world, &points, &queue));
         (engine, thread)
     }
 
@@ -56,9 +63,17 @@ impl Engine {
         self.queue.ops.lock().expect("no thread panics with it").push_back(op);
         self.queue.changed.notify_one();
     }
+
+    /// Fails where the rank is to give up.
+    fn pass(&self, step: Step) -> Result<(), CommError> {
+        match self.points.is_reached(self.rank, step) {
+            true => Err(CommError::Aborted { rank: RankId::at(self.rank), cause: "it fails here".into() }),
+            false => Ok(()),
+        }
+    }
 }
 
-fn run(rank: usize, world: &World, queue: &Queue) {
+fn run(rank: usize, world: &World, points: &Points, queue: &Queue) {
     loop {
         let op = {
             let mut ops = queue.ops.lock().expect("no thread panics with it");
@@ -71,24 +86,30 @@ fn run(rank: usize, world: &World, queue: &Queue) {
         };
         match op {
             Op::Pull(source) => {
+                points.pass(rank, Step::BeginsCopy);
                 let expert = world.read(source, Part::Slot);
+                points.pass(rank, Step::IsCopying);
                 world.write(rank, Part::Staging, expert);
             }
-            Op::Pass(fence) => drop(fence.pass()),
+            Op::Pass(fence) => {
+                points.pass(rank, Step::PassesFence);
+                fence.pass();
+            }
             Op::End => return,
         }
     }
 }
 
 impl Pulls for Engine {
-    fn pull(&self, transfer: &Transfer, tail: Option<u64>) -> Result<Pulled, CommError> {
-        let tail = tail.map(|_| {
+    fn pull(&self, transfer: &Transfer, fenced: bool) -> Result<Pulled, CommError> {
+        self.pass(Step::Pulls)?;
+        self.push(Op::Pull(transfer.source.index()));
+        let behind = fenced.then(|| {
             let fence = HostFence::new();
             self.push(Op::Pass(fence.clone()));
             fence.fence()
         });
-        self.push(Op::Pull(transfer.source.index()));
-        Ok(Pulled { queue: 0, tail })
+        Ok(Pulled { queue: 0, behind })
     }
 
     /// As many as make turns pay.
@@ -100,6 +121,7 @@ impl Pulls for Engine {
         if self.planted == Planted::FenceEarly {
             return Ok(Vec::new());
         }
+        self.pass(Step::Fences)?;
         let fence = HostFence::new();
         self.push(Op::Pass(fence.clone()));
         Ok(vec![fence.fence()])

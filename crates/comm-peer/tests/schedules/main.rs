@@ -15,13 +15,16 @@ mod lane;
 mod pace;
 #[path = "../../src/pulls.rs"]
 mod pulls;
+#[allow(dead_code, unreachable_pub)]
+#[path = "../../src/reading.rs"]
+mod reading;
 #[allow(dead_code, unreachable_pub, unused_imports)]
 #[path = "../../src/shared.rs"]
 mod shared;
+#[allow(dead_code)]
+#[path = "../../src/speed.rs"]
+mod speed;
 mod sync;
-#[allow(dead_code, unreachable_pub)]
-#[path = "../../src/turn.rs"]
-mod turn;
 #[allow(dead_code, unreachable_pub)]
 #[path = "../../src/turns.rs"]
 mod turns;
@@ -32,12 +35,14 @@ mod words;
 #[path = "../../../comm/tests/support/cases.rs"]
 mod cases;
 mod engine;
+mod points;
 mod rank;
 mod world;
 
 use shuttle::scheduler::{PctScheduler, RandomScheduler};
 use shuttle::{Config, FailurePersistence, Runner};
 
+use points::Point;
 use world::{Fate, Planted};
 
 /// What is tried, in words; it has to fail where something is planted.
@@ -45,6 +50,7 @@ const CASES: &[(&str, Fate, Planted)] = &[
     ("every rank does its part", Fate::Well, Planted::Nothing),
     ("every rank does its part in its turn", Fate::InTurns, Planted::Nothing),
     ("a rank gives up at some moment", Fate::GivesUp, Planted::Nothing),
+    ("each rank gives up at each of its points", Fate::GivesUpAnywhere, Planted::Nothing),
     ("a rank is held back while the others give up and go on", Fate::HeldBack, Planted::Nothing),
     ("a wave may start before its bytes are written", Fate::Well, Planted::WordFirst),
     ("the words are those of an epoch before", Fate::Well, Planted::WordsOfBefore),
@@ -57,6 +63,8 @@ const CASES: &[(&str, Fate, Planted)] = &[
         Planted::RecordForgotten,
     ),
     ("a rank goes on before its own copies have ended", Fate::GivesUp, Planted::QuietForgotten),
+    ("a rank whose copies failed is prepared all the same", Fate::GivesUpAnywhere, Planted::PreparedAnyway),
+    ("a rank that has given up forgets what was decided", Fate::GivesUpAnywhere, Planted::CommitForgotten),
 ];
 
 fn config() -> Config {
@@ -64,6 +72,21 @@ fn config() -> Config {
     config.stack_size = 256 << 10;
     config.failure_persistence = FailurePersistence::None;
     config
+}
+
+/// Runs exchanges under so many schedules: threads at random, and threads by rank with a few changes, which finds what needs long waits.
+fn draw(draws: usize, exchange: impl Fn() + Copy + Send + Sync + 'static) {
+    Runner::new(RandomScheduler::new_from_seed(7, draws), config()).run(exchange);
+    Runner::new(PctScheduler::new_from_seed(7, 3, draws), config()).run(exchange);
+}
+
+/// Lets each rank give up at each point that it comes to: of its driver, its progress thread and its copies.
+fn give_up_everywhere(planted: Planted, draws: usize) {
+    for point in Point::all() {
+        for fate in [Fate::GivesUpAnywhere, Fate::GivesUpInTurns] {
+            draw(draws, move || rank::exchange(fate, planted, Some(point)));
+        }
+    }
 }
 
 fn main() {
@@ -76,12 +99,9 @@ fn main() {
             (false, true) => 20_000,
             (true, _) => 20_000,
         };
-        let run = move || {
-            // Threads at random, and threads by rank with a few changes, which finds what needs long waits.
-            Runner::new(RandomScheduler::new_from_seed(7, draws), config())
-                .run(move || rank::exchange(fate, planted));
-            Runner::new(PctScheduler::new_from_seed(7, 3, draws), config())
-                .run(move || rank::exchange(fate, planted));
+        let run = move || match fate {
+            Fate::GivesUpAnywhere => give_up_everywhere(planted, if cases::is_whole() { 1000 } else { 40 }),
+            _ => draw(draws, move || rank::exchange(fate, planted, None)),
         };
         (name, is_broken, run)
     });

@@ -9,9 +9,10 @@ use eplb_core::{ExpertId, Landing, LayerId, RankId, SlotId, Transfer};
 use shuttle::thread::spawn;
 
 use crate::engine::Engine;
+use crate::points::{Point, Points, Step};
 use crate::shared::{Manner, Shared, Ticket};
 use crate::sync::yield_now;
-use crate::words::{Own, Ready, Words};
+use crate::words::{Own, Ready, Signals, Words};
 use crate::world::{Decision, Fate, JUNK, Part, Planted, RANKS, WAVES, World};
 
 /// The rank that something befalls.
@@ -22,6 +23,7 @@ struct Rank {
     rank: usize,
     world: Arc<World>,
     shared: Arc<Shared>,
+    points: Arc<Points>,
     fate: Fate,
     planted: Planted,
 }
@@ -83,14 +85,25 @@ impl Rank {
         for wave in 0..WAVES {
             let transfer = pull(self.rank, wave);
             let far = Instant::now() + Duration::from_secs(3600);
+            self.points.pass(self.rank, Step::Submits);
             let Ok((_, ticket)) = self.shared.submit(vec![transfer], after, far) else { return false };
-            if !self.wait(wave, &ticket) || !self.may_commit(wave) {
+            self.points.pass(self.rank, Step::HasSubmitted);
+            if !self.wait(wave, &ticket) && self.planted != Planted::PreparedAnyway {
+                return false;
+            }
+            self.points.pass(self.rank, Step::HasBytes);
+            if !self.may_commit(wave) {
+                return false;
+            }
+            self.points.pass(self.rank, Step::KnowsDecision);
+            if self.planted == Planted::CommitForgotten && self.points.has_struck(self.rank) {
                 return false;
             }
             let expert = self.world.read(self.rank, Part::Staging);
             assert_eq!(expert, u64::from(transfer.expert.0), "rank {} commits other bytes", self.rank);
             self.world.write(self.rank, Part::Slot, expert);
             self.world.commit(wave);
+            self.points.pass(self.rank, Step::HasCommitted);
             while !self.world.is_over(wave) {
                 yield_now();
             }
@@ -129,28 +142,66 @@ impl Rank {
 
 /// How ranks pull.
 fn manner(fate: Fate) -> Manner {
-    Manner { turns: (fate == Fate::InTurns).then_some(RANKS), ..Manner::default() }
+    Manner {
+        turns: matches!(fate, Fate::InTurns | Fate::GivesUpInTurns).then_some(RANKS),
+        ..Manner::default()
+    }
 }
 
-/// A whole exchange of all ranks.
-pub(crate) fn exchange(fate: Fate, planted: Planted) {
+/// The words of a rank, which may give up as it says something: another of its threads does, as this one is in the middle of something.
+#[derive(Debug)]
+struct Speaking {
+    own: Own,
+    points: Arc<Points>,
+}
+
+impl Signals for Speaking {
+    fn ready(&self, rank: usize) -> Option<Ready> {
+        self.own.ready(rank)
+    }
+
+    fn announce(&self, ready: Ready) {
+        if self.points.is_reached(self.own.rank, Step::Announces) {
+            let points = self.points.clone();
+            spawn(move || points.give_up());
+        }
+        self.own.announce(ready);
+    }
+
+    fn give_up(&self) {
+        self.own.give_up();
+    }
+
+    fn reading(&self, rank: usize) -> Option<usize> {
+        self.own.reading(rank)
+    }
+
+    fn read(&self, source: Option<usize>) {
+        self.own.read(source);
+    }
+}
+
+/// A whole exchange of all ranks, one of which may have to give up at a point.
+pub(crate) fn exchange(fate: Fate, planted: Planted, at: Option<Point>) {
     let (world, words) = (Arc::new(World::new()), Words::new(RANKS));
+    let points = Arc::new(Points::new(at, world.clone()));
     let mut parts = Vec::new();
     for rank in 0..RANKS {
         if planted == Planted::WordsOfBefore {
             words.announce(rank, Ready::default().with(0).expect("it lies in the window"));
         }
-        let (engine, copies) = Engine::start(rank, world.clone(), planted);
-        let signals = Own { words: words.clone(), rank };
+        let (engine, copies) = Engine::start(rank, world.clone(), points.clone(), planted);
+        let signals = Speaking { own: Own { words: words.clone(), rank }, points: points.clone() };
         let shared = Shared::new(RankId::at(rank), Box::new(engine.clone()), Box::new(signals), manner(fate));
+        points.hold(rank, &shared);
         let served = shared.clone();
         let progress = spawn(move || served.serve());
-        let rank = Rank { rank, world: world.clone(), shared, fate, planted };
+        let rank = Rank { rank, world: world.clone(), shared, points: points.clone(), fate, planted };
         parts.push((rank, engine, copies, progress));
     }
     let struck = parts[STRUCK].0.clone();
     let strike = spawn(move || match struck.fate {
-        Fate::Well | Fate::InTurns => {}
+        Fate::Well | Fate::InTurns | Fate::GivesUpAnywhere | Fate::GivesUpInTurns => {}
         Fate::GivesUp => struck.shared.abort("it gives up"),
         Fate::HeldBack => struck.world.abort(),
     });
@@ -164,4 +215,6 @@ pub(crate) fn exchange(fate: Fate, planted: Planted) {
         engine.end();
         copies.join().expect("it does not panic");
     }
+    points.end();
+    assert!(world.is_settled(), "a wave is committed by some ranks alone");
 }

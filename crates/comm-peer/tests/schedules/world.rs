@@ -19,6 +19,10 @@ pub(crate) enum Fate {
     InTurns,
     /// One gives up at a moment that the schedule chooses.
     GivesUp,
+    /// Each in turn gives up at each point that it comes to.
+    GivesUpAnywhere,
+    /// Likewise, where ranks take turns at sources.
+    GivesUpInTurns,
     /// The others give up on one, which does not know and goes on when the schedule lets it.
     HeldBack,
 }
@@ -33,6 +37,8 @@ pub(crate) enum Planted {
     CommitEarly,
     RecordForgotten,
     QuietForgotten,
+    PreparedAnyway,
+    CommitForgotten,
 }
 
 /// What was decided of a wave.
@@ -83,6 +89,11 @@ impl State {
 
     fn is_aborted(&self) -> bool {
         self.decisions.contains(&Decision::Abort)
+    }
+
+    fn decision(&self, wave: usize) -> Decision {
+        let aborted = self.decisions[..wave].contains(&Decision::Abort);
+        if aborted { Decision::Abort } else { self.decisions[wave] }
     }
 }
 
@@ -156,12 +167,7 @@ impl World {
     }
 
     pub(crate) fn decision(&self, wave: usize) -> Decision {
-        let state = self.state();
-        if state.decisions[..wave].contains(&Decision::Abort) {
-            Decision::Abort
-        } else {
-            state.decisions[wave]
-        }
+        self.state().decision(wave)
     }
 
     pub(crate) fn commit(&self, wave: usize) {
@@ -172,5 +178,14 @@ impl World {
     pub(crate) fn is_over(&self, wave: usize) -> bool {
         let state = self.state();
         state.committed[wave] == RANKS || state.is_aborted()
+    }
+
+    /// Whatever is decided holds for all: a wave is committed by every rank or by none.
+    pub(crate) fn is_settled(&self) -> bool {
+        let state = self.state();
+        (0..WAVES).all(|wave| {
+            let all = if state.decision(wave) == Decision::Commit { RANKS } else { 0 };
+            state.committed[wave] == all
+        })
     }
 }

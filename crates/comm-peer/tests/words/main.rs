@@ -5,6 +5,9 @@
 
 #[path = "../../../comm/tests/support/cases.rs"]
 mod cases;
+/// Words of loom, whose orderings can be made too weak.
+#[allow(dead_code)] // What only host memory needs of it.
+#[path = "../../../comm/tests/orders/atomics.rs"]
 mod sync;
 #[allow(dead_code, unreachable_pub, unused_imports)] // What only the crate needs of it.
 #[path = "../../src/words.rs"]
@@ -14,8 +17,20 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::thread::{spawn, yield_now};
 
-use sync::{Planted, is_planted, plant};
+use sync::{Planted, plant};
 use words::{Ready, Words};
+
+/// What a rank does wrong on purpose.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wrong {
+    Nothing,
+    /// It says that a wave may start before its bytes are written.
+    WordFirst,
+    /// Its words are those that another epoch has used.
+    WordOfBefore,
+    /// It writes what others may still be reading.
+    WaitForgotten,
+}
 
 /// Two ranks: one whose slot is read in two waves, with a write between, and one that reads it.
 struct Pair {
@@ -59,9 +74,9 @@ fn with(ready: Ready, wave: u64) -> Ready {
 }
 
 /// The owner of a slot in two waves: each has its own bytes.
-fn own(pair: &Pair, gives_up: bool) {
+fn own(pair: &Pair, gives_up: bool, wrong: Wrong) {
     let first = with(Ready::default(), 0);
-    if is_planted(Planted::WordFirst) {
+    if wrong == Wrong::WordFirst {
         pair.words.announce(OWNER, first);
     }
     pair.write(1);
@@ -72,7 +87,7 @@ fn own(pair: &Pair, gives_up: bool) {
         pair.words.announce(OWNER, with(first, 1));
         return;
     }
-    if !is_planted(Planted::WaitForgotten) {
+    if wrong != Wrong::WaitForgotten {
         assert!(pair.wait(READER, 0));
     }
     pair.write(2);
@@ -90,15 +105,15 @@ fn read(pair: &Pair) {
     }
 }
 
-fn pair(gives_up: bool) {
+fn pair(gives_up: bool, wrong: Wrong) {
     let pair = Arc::new(Pair { words: Words::new(2), slot: UnsafeCell::new(0) });
-    if is_planted(Planted::WordOfBefore) {
+    if wrong == Wrong::WordOfBefore {
         // The epoch before used the same words.
         pair.words.announce(OWNER, with(Ready::default(), 0));
     }
     let owner = {
         let pair = pair.clone();
-        spawn(move || own(&pair, gives_up))
+        spawn(move || own(&pair, gives_up, wrong))
     };
     read(&pair);
     owner.join().unwrap();
@@ -107,23 +122,24 @@ fn pair(gives_up: bool) {
     }
 }
 
-/// A model, in words, and what is planted into it; it has to fail where something is.
-const CASES: &[(&str, Planted, fn())] = &[
-    ("bytes, word, pull", Planted::Nothing, || pair(false)),
-    ("a rank gives up behind its word", Planted::Nothing, || pair(true)),
-    ("the word is stored without a release", Planted::Release, || pair(false)),
-    ("the word is loaded without an acquire", Planted::Acquire, || pair(false)),
-    ("the word comes before the bytes", Planted::WordFirst, || pair(false)),
-    ("the word is that of an epoch before", Planted::WordOfBefore, || pair(false)),
-    ("the slot is written before it has been read", Planted::WaitForgotten, || pair(false)),
+/// A model, in words, whether the owner gives up, and what is wrong with orderings or ranks; it has to fail where something is.
+const CASES: &[(&str, bool, Planted, Wrong)] = &[
+    ("bytes, word, pull", false, Planted::Nothing, Wrong::Nothing),
+    ("a rank gives up behind its word", true, Planted::Nothing, Wrong::Nothing),
+    ("the word is stored without a release", false, Planted::Release, Wrong::Nothing),
+    ("the word is loaded without an acquire", false, Planted::Acquire, Wrong::Nothing),
+    ("the word comes before the bytes", false, Planted::Nothing, Wrong::WordFirst),
+    ("the word is that of an epoch before", false, Planted::Nothing, Wrong::WordOfBefore),
+    ("the slot is written before it has been read", false, Planted::Nothing, Wrong::WaitForgotten),
 ];
 
 fn main() {
     cases::run(CASES.len(), |at| {
-        let (name, planted, model) = CASES[at];
+        let (name, gives_up, planted, wrong) = CASES[at];
         plant(planted);
         let mut checker = loom::model::Builder::new();
         checker.preemption_bound = Some(if cases::is_whole() { 6 } else { 3 });
-        (name, planted != Planted::Nothing, move || checker.check(model))
+        let is_broken = (planted, wrong) != (Planted::Nothing, Wrong::Nothing);
+        (name, is_broken, move || checker.check(move || pair(gives_up, wrong)))
     });
 }

@@ -58,6 +58,14 @@ pub enum StoreError {
         /// Time from the call to giving up.
         waited: Duration,
     },
+    /// The rank that waited was told not to wait any more; see [`Interrupt`](super::Interrupt).
+    #[error("store {op} of {} was left: this rank was told to end, or to form a new epoch", Keys(keys))]
+    Interrupted {
+        /// The operation.
+        op: StoreOp,
+        /// Its keys.
+        keys: Vec<String>,
+    },
     /// The store is gone for good: this handle answers nothing any more, whatever is tried.
     #[error(
         "store {store} is lost ({cause}); its contents are gone for this process: start a store and open it again"
@@ -153,6 +161,11 @@ impl StoreError {
     /// Whether the deadline passed and the same call may be tried again.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout { .. })
+    }
+
+    /// Whether the call was left because this rank was told not to wait.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Interrupted { .. })
     }
 
     /// Whether the store is gone for good.

@@ -33,6 +33,7 @@ pub mod group;
 pub mod identity;
 pub mod in_process;
 pub mod intercept;
+pub mod interrupt;
 pub mod limits;
 pub mod liveness;
 pub mod locate;
@@ -49,6 +50,7 @@ pub use group::{Group, GroupError};
 pub use identity::{Absent, EpochRecord, Formation, FormationError, Nonce};
 pub use in_process::InProcessStore;
 pub use intercept::{InterceptedStore, StoreIntercept};
+pub use interrupt::{Interrupt, InterruptibleStore};
 pub use limits::{Limits, MAX_KEY_BYTES};
 pub use liveness::{Life, Liveness, Pulse, Renewal};
 pub use locate::StoreAddress;
@@ -132,7 +134,8 @@ pub trait Store: fmt::Debug + Send + Sync {
     /// What can happen to any operation.
     fn delete(&self, key: &str, deadline: Instant) -> Result<bool, StoreError>;
 
-    /// Reads several keys, in their order. Each read is linearizable, all of them together are not.
+    /// Reads several keys, one after another in their order: of two values that a writer changes one after the other, whoever names the later one
+    /// first sees the other at least as new. Each read is linearizable, all of them together are not.
     ///
     /// # Errors
     /// As [`Store::get`].

@@ -6,9 +6,10 @@
 //! ```
 //!
 //! With `--gpu peer` (or `nccl`, `nccl-steps`, `pynccl`) each rank has a CUDA device: slots and maps lie there, and passes run on two streams of
-//! it. With `--processes 1` each such rank is a process. `--rounds` ends it after so many rounds, `--storm 0.04` fails each wave on each rank with that
-//! chance, `--quiesce` and `--reform` do so every so many steps, `--hook 1` derives a tensor after each commit,
-//! `--moves` limits what a round moves, and `--moment` is how many steps other experts are popular for.
+//! it. With `--processes 1` each such rank is a process; then there is `--gpu auto` too, and `--nodes 2` takes the ranks for those of two hosts.
+//! `--rounds` ends it after so many rounds, `--storm 0.04` fails each wave on each rank with that chance, `--quiesce` and `--reform` do so every so
+//! many steps, `--hook 1` derives a tensor after each commit, `--moves` limits what a round moves, and `--moment` is how many steps other experts
+//! are popular for.
 //!
 //! Prints the time of a step with and without balancing (each token and choice takes `--token-us` on the device of the rank
 //! that serves it, so a rank with more tokens is slower), what the rounds did, and how long steps stood in the engine.

@@ -2,9 +2,13 @@
 
 use std::sync::Arc;
 
+use eplb_comm::store::StoreAddress;
 use eplb_comm_nccl::Backend;
 use eplb_core::TensorLayout;
-use eplb_engine::process::{DevicePeerTransport, LocalTransport, NcclTransport, Transport};
+use eplb_engine::EngineError;
+use eplb_engine::process::{
+    AutoTransport, DevicePeerTransport, GlooTransport, LocalTransport, NcclTransport, Transport,
+};
 
 use super::model::small_tensors;
 use super::storm::Stormy;
@@ -39,6 +43,8 @@ pub(crate) struct Options {
     pub(crate) expert_kib: usize,
     /// Whether ranks are processes.
     pub(crate) processes: bool,
+    /// Hosts that those are to be taken for ranks of.
+    pub(crate) nodes: usize,
 }
 
 impl Options {
@@ -66,13 +72,24 @@ impl Options {
             None => LocalTransport::new(1),
             Some("peer") if self.processes => DevicePeerTransport::processes(),
             Some("peer") => DevicePeerTransport::threads(),
+            Some("auto") if self.processes => Arc::new(AutoTransport::new(gloo())),
+            Some("gloo") => Arc::new(gloo().map_err(|error| error.to_string())?),
             Some("nccl") => Arc::new(NcclTransport::new(Backend::Nccl)),
             Some("nccl-steps") => Arc::new(NcclTransport::in_steps(Backend::Nccl)),
             Some("pynccl") => Arc::new(NcclTransport::new(Backend::PyNccl)),
-            Some(other) => return Err(format!("--gpu is {other:?}; it is peer, nccl, nccl-steps or pynccl")),
+            Some(other) => {
+                return Err(format!(
+                    "--gpu is {other:?}; it is peer, nccl, nccl-steps, pynccl, gloo, or with --processes auto"
+                ));
+            }
         };
         Ok(if self.storm > 0.0 { Stormy::around(inner, self.storm) } else { inner })
     }
+}
+
+/// Ranks of this example are of one host.
+fn gloo() -> Result<GlooTransport, EngineError> {
+    GlooTransport::new(None, &StoreAddress::File("/".into()))
 }
 
 /// Those that were chosen.
@@ -97,6 +114,7 @@ pub(crate) fn options() -> Result<Options, String> {
         gpu: None,
         expert_kib: 256,
         processes: false,
+        nodes: 1,
     };
     let mut args = std::env::args().skip(1);
     while let Some(name) = args.next() {
@@ -106,6 +124,7 @@ pub(crate) fn options() -> Result<Options, String> {
             "--trace" => options.trace = value,
             "--gpu" => options.gpu = Some(value),
             "--processes" => options.processes = number()? > 0,
+            "--nodes" => options.nodes = number()?.max(1) as usize,
             "--expert-kib" => options.expert_kib = number()? as usize,
             "--ranks" => options.ranks = number()? as usize,
             "--slots" => options.slots = number()? as usize,

@@ -6,6 +6,12 @@ use std::sync::Arc;
 
 #[cfg(unix)]
 use eplb_comm::store::{FileStore, Limits};
+#[cfg(unix)]
+use eplb_core::NodeId;
+#[cfg(unix)]
+use eplb_engine::machine::Reason;
+#[cfg(unix)]
+use eplb_engine::process::{HostId, hosts};
 use eplb_trace::Trace;
 
 use super::options::Options;
@@ -25,9 +31,13 @@ pub(crate) fn processes(options: &Options, trace: &Trace) -> Result<(), Box<dyn 
         let server = server(options, trace, Box::new(mail))?;
         // A process that sees one device alone was given its own.
         let device = if eplb_cuda::context::device_count()? == 1 { 0 } else { rank };
+        let transport = options.transport()?;
         let served =
-            serve(options, &server, (rank, device), (Arc::new(store), options.transport()?), balancing)?;
+            serve(options, &server, (rank, device), (Arc::new(store), transport.clone()), balancing)?;
         let wrong = tell(options, balancing, &[served]);
+        for line in Reason::lines(&transport.reasons()) {
+            println!("{line}");
+        }
         return if wrong > 0 {
             Err(format!("rank {rank}: {wrong} outputs are wrong").into())
         } else {
@@ -43,6 +53,10 @@ pub(crate) fn processes(options: &Options, trace: &Trace) -> Result<(), Box<dyn 
         let start = |rank: usize| {
             let mut command = std::process::Command::new(std::env::current_exe()?);
             command.args(std::env::args_os().skip(1)).env(FOLDER, &folder).env(BALANCING, balancing);
+            if options.nodes > 1 {
+                let node = NodeId::at(rank * options.nodes / options.ranks);
+                command.env(hosts::VARIABLE, HostId::here().pretended(node).name());
+            }
             if rank > 0 {
                 command.stdout(std::process::Stdio::null());
             }

@@ -10,6 +10,7 @@ use eplb_comm::host::HostMemory;
 use eplb_core::{ModelLayout, RankId};
 use eplb_cuda::DeviceMemory;
 use eplb_engine::EngineError;
+use eplb_engine::machine::Reason;
 use eplb_engine::process::{Meeting, Transport};
 
 /// A transport whose communicators each fail a wave with some chance, seeded by their number.
@@ -44,6 +45,10 @@ impl Transport for Stormy {
 
     fn launches_in_steps(&self) -> bool {
         self.inner.launches_in_steps()
+    }
+
+    fn reasons(&self) -> Vec<Reason> {
+        self.inner.reasons()
     }
 
     fn memory(

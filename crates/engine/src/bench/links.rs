@@ -14,11 +14,11 @@ use eplb_exchange::ExchangePlan;
 
 use crate::error::EngineError;
 
-/// Copies per rank are repeated this often in each manner, and the fastest of all counts.
+/// Copies per rank are repeated this often in each manner, and the fastest counts.
 const ROUNDS: usize = 3;
 
 /// Experts that a ring carries into each rank, as far as there are slots.
-const RING: usize = 64;
+const RING: usize = 160;
 
 /// Which copies.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -49,11 +49,35 @@ pub(super) enum Manner {
     Runs,
     /// One from each source in turn, each rank beginning with another, on streams of the sources.
     TurnsAtSource,
+    /// As [`Manner::Runs`], the tensors of an expert as one batch.
+    BatchedRuns,
+    /// As [`Manner::TurnsAtSource`], the tensors of an expert as one batch.
+    BatchedTurnsAtSource,
 }
 
 impl Manner {
     /// All of them, in the order in which they are measured.
-    pub(super) const ALL: [Self; 4] = [Self::Planned, Self::PlannedAtSource, Self::Runs, Self::TurnsAtSource];
+    pub(super) const ALL: [Self; 6] = [
+        Self::Planned,
+        Self::PlannedAtSource,
+        Self::Runs,
+        Self::TurnsAtSource,
+        Self::BatchedRuns,
+        Self::BatchedTurnsAtSource,
+    ];
+
+    /// Those that are worth measuring: sends know of none.
+    fn of(means: Means) -> &'static [Self] {
+        match means {
+            Means::Copies => &Self::ALL,
+            Means::Sends => &[Self::Planned],
+        }
+    }
+
+    /// Whether the tensors of an expert are one batch: one call of the driver, which not all drivers have.
+    fn is_batched(self) -> bool {
+        matches!(self, Self::BatchedRuns | Self::BatchedTurnsAtSource)
+    }
 
     /// What it is called in reports.
     pub(super) fn name(self) -> &'static str {
@@ -62,6 +86,8 @@ impl Manner {
             Self::PlannedAtSource => "as planned, by the sources",
             Self::Runs => "source after source",
             Self::TurnsAtSource => "sources in turn, by the sources",
+            Self::BatchedRuns => "source after source, in batches",
+            Self::BatchedTurnsAtSource => "sources in turn, by the sources, in batches",
         }
     }
 
@@ -69,8 +95,8 @@ impl Manner {
     fn arrange(self, mine: Vec<Transfer>, rank: RankId, ranks: usize) -> Vec<Transfer> {
         match self {
             Self::Planned | Self::PlannedAtSource => mine,
-            Self::Runs => source_after_source(mine, rank.index(), ranks),
-            Self::TurnsAtSource => sources_in_turn(mine, rank.index(), ranks),
+            Self::Runs | Self::BatchedRuns => source_after_source(mine, rank.index(), ranks),
+            Self::TurnsAtSource | Self::BatchedTurnsAtSource => sources_in_turn(mine, rank.index(), ranks),
         }
     }
 }
@@ -124,22 +150,17 @@ fn ring(layers: usize, topology: &Topology) -> Vec<Transfer> {
     transfers
 }
 
-/// What plain copies took.
-#[derive(Debug, Clone, Copy, PartialEq)]
+/// What plain copies took: bytes into the worst rank per second, in 10^9.
+#[derive(Debug, Clone, PartialEq)]
 pub(super) struct Links {
-    /// Between the pairs of a plan: bytes into the worst rank per second, in 10^9.
+    /// Between the pairs of a plan, a copy for each tensor, in the best manner.
     pub(super) planned_gbps: f64,
-    /// The same in each manner of [`Manner::ALL`].
-    pub(super) by_manner: [f64; Manner::ALL.len()],
-    /// Through one port, each way, in 10^9 bytes per second.
+    /// The same with an expert's tensors as one batch.
+    pub(super) batched_gbps: Option<f64>,
+    /// Each manner, and what it gave.
+    pub(super) by_manner: Vec<(&'static str, f64)>,
+    /// Through one port, each way, in the best manner of all.
     pub(super) port_gbps: f64,
-}
-
-impl Links {
-    /// What each manner is called, and what it gave.
-    pub(super) fn manners(&self) -> Vec<(&'static str, f64)> {
-        Manner::ALL.map(Manner::name).into_iter().zip(self.by_manner).collect()
-    }
 }
 
 /// Measures both kinds of copies; `time` is how long the slowest rank took for a task, `None` where ranks cannot copy plainly.
@@ -150,14 +171,14 @@ pub(super) fn measure(
     (means, patience): (Means, Duration),
     mut time: impl FnMut(Task) -> Result<Option<Duration>, EngineError>,
 ) -> Result<Option<Links>, EngineError> {
-    let mut gbps = [[0.0; Manner::ALL.len()]; 2];
-    for (gbps, which) in gbps.iter_mut().zip([Which::Planned, Which::Ring]) {
+    let manners = Manner::of(means);
+    let mut each = |which: Which| -> Result<Option<Vec<(Manner, f64)>>, EngineError> {
         let transfers = which.transfers(plan, topology);
         let busiest = Ports::of(transfers.iter(), layout, topology.ranks()).most_received();
-        let mut best = [Duration::MAX; Manner::ALL.len()];
+        let mut best = vec![Duration::MAX; manners.len()];
         // Round after round in all manners, so that what changes meanwhile befalls all alike.
         for _ in 0..ROUNDS {
-            for (best, manner) in best.iter_mut().zip(Manner::ALL) {
+            for (best, &manner) in best.iter_mut().zip(manners) {
                 let deadline = Instant::now() + patience / 2;
                 let Some(worst) = time(Task::new(&transfers, means, manner, deadline))? else {
                     return Ok(None);
@@ -168,10 +189,22 @@ pub(super) fn measure(
         if busiest == 0 || best.iter().any(Duration::is_zero) {
             return Ok(None);
         }
-        *gbps = best.map(|best| busiest as f64 / best.as_secs_f64() / 1e9);
-    }
-    let [planned, ring] = gbps.map(|gbps| gbps.into_iter().fold(0.0, f64::max));
-    Ok(Some(Links { planned_gbps: planned, by_manner: gbps[0], port_gbps: ring }))
+        let gbps = best.iter().map(|best| busiest as f64 / best.as_secs_f64() / 1e9);
+        Ok(Some(manners.iter().copied().zip(gbps).collect()))
+    };
+    let Some(planned) = each(Which::Planned)? else { return Ok(None) };
+    let Some(ring) = each(Which::Ring)? else { return Ok(None) };
+    let best = |of: &[(Manner, f64)], batched: Option<bool>| {
+        let those =
+            of.iter().filter(|(manner, _)| batched.is_none_or(|batched| manner.is_batched() == batched));
+        those.map(|&(_, gbps)| gbps).reduce(f64::max)
+    };
+    Ok(Some(Links {
+        planned_gbps: best(&planned, Some(false)).unwrap_or(0.0),
+        batched_gbps: best(&planned, Some(true)),
+        by_manner: planned.iter().map(|&(manner, gbps)| (manner.name(), gbps)).collect(),
+        port_gbps: best(&ring, None).unwrap_or(0.0),
+    }))
 }
 
 /// Bytes over links through the ports of all ranks.
@@ -219,10 +252,11 @@ impl Plain for Puller {
     fn copy(&mut self, task: &Task) -> Result<Duration, EngineError> {
         let rank = self.memory().rank();
         match task.manner {
-            Manner::Runs => self.use_one_stream(),
+            Manner::Runs | Manner::BatchedRuns => self.use_one_stream(),
             Manner::Planned => self.use_streams(self.per_source(), false),
-            Manner::PlannedAtSource | Manner::TurnsAtSource => self.use_streams(self.per_source(), true),
+            _ => self.use_streams(self.per_source(), true),
         }
+        self.use_batches(task.manner.is_batched());
         let mine = task.transfers.iter().filter(|transfer| transfer.dest == rank).copied().collect();
         let mine = task.manner.arrange(mine, rank, self.ranks());
         let start = Instant::now();

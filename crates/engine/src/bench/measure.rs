@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use eplb_comm::Carried;
+use eplb_core::{Fill, ModelLayout, Topology, Wave};
+use eplb_cuda::{Context, CudaStream, forward};
+use eplb_exchange::ExchangePlan;
 
 use super::{ExchangeBench, ExchangeReport, Setup, Team, cpu, links, ports, timeline};
 use crate::error::EngineError;
@@ -13,6 +15,9 @@ const PULLING: &str = "peer-";
 
 /// Exchanges over which the processor time of threads is taken.
 const MOST_LOOKS: usize = 64;
+
+/// A copy inside a device that is too long for its start to count.
+const COPY_BYTES: usize = 128 << 20;
 
 /// How long threads that have nothing to do are looked at.
 const REST: Duration = Duration::from_millis(100);
@@ -28,7 +33,31 @@ fn pulling_cpu((taken, time): (Duration, Duration), ranks: usize) -> Option<(f64
     Some((share(taken, time), share(idle, begin.elapsed())))
 }
 
+/// Bytes that the largest commit of a plan copies on one rank.
+fn commit_bytes_worst(plan: &ExchangePlan, topology: &Topology, layout: &ModelLayout) -> u64 {
+    let of_wave = |wave: &Wave| {
+        let mut ranks = vec![0; topology.ranks()];
+        for commit in &wave.commits {
+            if matches!(commit.fill, Fill::Staged { .. } | Fill::FromSlot { .. }) {
+                ranks[topology.rank_of(commit.slot).index()] +=
+                    layout.layer(commit.layer).expert_bytes() as u64;
+            }
+        }
+        ranks.into_iter().max().unwrap_or(0)
+    };
+    plan.waves().iter().map(of_wave).max().unwrap_or(0)
+}
+
 impl ExchangeBench {
+    /// What a copy inside a device does, to hold commits amid steps against; `None` where no steps run.
+    pub(super) fn copy_gbps(&self, device: usize) -> Result<Option<f64>, EngineError> {
+        if self.step.is_zero() {
+            return Ok(None);
+        }
+        let stream = CudaStream::new(&Context::primary(device)?, 0)?;
+        Ok(Some(forward::copy_gbps(&stream, COPY_BYTES)?))
+    }
+
     /// All exchanges, with checks, and then plain copies to compare with.
     pub(super) fn measure(&self, team: &mut dyn Team, setup: &Setup) -> Result<ExchangeReport, EngineError> {
         let Setup { topology, layout, limits, start, .. } = setup;
@@ -37,7 +66,7 @@ impl ExchangeBench {
         let mut ms = Vec::new();
         let (mut bytes_wrong, mut planned_bytes, mut steps, mut stall) = (0, 0, 0, Duration::ZERO);
         let mut last = None;
-        let mut before = vec![Carried::default(); self.ranks];
+        let mut carried_bytes = Vec::new();
         let rounds = self.warmup + self.iterations;
         let (mut links, mut sends) = (None, None);
         let begin = Instant::now();
@@ -56,7 +85,7 @@ impl ExchangeBench {
                 steps = steps.max(done.steps);
                 stall = stall.max(done.stall);
             }
-            before = done.carried;
+            carried_bytes = done.carried_by;
             let over = self.time.is_some_and(|time| round >= self.warmup && begin.elapsed() >= time);
             let ends = over || round + 1 == rounds;
             if let Some(before) = cpu_before
@@ -74,7 +103,7 @@ impl ExchangeBench {
             }
             if ends {
                 sends = team.links(&plan, topology, links::Means::Sends)?;
-                links = team.links(&plan, topology, links::Means::Copies)?.or(sends);
+                links = team.links(&plan, topology, links::Means::Copies)?.or_else(|| sends.clone());
             }
             last = Some(plan);
             if ends {
@@ -90,7 +119,9 @@ impl ExchangeBench {
         sorted.sort_by(f64::total_cmp);
         let ms_median = (sorted[(sorted.len() - 1) / 2] + sorted[sorted.len() / 2]) / 2.0;
         Ok(ExchangeReport {
-            carried_bytes: vec![(team.backend(), before.iter().map(|carried| carried.link_bytes).sum())],
+            backend: team.backend(),
+            reasons: Vec::new(),
+            carried_bytes,
             planned_bytes,
             ms_first: ms[0],
             ms_median,
@@ -104,15 +135,19 @@ impl ExchangeBench {
             staged: last.totals().staged,
             verified: bytes_wrong == 0,
             bytes_wrong,
-            link_gbps: links.map(|links| links.planned_gbps),
-            link_manners: links.map_or(Vec::new(), |links| links.manners()),
+            link_gbps: links.as_ref().map(|links| links.planned_gbps),
+            batched_gbps: links.as_ref().and_then(|links| links.batched_gbps),
+            link_manners: links.as_ref().map_or(Vec::new(), |links| links.by_manner.clone()),
             sends_gbps: sends.map(|links| links.planned_gbps),
             bytes_busiest_port: ports.busiest(),
             port_gbps: links.map(|links| links.port_gbps),
             steps,
             stall_us_max: stall.as_secs_f64() * 1e6,
+            commit_bytes_worst: commit_bytes_worst(&last, topology, layout),
+            copy_gbps: None,
             device_bytes: None,
             pool_bytes: None,
+            pinned_bytes: 0,
             served: Vec::new(),
             crowded: Vec::new(),
             checks,

@@ -26,7 +26,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use eplb_comm::{Carried, Memory, Timeline};
+use eplb_comm::{Memory, Timeline};
 use eplb_comm_nccl::Launch;
 use eplb_core::{ModelLayout, Placement, TensorLayout, Topology};
 use eplb_cuda::ipc::HandleKind;
@@ -111,7 +111,8 @@ pub struct ExchangeBench {
     pub followers: bool,
     /// Streams of each rank for pulls with `peer`: so many for each other rank where ranks are threads, for all where they are processes.
     pub streams: usize,
-    /// Nodes that the ranks are to be taken for; more than one: `peer` inside them and `nccl` between them, in one wave.
+    /// Nodes that the ranks are to be taken for; more than one: `peer` inside them and `nccl` between them, in one wave. Ranks that are
+    /// processes are told apart by the names of their hosts ([`HostId::pretended`](crate::process::HostId::pretended)), and meet as with `auto`.
     pub nodes: usize,
     /// Most bytes per second into a rank, in 10^9, with `peer` on devices; `None`: as fast as it goes.
     pub max_gbps: Option<f64>,
@@ -149,9 +150,15 @@ impl ExchangeBench {
         let ranks = ranks::make(self, &setup.topology, &setup.layout, setup.limits.staging_bytes)?;
         let (device_bytes, pool_bytes) = (ranks.device_bytes, ranks.pool_bytes);
         let (beside, crowds) = (ranks.beside, ranks.crowds);
+        let pinned_bytes =
+            ranks.parts.iter().map(|parts| parts.communicator.pinned_bytes()).max().unwrap_or(0);
         let mut threads = Threads::start(ranks.parts, &setup, self)?;
         let mut report = self.measure(&mut threads, &setup)?;
         (report.device_bytes, report.pool_bytes) = (device_bytes, pool_bytes);
+        report.pinned_bytes = pinned_bytes as u64;
+        if device_bytes.is_some() {
+            report.copy_gbps = self.copy_gbps(0)?;
+        }
         if let Some(beside) = beside {
             report.served = beside.finish()?;
         }
@@ -194,9 +201,9 @@ impl ExchangeBench {
         }
         let mut topology = Topology::uniform(self.ranks, slots)?;
         if self.nodes > 1 {
-            if self.carrier != Carrier::Peer {
+            if !matches!(self.carrier, Carrier::Peer | Carrier::Auto) {
                 return Err(EngineError::Options(
-                    "nodes are for `peer`, which is joined by nccl between them".into(),
+                    "nodes are for `peer` and `auto`, which are joined by nccl (or gloo) between them".into(),
                 ));
             }
             topology = topology.with_nodes(self.nodes)?;
@@ -252,12 +259,22 @@ struct Done {
     steps: u64,
     /// Longest call of `step()`.
     stall: Duration,
-    /// By rank.
-    carried: Vec<Carried>,
+    /// Bytes over links by the backends that carried them, over all ranks.
+    carried_by: Vec<(&'static str, u64)>,
     /// Ranks of this process.
     here: usize,
     /// Of the ranks of this process, where they are recorded.
     timelines: Vec<Arc<Timeline>>,
+}
+
+impl Done {
+    /// Adds what the backends of a rank carried; all ranks have the same ones.
+    fn add(&mut self, carried_by: Vec<(&'static str, u64)>) {
+        match self.carried_by.is_empty() {
+            true => self.carried_by = carried_by,
+            false => self.carried_by.iter_mut().zip(carried_by).for_each(|(sum, (_, bytes))| sum.1 += bytes),
+        }
+    }
 }
 
 /// All ranks of a bench, as what measures them sees them: threads of this process, or this process as one rank of several, each of

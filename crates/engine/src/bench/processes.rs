@@ -4,7 +4,6 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use eplb_comm::Carried;
 use eplb_core::{ModelLayout, RankId, Topology};
 use eplb_exchange::ExchangePlan;
 
@@ -13,6 +12,7 @@ use super::worker::{Moved, Task, Worker};
 use super::{Done, ExchangeBench, ExchangeReport, Setup, Team};
 use super::{links, ranks};
 use crate::error::EngineError;
+use crate::machine::Reason;
 use crate::process::Session;
 
 /// How far ahead of the moment at which the last rank came all of them begin.
@@ -49,9 +49,14 @@ impl ExchangeBench {
         let mut rank = AsRank::join(&bench, &setup, session)?;
         let mut report = bench.measure(&mut rank, &setup)?;
         // Ranks without devices take nothing of them.
-        let on_devices = rank.backend != eplb_comm_peer::HOST_BACKEND;
+        let on_devices = eplb_cuda::probe().is_ok();
         report.device_bytes = on_devices.then_some(rank.device_bytes);
         report.pool_bytes = on_devices.then_some(rank.pool_bytes);
+        report.pinned_bytes = rank.pinned_bytes;
+        if on_devices && number == 0 {
+            report.copy_gbps = bench.copy_gbps(0)?;
+        }
+        report.reasons = std::mem::take(&mut rank.reasons);
         Ok(report)
     }
 }
@@ -66,6 +71,8 @@ pub(super) struct AsRank {
     one_host: bool,
     device_bytes: u64,
     pool_bytes: u64,
+    pinned_bytes: u64,
+    reasons: Vec<Reason>,
     layout: Arc<ModelLayout>,
     patience: Duration,
 }
@@ -78,17 +85,30 @@ impl AsRank {
         mut session: Session,
     ) -> Result<Self, EngineError> {
         let rank = session.rank();
-        let parts = ranks::as_rank(bench, setup, &mut session)?;
-        let backend = parts.parts.communicator.backend();
-        let worker = Worker::new(rank, setup, parts.parts, bench);
-        let (device_bytes, pool_bytes) = (parts.device_bytes, parts.pool_bytes);
+        let own = ranks::as_rank(bench, setup, &mut session)?;
+        let backend = own.parts.communicator.backend();
+        let pinned_bytes = own.parts.communicator.pinned_bytes() as u64;
+        let worker = Worker::new(rank, setup, own.parts, bench);
+        let (device_bytes, pool_bytes, reasons) = (own.device_bytes, own.pool_bytes, own.reasons);
         let (layout, patience) = (setup.layout.clone(), bench.patience);
         let hosts = session.hosts()?;
-        let one_host = hosts.iter().all(|host| *host == hosts[0]);
-        let mut joined =
-            Self { session, worker, backend, one_host, device_bytes, pool_bytes, layout, patience };
+        // Nodes that are only pretended have one clock.
+        let one_host = bench.nodes > 1 || hosts.iter().all(|host| *host == hosts[0]);
+        let mut joined = Self {
+            session,
+            worker,
+            backend,
+            one_host,
+            device_bytes,
+            pool_bytes,
+            pinned_bytes,
+            reasons,
+            layout,
+            patience,
+        };
         joined.device_bytes = joined.largest("device bytes", device_bytes)?;
         joined.pool_bytes = joined.largest("pools", pool_bytes)?;
+        joined.pinned_bytes = joined.largest("pinned bytes", pinned_bytes)?;
         Ok(joined)
     }
 
@@ -162,18 +182,18 @@ impl Team for AsRank {
         let start = self.together()?;
         let moved = self.worker.exchange(Task { plan: plan.clone(), members, board, start })?;
         let time = moved.end.saturating_duration_since(start);
-        let Carried { link_bytes, local_bytes, transfers } = moved.carried;
-        let mine =
-            [nanoseconds(time), moved.steps, nanoseconds(moved.stall), link_bytes, local_bytes, transfers];
+        let names: Vec<&'static str> = moved.carried_by.iter().map(|(backend, _)| *backend).collect();
+        let mut mine = vec![nanoseconds(time), moved.steps, nanoseconds(moved.stall)];
+        mine.extend(moved.carried_by.iter().map(|(_, bytes)| bytes));
         let mut done = Done { here: 1, timelines: moved.timeline.into_iter().collect(), ..Done::default() };
         for (at, said) in self.gather("exchanged", &mine)?.into_iter().enumerate() {
-            let &[time, steps, stall, link_bytes, local_bytes, transfers] = said.as_slice() else {
+            let [time, steps, stall, bytes @ ..] = said.as_slice() else {
                 return Err(EngineError::Unreadable { rank: RankId::at(at), what: "what its exchange took" });
             };
-            done.time = done.time.max(Duration::from_nanos(time));
-            done.steps = done.steps.max(steps);
-            done.stall = done.stall.max(Duration::from_nanos(stall));
-            done.carried.push(Carried { link_bytes, local_bytes, transfers });
+            done.time = done.time.max(Duration::from_nanos(*time));
+            done.steps = done.steps.max(*steps);
+            done.stall = done.stall.max(Duration::from_nanos(*stall));
+            done.add(names.iter().copied().zip(bytes.iter().copied()).collect());
         }
         Ok(done)
     }

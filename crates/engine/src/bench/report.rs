@@ -3,10 +3,15 @@
 use eplb_comm_nccl::Served;
 
 use super::{Crowded, Table};
+use crate::machine::Reason;
 
 /// What was measured. Milliseconds run from the submission to the commit on the slowest rank, agreement included.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExchangeReport {
+    /// What carried experts.
+    pub backend: &'static str,
+    /// With `auto`, what was looked at and why, what was taken last.
+    pub reasons: Vec<Reason>,
     /// Bytes that each backend carried over links in all exchanges.
     pub carried_bytes: Vec<(&'static str, u64)>,
     /// Bytes that had to be carried.
@@ -35,11 +40,12 @@ pub struct ExchangeReport {
     pub verified: bool,
     /// Bytes found wrong.
     pub bytes_wrong: u64,
-    /// Plain copies between the same pairs, all at once: bytes into the worst rank per second, 10^9. `None` if they could not
+    /// Plain copies between the same pairs, all at once, one for each tensor: bytes into the worst rank per second, 10^9. `None` if they could not
     /// be measured.
     pub link_gbps: Option<f64>,
-    /// The same in each order and by each device that was tried, of which [`ExchangeReport::link_gbps`] is the best; empty if they could not be
-    /// measured.
+    /// The same with the tensors of each expert as one batch, if the driver makes batches.
+    pub batched_gbps: Option<f64>,
+    /// Each order and device that was tried, of which the two above are the best; empty if they could not be measured.
     pub link_manners: Vec<(&'static str, f64)>,
     /// Bytes over links through the busiest port, either way, in the last exchange.
     pub bytes_busiest_port: u64,
@@ -52,12 +58,18 @@ pub struct ExchangeReport {
     pub steps: u64,
     /// Longest call of `step()`, microseconds.
     pub stall_us_max: f64,
+    /// Bytes that the largest commit of the last exchange copies on one rank, from staging or from another slot.
+    pub commit_bytes_worst: u64,
+    /// What a copy inside a device reads and writes per second, in 10^9. `None` on host memory, on ranks but the first, and where no steps run.
+    pub copy_gbps: Option<f64>,
     /// Bytes of device memory that starting the communicators took, NCCL's own included and staging not, on the rank where it
     /// was most; `None` on host memory.
     pub device_bytes: Option<u64>,
     /// Bytes of device memory beside slots and staging that are our own, where messages are gathered and lists of copies stand, on the rank
     /// that has most; `None` on host memory.
     pub pool_bytes: Option<u64>,
+    /// Bytes of pinned host memory of the communicator that has most.
+    pub pinned_bytes: u64,
     /// What the server beside did, by rank; empty without one.
     pub served: Vec<Served>,
     /// What cooperative kernels beside did, by rank; empty without them.
@@ -72,6 +84,11 @@ pub struct ExchangeReport {
 }
 
 impl ExchangeReport {
+    /// The least time that the largest commit takes on its device, in microseconds: its bytes, read and written, over what a copy there does.
+    pub fn commit_us_least(&self) -> Option<f64> {
+        self.copy_gbps.map(|gbps| 2.0 * self.commit_bytes_worst as f64 / gbps / 1e3)
+    }
+
     /// The least time in which ports could have carried the last exchange, in milliseconds: the busiest one's bytes over what a port gives.
     pub fn ms_bound(&self) -> Option<f64> {
         self.port_gbps.map(|gbps| self.bytes_busiest_port as f64 / gbps / 1e6)

@@ -123,11 +123,11 @@ impl Team for Threads {
         })?;
         let mut done = Done { here: replies.len(), ..Done::default() };
         for reply in replies {
-            if let Reply::Moved(Moved { end, steps, stall, carried, timeline }) = reply {
+            if let Reply::Moved(Moved { end, steps, stall, carried_by, timeline }) = reply {
                 done.time = done.time.max(end.saturating_duration_since(start));
                 done.steps = done.steps.max(steps);
                 done.stall = done.stall.max(stall);
-                done.carried.push(carried);
+                done.add(carried_by);
                 done.timelines.extend(timeline);
             }
         }

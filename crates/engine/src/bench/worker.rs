@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crossbeam_channel::{Receiver, Sender};
-use eplb_comm::{Bulletin, Carried, Communicator, Stream, Timeline};
+use eplb_comm::{Bulletin, Communicator, Stream, Timeline};
 use eplb_core::{ExpertId, LayerId, RankId, SlotId};
 use eplb_exchange::{Deadlines, Exchange, ExchangePlan, Outcome, Phase};
 
@@ -51,8 +51,8 @@ pub(super) struct Moved {
     pub(super) end: Instant,
     pub(super) steps: u64,
     pub(super) stall: Duration,
-    /// Since the start.
-    pub(super) carried: Carried,
+    /// Bytes over links since the start, by the backends that carried them.
+    pub(super) carried_by: Vec<(&'static str, u64)>,
     /// What happened in it when, if that is recorded.
     pub(super) timeline: Option<Arc<Timeline>>,
 }
@@ -190,12 +190,13 @@ impl Worker {
             let ended = self.driver.progress()?;
             let end = Instant::now();
             if let Some(ended) = ended {
-                let carried = ended.communicator.carried();
+                let by = ended.communicator.carried_by().into_iter();
+                let carried_by = by.map(|(backend, carried)| (backend, carried.link_bytes)).collect();
                 match ended.outcome {
                     Outcome::Completed => {
                         self.communicator = Some(ended.communicator);
                         let timeline = self.timeline.clone();
-                        return Ok(Moved { end, steps, stall, carried, timeline });
+                        return Ok(Moved { end, steps, stall, carried_by, timeline });
                     }
                     Outcome::Aborted { wave, cause, .. }
                     | Outcome::Broken { wave, cause, .. }

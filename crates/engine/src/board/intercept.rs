@@ -67,6 +67,10 @@ impl<I: BoardIntercept> Board for InterceptedBoard<I> {
         self.inner.looks()
     }
 
+    fn left(&self) -> Vec<RankId> {
+        self.inner.left()
+    }
+
     fn record(&self) -> Record {
         self.by.record(&*self.inner)
     }

@@ -38,6 +38,9 @@ struct State {
     base: Decision,
     /// The latest record seen.
     seen: Decision,
+    /// The latest that the exchange was told: of one that is over, the last word, with which the next begins on every member alike. What is in
+    /// the store when this rank begins may be the next one's already.
+    obeyed: Decision,
     /// Own notes that somebody may not have read, and the number of the first.
     log: VecDeque<Numbered>,
     first: u64,
@@ -65,6 +68,8 @@ struct Peer {
     inbox: VecDeque<Numbered>,
     sign: Vec<u8>,
     signs: u64,
+    /// It has left, and all that it said is in the inbox or has been collected.
+    left: bool,
 }
 
 /// Why a thread stops talking to the store.
@@ -118,6 +123,7 @@ impl Link {
             exchange: 0,
             base: Decision::OPEN,
             seen: Decision::OPEN,
+            obeyed: Decision::OPEN,
             log: VecDeque::new(),
             first: 0,
             unwritten: false,
@@ -170,8 +176,10 @@ impl Link {
         let mut state = self.lock();
         state.exchange += 1;
         state.bulletin = bulletin;
-        state.base = decision;
-        state.seen = decision;
+        state.base = state.obeyed;
+        if decision.is_after(&state.seen) {
+            state.seen = decision;
+        }
         state.attempt = None;
         let exchange = state.exchange;
         for peer in &mut state.peers {
@@ -259,6 +267,11 @@ impl Link {
         self.members.iter().copied().zip(self.lock().peers.iter().map(|peer| peer.signs)).collect()
     }
 
+    pub(super) fn left(&self) -> Vec<RankId> {
+        let state = self.lock();
+        self.members.iter().zip(&state.peers).filter(|(_, peer)| peer.left).map(|(&rank, _)| rank).collect()
+    }
+
     pub(super) fn looks(&self) -> u64 {
         self.lock().looks
     }
@@ -268,7 +281,8 @@ impl Link {
     }
 
     pub(super) fn record(&self) -> Record {
-        let state = self.lock();
+        let mut state = self.lock();
+        state.obeyed = state.seen;
         record(&state.base, &state.seen)
     }
 
@@ -286,6 +300,7 @@ impl Link {
             Some(deadline) => {
                 drop(state);
                 let seen = self.try_decide(&from, &to, deadline).ok()?;
+                self.lock().obeyed = seen;
                 Some(record(&base, &seen))
             }
         }

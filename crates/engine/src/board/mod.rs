@@ -39,6 +39,11 @@ pub trait Board: Debug + Send + Sync {
     /// How often signs of life have been looked at: silence counts only from one look to the next.
     fn looks(&self) -> u64;
 
+    /// Members that have left: nothing comes from them any more. All that they have said can be collected by then.
+    fn left(&self) -> Vec<RankId> {
+        Vec::new()
+    }
+
     /// The decision record as last seen.
     fn record(&self) -> Record;
 

@@ -73,7 +73,7 @@ impl LastDecision {
 /// A [`Board`] on a [`Store`], for one epoch and all exchanges in it.
 ///
 /// Keys, each bounded in size: `<epoch>/notes/<rank>` holds what a rank has said and somebody may not have read yet (its notes
-/// of two waves, and those of the exchange before), `<epoch>/alive/<rank>` its sign of life, `<epoch>/decision` the one
+/// of two waves, and those of the exchange before), `<epoch>/alive/<rank>` its sign of life or that it has left, `<epoch>/decision` the one
 /// record, which counts the waves of all exchanges of the epoch, and `<epoch>/bell` counts changes, so that one key is
 /// watched. A rank of a group of W holds two keys; the number of exchanges and waves does not matter.
 ///
@@ -197,6 +197,10 @@ impl Board for StoreBoard {
         self.link.looks()
     }
 
+    fn left(&self) -> Vec<RankId> {
+        self.link.left()
+    }
+
     fn record(&self) -> Record {
         self.link.record()
     }
@@ -211,7 +215,7 @@ impl Board for StoreBoard {
 }
 
 impl Drop for StoreBoard {
-    /// Waits for both threads: at most for the store operation that they are in.
+    /// Tells the other members that this rank has left, and waits for both threads: at most for the store operations that they are in.
     fn drop(&mut self) {
         self.link.close();
         for thread in self.threads.drain(..) {

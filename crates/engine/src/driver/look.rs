@@ -119,13 +119,16 @@ impl Active {
         }
     }
 
-    /// What the others say, what is decided, and whether the store is still there.
+    /// What the others say, what is decided, who has left, and whether the store is still there.
     fn read_board(&mut self, now: Instant) {
+        // Before the notes are collected: who has left is heard out.
+        let left = self.board.left();
         for (from, note) in self.board.collect(&mut self.reader) {
             self.exchange.hear(from, &note, now);
         }
         let record = self.board.record();
         self.exchange.learn(record, now);
+        left.into_iter().for_each(|rank| self.exchange.peer_left(rank));
         if let Some(detail) = self.board.lost() {
             self.exchange.store_lost(detail, now);
         }

@@ -14,13 +14,13 @@ use super::draft::{Draft, Plans};
 use super::facts::load_window;
 use super::lead::Lead;
 use super::progress::Progress;
-use super::reform::agree;
+use super::reform::{agree, join};
 use super::register::{Claims, RegisterError, TensorView};
 use super::shared::Shared;
 use super::stream::{AfterCommit, Hook};
 use super::{Engine, SetId};
 use crate::error::EngineError;
-use crate::process::{Session, Source, Transport};
+use crate::process::{Source, Transport};
 
 /// The other ranks.
 #[derive(Debug, Clone)]
@@ -281,7 +281,7 @@ impl Builder {
         if world_size == 1 {
             return Ok(Engine { shared, thread: Mutex::new(None) });
         }
-        let mut session = Session::join(store, rank, world_size, &deadlines)?;
+        let mut session = join(&shared, store)?;
         agree(&shared, &mut session, &*transport, source.as_deref(), true)?;
         let lead = Lead::new(&shared.sets, &shared.config, session.members().len());
         let mut progress = Progress::new(shared.clone(), transport, source, session, lead);

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 use eplb_comm::CommError;
 use eplb_comm::store::deadlines::after;
 
+use super::desk::View;
 use super::report::Report;
 use super::shared::lock;
 use super::state::{Event, Order, State};
@@ -99,12 +100,27 @@ impl Engine {
     /// # Errors
     /// [`EngineError::Late`], or why no epoch was formed.
     pub fn reform(&self, timeout: Duration) -> Result<(), EngineError> {
-        self.tell(Event::Reform, "reform")?;
-        self.reach("reform", timeout, |state| *state != State::Reforming && !state.is_exchanging())
+        let asked = self.shared.desk.reform();
+        let (before, change) = asked.map_err(|misfit| self.misfit("reform", &misfit.state))?;
+        self.shared.tell(change);
+        if lock(&self.thread).is_none() {
+            self.alone();
+        }
+        // By count: when this looks, the next round may wait for a step of the host that waits here, or have failed.
+        let formed = |view: &View<'_>| view.formed > before;
+        let over = |state: &State| matches!(state, State::Failed { .. } | State::Stopped);
+        let mut done = false;
+        let state = self.shared.desk.wait(timeout, |view| {
+            done = formed(&view);
+            done || (!view.busy && over(view.state))
+        });
+        let state = self.in_time(state, "reform", timeout)?;
+        if done { Ok(()) } else { Err(self.misfit("reform", &state)) }
     }
 
-    /// Ends the engine, from any state: what is under way is cancelled, or left at the deadline. The placement in force stays. To be
-    /// called with no pass under way: a commit that is decided is applied.
+    /// Ends the engine, from any state: what is under way is cancelled, or left at the deadline, and no other rank is waited for but to agree
+    /// on that; those that come to wait for this one are told. The placement in force stays. To be called with no pass under way: a commit that is
+    /// decided is applied.
     ///
     /// # Errors
     /// [`EngineError::Late`]: the progress thread is still in a call that does not return, or a commit has not run; memory that was registered must stay

@@ -17,6 +17,8 @@ pub(super) struct Asked {
     orders: Vec<Order>,
     since: Instant,
     rounds: u64,
+    /// How often what the engine was reforming for was done, and nothing else was wanted.
+    formed: u64,
     /// Orders are being carried out.
     obeying: bool,
     /// The progress thread has ended.
@@ -28,7 +30,7 @@ pub(super) struct Asked {
 impl Asked {
     fn new(machine: Machine) -> Self {
         let (orders, since) = (Vec::new(), Instant::now());
-        Self { machine, orders, since, rounds: 0, obeying: false, over: false, panicked: None }
+        Self { machine, orders, since, rounds: 0, formed: 0, obeying: false, over: false, panicked: None }
     }
 }
 
@@ -90,6 +92,8 @@ impl Monitor for Real {
 pub(super) struct View<'a> {
     pub(super) state: &'a State,
     pub(super) rounds: u64,
+    /// What [`Desk::reform`] counts.
+    pub(super) formed: u64,
     /// Whether the progress thread has ended.
     pub(super) over: bool,
     /// Whether something that the host asked for is still to be done.
@@ -126,15 +130,25 @@ impl<M: Monitor> Desk<M> {
         self.take_in(&mut self.0.lock(), event)
     }
 
+    /// Takes in that the host wants a new epoch. Once it is formed, [`View::formed`] is more than the number that comes back, whatever has become
+    /// of it since.
+    pub(super) fn reform(&self) -> Result<(u64, Option<Change>), Misfit> {
+        let mut asked = self.0.lock();
+        let change = self.take_in(&mut asked, Event::Reform)?;
+        Ok((asked.formed, change))
+    }
+
     fn take_in(&self, asked: &mut Asked, event: Event) -> Result<Option<Change>, Misfit> {
         let from = asked.machine.state().clone();
         if asked.panicked.is_some() && !matches!(event, Event::Stop | Event::Halt) {
             // Nobody is there to carry anything out.
             return Err(Misfit { state: from });
         }
+        let forms = event == Event::Formed;
         let order = asked.machine.on(event)?;
         asked.orders.extend(order);
         let to = asked.machine.state().clone();
+        asked.formed += u64::from(forms && to != State::Reforming);
         let change = (to != from).then(|| {
             let spent = asked.since.elapsed();
             asked.since = Instant::now();
@@ -164,6 +178,12 @@ impl<M: Monitor> Desk<M> {
     /// caller holds the lock that a step would wait for.
     pub(super) fn host_is_quiet(&self) -> bool {
         self.0.lock().machine.has_wish()
+    }
+
+    /// Whether the host wants to be out of the epoch: to end, or to form another. Who waits for other ranks in it need not wait any more.
+    pub(super) fn leaves_epoch(&self) -> bool {
+        let asked = self.0.lock();
+        asked.machine.is_ending() || asked.orders.contains(&Order::Reform)
     }
 
     /// What the progress thread has to do.
@@ -219,7 +239,7 @@ impl<M: Monitor> Desk<M> {
         let mut asked = self.0.lock();
         asked.orders.clear();
         (asked.over, asked.obeying) = (true, false);
-        let change = self.take_in(&mut asked, Event::Fail(cause.to_owned())).ok().flatten();
+        let change = self.take_in(&mut asked, Event::Collapse(cause.to_owned())).ok().flatten();
         asked.panicked = Some(cause.to_owned());
         change
     }
@@ -237,6 +257,7 @@ impl<M: Monitor> Desk<M> {
             let view = View {
                 state: asked.machine.state(),
                 rounds: asked.rounds,
+                formed: asked.formed,
                 over: asked.over,
                 busy: asked.obeying || !asked.orders.is_empty() || asked.machine.has_wish(),
             };

@@ -111,4 +111,6 @@ pub(super) fn began_before(known: Option<u64>, id: u64) -> bool {
 }
 
 #[cfg(test)]
+pub(super) mod loomed;
+#[cfg(test)]
 mod model;

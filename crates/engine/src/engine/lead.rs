@@ -153,6 +153,8 @@ pub(super) struct Lead {
     pub(super) sampled: Option<Instant>,
     /// The set of the round under way.
     pub(super) under_way: Option<usize>,
+    /// Number of the round that was announced last.
+    pub(super) announced: u64,
 }
 
 impl Lead {
@@ -165,12 +167,13 @@ impl Lead {
             owing: Vec::new(),
             sampled: None,
             under_way: None,
+            announced: 0,
         }
     }
 
     /// A new epoch: nothing is under way in it, and ranks demand anew.
     pub(super) fn forget_demands(&mut self) {
-        (self.demands, self.under_way) = (0, None);
+        (self.demands, self.under_way, self.announced) = (0, None, 0);
         self.owing.clear();
     }
 

@@ -20,6 +20,10 @@ impl Progress {
         if session.members()[0] != session.rank() {
             return Ok(());
         }
+        if self.lead.announced > self.round {
+            // This rank has still to read it, and others may have begun it: nothing else may stand in its place.
+            return Ok(());
+        }
         let statuses = self.statuses()?;
         if let Some((rank, cause)) = statuses.iter().find_map(|(rank, s)| Some((*rank, s.failed.clone()?))) {
             self.announce(Task::Fail { rank, cause: cause.clone() })?;
@@ -163,6 +167,8 @@ impl Progress {
         let Some(session) = &self.session else { return Ok(()) };
         let round = Round { number: self.round + 1, task };
         let deadline = after(self.shared.deadlines.store.operation);
-        Ok(session.store().set(&round_key(session), &round.encode(), deadline)?)
+        session.store().set(&round_key(session), &round.encode(), deadline)?;
+        self.lead.announced = round.number;
+        Ok(())
     }
 }

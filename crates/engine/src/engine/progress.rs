@@ -25,6 +25,8 @@ use crate::process::{Meeting, Session, Source, Stage, Transport};
 pub(super) const LONGEST_PAUSE: Duration = Duration::from_millis(1);
 /// Shortest one. Bytes and copies of devices are polled, so that nothing could wake the thread for all that it looks at.
 const SHORTEST_PAUSE: Duration = Duration::from_micros(50);
+/// Longest time to tell the others that this rank ends.
+const LAST_WORD: Duration = Duration::from_secs(1);
 /// How often a rank that waits for something of its own shows that it is there.
 const RENEWING: Duration = Duration::from_millis(5);
 
@@ -145,6 +147,7 @@ impl Progress {
         }
         self.shared.clone().desk.work(self);
         self.abandon("the engine was shut down");
+        self.say_goodbye("its engine was shut down");
         self.close();
         self.settle();
         // Ends the threads of the board before anyone is told that all is over.
@@ -179,8 +182,20 @@ impl Progress {
     /// Something cannot go on: the others are told, if they can be.
     fn fail(&mut self, error: &EngineError) {
         self.abandon(&error.to_string());
-        self.shared.fail(error.to_string());
+        match error.is_interrupted() {
+            true => self.shared.leave(error.to_string()),
+            false => self.shared.fail(error.to_string()),
+        }
         drop(self.show());
+        // A round that was announced before that is known has others come to wait for this rank.
+        self.say_goodbye(&error.to_string());
+    }
+
+    /// Tells members that will wait for this rank in this epoch that it does not come.
+    fn say_goodbye(&mut self, why: &str) {
+        let Some(session) = &mut self.session else { return };
+        // Where it cannot be told now, they see that this rank is silent.
+        drop(session.group.give_up(why, after(LAST_WORD)));
     }
 
     /// Drops the communicators.
@@ -357,9 +372,12 @@ impl Progress {
         self.close();
         let (shared, transport) = (self.shared.clone(), self.transport.clone());
         let Some(session) = &mut self.session else { return Ok(()) };
-        // Who does not come, and why, is known here; a transport may only see that not all are there.
-        let (board, deadline) = (session.board.clone(), after(shared.deadlines.store.collective));
-        let come = while_renewing(&board, shared.rank, || session.group.barrier("connecting", deadline));
+        // Who does not come, and why, is known here; a transport may only see that not all are there. Those that connect wait for each other, so
+        // all do or none.
+        let (board, store) = (session.board.clone(), shared.deadlines.store);
+        let come = while_renewing(&board, shared.rank, || {
+            session.group.barrier_all_or_none("connecting", after(store.collective), store.operation)
+        });
         at(shared.rank, Stage::Connecting, come)?;
         // Nobody has the communicators of before any more.
         session.clear_corners();

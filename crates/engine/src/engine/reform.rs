@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use eplb_comm::store::deadlines::after;
+use eplb_comm::store::{Interrupt, Store};
 use eplb_core::{LayerId, Placement, SlotId};
 use ndarray::Array2;
 
@@ -21,7 +22,7 @@ impl Progress {
         let shared = self.shared.clone();
         let mut session = match self.session.take() {
             Some(session) => session.rejoin(None)?,
-            None => Session::join(self.store.clone(), shared.rank, shared.world_size, &shared.deadlines)?,
+            None => join(&shared, self.store.clone())?,
         };
         agree(&shared, &mut session, &*self.transport, self.source.as_deref(), false)?;
         self.enter(session);
@@ -34,11 +35,24 @@ impl Progress {
 
     /// Makes the communicators, and waits until all ranks have theirs.
     pub(super) fn open(&mut self) -> Result<(), EngineError> {
-        self.connect()?;
-        let Some(session) = &mut self.session else { return Ok(()) };
-        let deadline = after(self.shared.deadlines.store.collective);
-        at(self.shared.rank, Stage::Rendezvous, session.group.barrier("started", deadline))
+        let connected = self.connect();
+        let Some(session) = &mut self.session else { return connected };
+        let deadlines = &self.shared.deadlines.store;
+        if let Err(error) = connected {
+            // If even that fails, the others find out at their deadline.
+            drop(session.group.give_up(&error.to_string(), after(deadlines.operation)));
+            return Err(error);
+        }
+        let started = session.group.barrier("started", after(deadlines.collective));
+        at(self.shared.rank, Stage::Rendezvous, started)
     }
+}
+
+/// Joins an epoch in which the engine waits for others for as long as its host wants to be in it.
+pub(super) fn join(shared: &Arc<Shared>, store: Arc<dyn Store>) -> Result<Session, EngineError> {
+    let asked = shared.clone();
+    let interrupt = Interrupt::new(move || asked.desk.leaves_epoch());
+    Session::join_unless(store, shared.rank, shared.world_size, &shared.deadlines, interrupt)
 }
 
 /// Compares with the other members what must be the same, and who holds what; takes over the placement that all go on from. A rank

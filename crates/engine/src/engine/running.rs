@@ -180,24 +180,27 @@ impl Progress {
                 drop(shared.on(Event::Phase { phase, wave, agreed }));
             }
             changed |= phase == Phase::Moving;
-            if let (Phase::Committing, Some(step)) = (phase, agreed) {
-                self.commit_at_rest(step)?;
+            if phase == Phase::Committing {
+                self.commit_at_rest(agreed)?;
             }
         }
         self.rest(changed);
         Ok(())
     }
 
-    /// Applies a commit that is decided for a step which does not come, because the host has stopped: no pass is under way on this
-    /// rank, so this is a boundary as good as that of the step. Nothing, while the host goes on.
-    fn commit_at_rest(&mut self, step: u64) -> Result<(), EngineError> {
+    /// Applies a commit that is decided, for a step or for the next boundary, neither of which comes, because the host has stopped: no pass is under
+    /// way on this rank, so this is a boundary as good as that. Nothing, while the host goes on.
+    fn commit_at_rest(&mut self, step: Option<u64>) -> Result<(), EngineError> {
         let shared = self.shared.clone();
         let mut core = lock(&shared.core);
         // Under the lock: a host that gives up waiting may run passes again, and the first of them waits for it.
         let Some(at) = core.moving.filter(|_| shared.desk.host_is_quiet()) else { return Ok(()) };
         let first_step = shared.hand.next_step();
         let lane = &mut core.lanes[at];
-        let passed = lane.driver.step(step);
+        let passed = match step {
+            Some(step) => lane.driver.step(step),
+            None => lane.driver.tick(),
+        };
         let published = passed.and_then(|()| shared.publish(at, lane, first_step));
         let released = lane.driver.stream().release();
         published?;
@@ -237,11 +240,17 @@ impl Progress {
         drop(shared.on(Event::Ended));
         let quiesced = shared.state() == State::Quiesced;
         let late = outcome.came_too_late();
+        // Ranks with other plans have done something else, even where this one had nothing to do.
+        let alike = !matches!(outcome, Outcome::Aborted { cause: Cause::PlanMismatch { .. }, .. });
         let result = match outcome {
-            Outcome::Completed if waves == 0 => self.end(running, RoundOutcome::NothingToMove, 0),
+            Outcome::Completed | Outcome::Aborted { .. } if waves == 0 && alike => {
+                self.end(running, RoundOutcome::NothingToMove, 0)
+            }
             Outcome::Completed => self.end(running, RoundOutcome::Moved, waves),
             // Given up when all was committed: what it was for is done.
-            Outcome::Aborted { wave, .. } if wave == waves => self.end(running, RoundOutcome::Moved, waves),
+            Outcome::Aborted { wave, .. } if wave == waves && alike => {
+                self.end(running, RoundOutcome::Moved, waves)
+            }
             Outcome::Aborted { cause, silent, .. } => {
                 let fatal = (!silent.is_empty() || is_fatal(&cause)).then(|| cause.to_string());
                 let how = match late {
@@ -383,6 +392,7 @@ fn is_fatal(cause: &Cause) -> bool {
             | Cause::StoreLost { .. }
             | Cause::EpochClosed { .. }
             | Cause::PeerSilent { .. }
+            | Cause::PeerLeft { .. }
             | Cause::Protocol { .. }
     )
 }

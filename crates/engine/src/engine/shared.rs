@@ -197,6 +197,12 @@ impl Shared {
         self.tell(self.desk.fail(cause));
     }
 
+    /// Something is left, because the host wants something else.
+    pub(super) fn leave(&self, why: String) {
+        tracing::debug!(rank = self.rank.0, why, "left");
+        self.tell(self.desk.fail(why));
+    }
+
     /// A round has ended.
     pub(super) fn end_round(&self, report: Report) {
         self.meters.round(&report);
@@ -262,6 +268,24 @@ mod tests {
         assert_eq!(shared.desk.take_orders(), [Order::Reform]);
         shared.fail("no epoch was formed".into());
         assert_eq!(shared.state(), State::Failed { cause: "no epoch was formed".into() });
+    }
+
+    #[test]
+    fn a_reform_is_over_when_the_epoch_is_formed_whatever_becomes_of_it() {
+        let ranks = (RankId(0), 2);
+        let shared = Shared::new(EngineConfig::default(), Deadlines::new(), ranks, Vec::new(), Vec::new());
+        let formed = |before: u64| shared.desk.wait(Duration::from_millis(1), |view| view.formed > before);
+        let (before, _) = shared.desk.reform().unwrap();
+        assert_eq!((formed(before), shared.desk.take_orders()), (None, vec![Order::Reform]));
+        // The next round is under way, and fails, before the host looks.
+        for event in [Event::Formed, Event::Begin] {
+            shared.on(event).unwrap();
+        }
+        assert_eq!(formed(before), Some(State::Agreeing));
+        shared.fail("a round".into());
+        assert_eq!(formed(before), Some(State::Failed { cause: "a round".into() }));
+        let (again, _) = shared.desk.reform().unwrap();
+        assert_eq!(formed(again), None, "that was the one before");
     }
 
     #[test]

@@ -117,6 +117,23 @@ impl NcclTransport {
         Self { backend, options }
     }
 
+    /// Version of the library, if it can be used.
+    ///
+    /// # Errors
+    /// Why it cannot: there is none, it is too old, or what is set in the environment forbids it.
+    pub fn find_library(&self) -> Result<String, String> {
+        if self.options.launch == Launch::Thread && eplb_comm_nccl::orders_launches_itself() {
+            return Err("NCCL_LAUNCH_ORDER_IMPLICIT is set, and waves are to be launched by a thread of their own: take it out of the \
+                        environment, or have waves launched in steps"
+                .into());
+        }
+        let library = match self.backend {
+            Backend::Nccl => nccl_rs::Library::open(),
+            Backend::PyNccl => nccl_rs::Library::loaded(),
+        };
+        library.map(|library| library.version().to_string()).map_err(|error| error.to_string())
+    }
+
     /// As [`NcclTransport::new`], with waves launched by [`Engine::step`](crate::engine::Engine::step) of one agreed id on every rank, on the
     /// server's thread: so in one order with the collectives that the server launches itself. For servers that have such in flight. Ranks must then run
     /// steps in step, at most one apart; while they run none, a wave waits, and its round is broken off at `exchange.transfer`.

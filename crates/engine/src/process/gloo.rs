@@ -1,17 +1,19 @@
 //! The `gloo` backend, as ranks that are processes use it.
 
 use std::net::{Ipv4Addr, SocketAddr, ToSocketAddrs};
+use std::sync::Arc;
 
 use eplb_comm::Communicator;
 use eplb_comm::store::StoreAddress;
-use eplb_comm_gloo::{Device, Gloo, GlooCommunicator, Options};
+use eplb_comm_gloo::{Device, Gloo, GlooCommunicator, GlooError, Options};
+use eplb_cuda::DeviceMemory;
 
 use super::transport::{Meeting, Transport};
 use crate::error::EngineError;
 
 const NAME: &str = "gloo";
 
-/// Communicators over TCP through Gloo.
+/// Communicators over TCP through Gloo, for slots in host memory, and for slots on devices by way of pinned host memory.
 #[derive(Debug, Clone)]
 pub struct GlooTransport {
     options: Options,
@@ -71,9 +73,27 @@ impl Transport for GlooTransport {
     fn connect(&self, meeting: Meeting) -> Result<Box<dyn Communicator>, EngineError> {
         let Meeting { rank: _, world_size, store, memory, deadline } = meeting;
         let made = GlooCommunicator::connect(memory, world_size, store, self.options.clone(), deadline);
-        match made {
-            Ok(communicator) => Ok(Box::new(communicator)),
-            Err(error) => Err(EngineError::Backend { backend: NAME, detail: error.to_string() }),
-        }
+        Ok(Box::new(made.map_err(refused)?))
     }
+
+    fn connect_device(
+        &self,
+        meeting: Meeting<Arc<DeviceMemory>>,
+    ) -> Result<Box<dyn Communicator>, EngineError> {
+        let Meeting { rank, world_size, store, memory, deadline } = meeting;
+        let options = self.options.clone().staged();
+        let made = GlooCommunicator::connect_device(memory, world_size, store, options, deadline);
+        let communicator = made.map_err(refused)?;
+        let bytes = communicator.pinned_bytes();
+        tracing::info!(
+            rank = rank.0,
+            bytes,
+            "pinned host memory, through which experts go between devices over TCP"
+        );
+        Ok(Box::new(communicator))
+    }
+}
+
+fn refused(error: GlooError) -> EngineError {
+    EngineError::Backend { backend: NAME, detail: error.to_string() }
 }

@@ -50,6 +50,17 @@ impl HostId {
         Self(name.chars().take(LONGEST / 4).collect())
     }
 
+    /// This host under another name, of which the first 64 characters count: one that is to be taken for several.
+    pub fn named(name: &str) -> Self {
+        Self::from_name(name)
+    }
+
+    /// This host as the one of a rank that is to be taken for a rank of another node: what [`VARIABLE`] is set to for its process.
+    pub fn pretended(&self, node: NodeId) -> Self {
+        // In front, since long names are cut.
+        Self::from_name(&format!("node{}-{}", node.0, self.0))
+    }
+
     /// Its name.
     pub fn name(&self) -> &str {
         &self.0

@@ -52,7 +52,7 @@ impl Transport for PeerTransport {
         let Meeting { rank, world_size, store, memory, deadline } = meeting;
         let host = super::hosts::HostId::here().name().to_owned();
         let meeting = eplb_comm_peer::process::Meeting { rank, world_size, store, host, deadline };
-        match eplb_comm_peer::process::join_host(&meeting, memory) {
+        match eplb_comm_peer::process::join_host(&meeting, memory, &Default::default()) {
             Ok(communicator) => Ok(Box::new(communicator)),
             Err(error) => Err(EngineError::Backend { backend: HOST_BACKEND, detail: error.to_string() }),
         }

@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use eplb_comm::Bulletin;
 use eplb_comm::store::deadlines::after;
-use eplb_comm::store::{Absent, Formation, Group, Names, Nonce, NotedStore, PrefixStore, Store};
+use eplb_comm::store::{
+    Absent, Formation, Group, Interrupt, InterruptibleStore, Names, Nonce, NotedStore, PrefixStore, Store,
+};
 use eplb_core::RankId;
 
 use super::hosts::HostId;
@@ -111,6 +113,8 @@ pub struct Session {
     deadlines: Deadlines,
     pub(crate) group: Group,
     pub(crate) board: Arc<StoreBoard>,
+    /// When this rank is not to wait for others any more.
+    interrupt: Interrupt,
     /// Communicators asked for in this epoch.
     communicators: u64,
     /// The store as communicators of this epoch see it.
@@ -128,19 +132,34 @@ impl Session {
         world_size: usize,
         deadlines: &Deadlines,
     ) -> Result<Self, EngineError> {
+        Self::join_unless(store, rank, world_size, deadlines, Interrupt::never())
+    }
+
+    /// As [`Session::join`]. Whenever `interrupt` says so, this rank waits no longer for others, in this epoch and those that it joins after it:
+    /// the call is left, with an error for which [`EngineError::is_interrupted`] holds.
+    ///
+    /// # Errors
+    /// As [`Session::join`].
+    pub(crate) fn join_unless(
+        store: Arc<dyn Store>,
+        rank: RankId,
+        world_size: usize,
+        deadlines: &Deadlines,
+        interrupt: Interrupt,
+    ) -> Result<Self, EngineError> {
         let nonce = at(rank, Stage::Rendezvous, Nonce::draw())?;
         let expected: Vec<RankId> = (0..world_size).map(RankId::at).collect();
-        let place = Self::form(&store, rank, nonce, &expected, None, deadlines)?;
-        Ok(Self::at_place(store, (rank, nonce), expected, place, deadlines))
+        let place = Self::form(&store, (rank, nonce), &expected, None, deadlines, &interrupt)?;
+        Ok(Self::at_place(store, (rank, nonce), expected, place, deadlines, interrupt))
     }
 
     fn form(
         store: &Arc<dyn Store>,
-        rank: RankId,
-        nonce: Nonce,
+        (rank, nonce): (RankId, Nonce),
         expected: &[RankId],
         last: Option<u64>,
         deadlines: &Deadlines,
+        interrupt: &Interrupt,
     ) -> Result<Place, EngineError> {
         let formation = Formation {
             rank,
@@ -151,9 +170,11 @@ impl Session {
             accept: deadlines.store.accept,
         };
         let stage = Stage::Rendezvous;
-        let record = at(rank, stage, formation.form(store.as_ref(), after(deadlines.store.join)))?;
+        // What goes on when this rank is told to end, the board that cancels exchanges, has the store itself.
+        let waits: Arc<dyn Store> = Arc::new(InterruptibleStore::new(store.clone(), interrupt.clone()));
+        let record = at(rank, stage, formation.form(waits.as_ref(), after(deadlines.store.join)))?;
         let members = record.ranks();
-        let group = at(rank, stage, Group::new(store.clone(), record.epoch, rank, &members))?;
+        let group = at(rank, stage, Group::new(waits, record.epoch, rank, &members))?;
         let board = StoreBoard::open(store.clone(), record.epoch, rank, &members, &deadlines.store);
         Ok((record.members, group, at(rank, stage, board)?))
     }
@@ -171,7 +192,7 @@ impl Session {
         let group = at(rank, stage, Group::new(store.clone(), epoch, rank, &expected))?;
         let board = StoreBoard::open(store.clone(), epoch, rank, &expected, &deadlines.store);
         let place = (roster, group, at(rank, stage, board)?);
-        Ok(Self::at_place(store, (rank, nonce), expected, place, deadlines))
+        Ok(Self::at_place(store, (rank, nonce), expected, place, deadlines, Interrupt::never()))
     }
 
     fn at_place(
@@ -180,9 +201,22 @@ impl Session {
         expected: Vec<RankId>,
         (roster, group, board): Place,
         deadlines: &Deadlines,
+        interrupt: Interrupt,
     ) -> Self {
         let (corners, deadlines) = (NotedStore::new(store.clone(), Names::default()), *deadlines);
-        Self { store, rank, nonce, expected, roster, deadlines, group, board, communicators: 0, corners }
+        Self {
+            store,
+            rank,
+            nonce,
+            expected,
+            roster,
+            deadlines,
+            group,
+            board,
+            interrupt,
+            communicators: 0,
+            corners,
+        }
     }
 
     /// Closes the epoch for all; its last decision.
@@ -196,7 +230,21 @@ impl Session {
     /// # Errors
     /// As [`Session::join`].
     pub fn rejoin(self, store: Option<Arc<dyn Store>>) -> Result<Self, EngineError> {
-        let Self { store: old, rank, nonce, expected, roster, deadlines, group, board, corners, .. } = self;
+        let Self {
+            store: old,
+            rank,
+            nonce,
+            expected,
+            roster,
+            deadlines,
+            mut group,
+            board,
+            interrupt,
+            corners,
+            ..
+        } = self;
+        // Members that wait for this rank in the old epoch need not; where it cannot be told, they find that the epoch is closed or this rank silent.
+        drop(group.give_up("it forms the next epoch", after(deadlines.store.operation)));
         // Where the store is lost there is nothing to close, and others may have closed it before.
         drop(board.close());
         drop(board);
@@ -205,13 +253,13 @@ impl Session {
         // rank's new name.
         let next = if store.is_some() { at(rank, Stage::Rendezvous, Nonce::draw())? } else { nonce };
         let store = store.unwrap_or(old);
-        let mut place = Self::form(&store, rank, next, &expected, last, &deadlines)?;
+        let mut place = Self::form(&store, (rank, next), &expected, last, &deadlines, &interrupt)?;
         // A store that may be another may have an epoch of the same number: nothing is deleted there.
         if last.is_some_and(|last| last < place.1.epoch()) {
             let leaving = Leaving { nonce, roster: &roster, group: &group, corners: &corners };
             place.1.outdate(leaving.keys(&place.0));
         }
-        Ok(Self::at_place(store, (rank, next), expected, place, &deadlines))
+        Ok(Self::at_place(store, (rank, next), expected, place, &deadlines, interrupt))
     }
 
     /// In place of this session, in the same store, that of the next epoch: what this rank leaves in the store with the old one is

@@ -12,6 +12,7 @@ use eplb_core::{ModelLayout, RankId};
 use eplb_cuda::DeviceMemory;
 
 use crate::error::EngineError;
+use crate::machine::Reason;
 
 /// What a rank brings when all ranks make a communicator together. `M` is its memory: of the host, or of a device.
 #[derive(Debug)]
@@ -43,6 +44,11 @@ pub trait Transport: Debug + Send + Sync {
         false
     }
 
+    /// What was looked at when ranks last met, and why, what was taken last: of a transport that chooses.
+    fn reasons(&self) -> Vec<Reason> {
+        Vec::new()
+    }
+
     /// Takes memory of a kind that it can carry experts to and from, zeroed.
     ///
     /// # Errors
@@ -71,7 +77,8 @@ pub trait Transport: Debug + Send + Sync {
         &self,
         _meeting: Meeting<Arc<DeviceMemory>>,
     ) -> Result<Box<dyn Communicator>, EngineError> {
-        let detail = "it carries host memory; these slots lie on a device: use peer, nccl or pynccl".into();
+        let detail =
+            "it carries host memory; these slots lie on a device: use peer, nccl, pynccl or gloo".into();
         Err(EngineError::Backend { backend: self.name(), detail })
     }
 }

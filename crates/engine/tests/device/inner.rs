@@ -6,11 +6,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use eplb_comm::store::InProcessStore;
+use eplb_comm::store::{InProcessStore, StoreAddress};
 use eplb_comm_nccl::Backend;
 use eplb_core::{RankId, Topology};
 use eplb_engine::engine::{Device, Engine, EngineConfig, RoundOutcome, SetId, TriggerConfig, World};
-use eplb_engine::process::{DevicePeerTransport, NcclTransport, Transport};
+use eplb_engine::process::{DevicePeerTransport, GlooTransport, NcclTransport, Transport};
 use eplb_plan::Policy;
 use eplb_trace::Trace;
 
@@ -59,6 +59,7 @@ fn refuses(engine: &Engine, handles: &[u64]) {
 fn transport() -> Arc<dyn Transport> {
     let inner: Arc<dyn Transport> = match word("backend").as_deref() {
         Some("nccl") => Arc::new(NcclTransport::new(Backend::Nccl)),
+        Some("gloo") => Arc::new(GlooTransport::new(None, &StoreAddress::File("/".into())).unwrap()),
         Some("nccl-steps") => Arc::new(NcclTransport::in_steps(Backend::Nccl)),
         _ => DevicePeerTransport::threads(),
     };

@@ -4,6 +4,8 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use eplb_engine::process::GlooTransport;
+
 use crate::audit::audit;
 use crate::build::libraries;
 use crate::inner::{CASE, RANKS};
@@ -114,7 +116,14 @@ fn commits_are_copies_where_there_are_no_kernels() {
 fn nothing_is_committed_on_streams_that_are_captured() {
     let run = serve("slots=72 rounds=4 captures=1", 100, None);
     assert_right(&run);
+    assert!(asking(&run) >= RANKS * 2, "the thread of the communicator, and that of the engine");
     assert!(run.moved > 0 && run.log.count("cuStreamBeginCapture") > 0, "{}", run.said);
+}
+
+/// Threads that may ask for events while the server captures.
+fn asking(run: &Run) -> usize {
+    let calls = run.log.0.iter().filter(|call| call.name == "cuThreadExchangeStreamCaptureMode");
+    calls.map(|call| call.text("thread")).collect::<std::collections::BTreeSet<_>>().len()
 }
 
 #[test]
@@ -122,6 +131,26 @@ fn waves_travel_over_nccl() {
     let run = serve("slots=72 rounds=4 backend=nccl", 100, None);
     assert_right(&run);
     assert!(run.moved > 0 && run.log.count("ncclSend") > 0, "{}", run.said);
+    assert!(asking(&run) >= RANKS * 2, "the thread of the communicator, and that of the engine");
+}
+
+#[test]
+fn waves_travel_over_gloo_through_pinned_memory() {
+    if let Err(error) = GlooTransport::find_library() {
+        let allowed = std::env::var_os("EPLB_TESTS_WITHOUT_GLOO").is_some();
+        assert!(allowed, "{error}; EPLB_TESTS_WITHOUT_GLOO=1 leaves out what needs it");
+        eprintln!("not run: {error}");
+        return;
+    }
+    for case in ["slots=72 rounds=4 backend=gloo", "slots=64 rounds=4 backend=gloo captures=1"] {
+        let run = serve(case, 100, None);
+        assert_right(&run);
+        assert!(run.moved > 0 && run.log.count("ncclSend") == 0, "{case}: {}", run.said);
+        let fetched = run.log.0.iter().filter(|call| call.name == "cuMemcpyDtoHAsync");
+        assert!(fetched.count() as u64 >= run.moved, "{case}");
+        // Threads of its own.
+        assert!(asking(&run) >= RANKS * 4, "{case}");
+    }
 }
 
 /// Sends of NCCL by the threads that serve passes, and by others.
@@ -237,7 +266,7 @@ fn a_step_with_a_commit_makes_one_launch() {
 
 #[test]
 fn faults_on_the_device_are_noticed() {
-    for (fault, slots) in [
+    let planted = [
         // No stream waits for another: passes that are under way read slots that a commit writes.
         ("cuStreamWaitEvent:0", 64),
         // Commits are enqueued and do nothing.
@@ -246,10 +275,16 @@ fn faults_on_the_device_are_noticed() {
         ("cuMemcpyAsync:0", 72),
         // One change of maps, or one pull, is lost.
         ("cuMemcpyAsync:1", 72),
-    ] {
-        let run = serve(&format!("slots={slots} rounds=6"), 1000, Some(fault));
-        assert!(run.wrong > 0, "{fault}: {}", run.said);
-    }
+    ];
+    // At once: streams that take their time are most of it.
+    std::thread::scope(|scope| {
+        for (fault, slots) in planted {
+            scope.spawn(move || {
+                let run = serve(&format!("slots={slots} rounds=6"), 1000, Some(fault));
+                assert!(run.wrong > 0, "{fault}: {}", run.said);
+            });
+        }
+    });
 }
 
 #[test]

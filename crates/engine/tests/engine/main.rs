@@ -1,12 +1,15 @@
 //! What a server embeds: alone, and ranks on threads that meet as processes do.
 
 mod alone;
+mod announced;
 mod control;
 #[cfg(target_os = "linux")]
 mod corners;
 mod ends;
 mod group;
 mod halves;
+mod leaving;
+mod life;
 mod outputs;
 mod panics;
 mod sets;

@@ -36,6 +36,7 @@ mod predict;
 mod service;
 mod sources;
 mod style;
+mod turns;
 
 use eplb_core::metrics::{self, layer_balancedness, rank_loads};
 use eplb_core::{ExpertId, LayerId, ModelLayout, Placement, RankId, SlotId, Topology, Wave};

@@ -6,10 +6,22 @@
 
 use eplb_core::{ModelLayout, Topology};
 
+use super::turns;
 use crate::plan::{Limits, Part, WaveParts};
 
-/// When the last wave is settled.
+/// When the last wave is settled. Of few ranks their turns at sources are played through; of many, ports serve whom they like.
 pub(super) fn time(
+    waves: &[WaveParts],
+    topology: &Topology,
+    layout: &ModelLayout,
+    limits: &Limits,
+    overlap: bool,
+) -> u128 {
+    let model = if topology.ranks() <= turns::RANKS { turns::time } else { by_ports };
+    model(waves, topology, layout, limits, overlap)
+}
+
+fn by_ports(
     waves: &[WaveParts],
     topology: &Topology,
     layout: &ModelLayout,

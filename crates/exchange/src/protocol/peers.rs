@@ -1,6 +1,6 @@
 //! What a rank has heard of the others.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use eplb_core::RankId;
@@ -34,6 +34,8 @@ pub(super) struct Peers {
     late: Option<RankId>,
     /// Observed time since the last sign of life.
     silence: BTreeMap<RankId, Duration>,
+    /// Members that say nothing any more, and have said so.
+    left: BTreeSet<RankId>,
 }
 
 impl Peers {
@@ -47,6 +49,7 @@ impl Peers {
             failed: None,
             late: None,
             silence: members.iter().map(|&r| (r, Duration::ZERO)).collect(),
+            left: BTreeSet::new(),
         }
     }
 
@@ -74,6 +77,23 @@ impl Peers {
     /// Observed time since a rank's last sign of life.
     pub(super) fn silence(&self, rank: RankId) -> Duration {
         self.silence.get(&rank).copied().unwrap_or_default()
+    }
+
+    /// A member says nothing any more.
+    pub(super) fn leave(&mut self, rank: RankId) {
+        if self.is_member(rank) {
+            self.left.insert(rank);
+        }
+    }
+
+    /// The lowest member that has left.
+    pub(super) fn left(&self) -> Option<RankId> {
+        self.left.first().copied()
+    }
+
+    /// Whether nothing is to be expected of a rank any more: it has left, or been silent for longer than `limit`.
+    pub(super) fn is_gone(&self, rank: RankId, limit: Duration) -> bool {
+        self.left.contains(&rank) || self.silence(rank) > limit
     }
 
     /// The rank that has been silent longest beyond `limit`.

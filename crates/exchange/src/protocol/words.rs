@@ -310,6 +310,16 @@ pub enum Cause {
         /// For how long.
         silence: Duration,
     },
+    /// A rank has left the epoch in good order, and takes no part in the exchange any more.
+    #[error("wave {wave}, {phase}: {rank} has left the epoch")]
+    PeerLeft {
+        /// The rank.
+        rank: RankId,
+        /// Number of the wave.
+        wave: usize,
+        /// What was going on.
+        phase: Phase,
+    },
     /// Another rank reported that it cannot go on.
     #[error("{rank} failed: {detail}")]
     PeerFailed {

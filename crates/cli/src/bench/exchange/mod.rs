@@ -23,6 +23,10 @@ pub(crate) struct Exchange {
     #[arg(long, value_enum, default_value_t = BackendArg::Local)]
     backend: BackendArg,
 
+    /// With `gloo`: slots on a device per rank, and not in host memory
+    #[arg(long)]
+    on_devices: bool,
+
     /// Ranks; each is a thread of this process, or a process of its own with --processes
     #[arg(long, visible_alias = "gpus", default_value_t = 4, value_name = "W")]
     pub(super) ranks: usize,
@@ -92,7 +96,7 @@ pub(crate) struct Exchange {
     #[arg(long, default_value_t = 1, value_name = "N")]
     streams: usize,
 
-    /// Take the ranks for those of so many nodes: `peer` inside them, nccl between them, in one wave
+    /// Take the ranks for those of so many nodes, with `peer` or `auto`: `peer` inside them, nccl (or gloo) between them, in one wave
     #[arg(long, default_value_t = 1, value_name = "N")]
     nodes: usize,
 
@@ -181,7 +185,7 @@ pub(crate) struct Exchange {
     #[arg(long, default_value_t = 60, value_name = "S")]
     patience: u64,
 
-    /// Start a process per rank (nccl and pynccl)
+    /// Start a process per rank (nccl and pynccl, peer, gloo on devices)
     #[arg(long)]
     processes: bool,
 
@@ -197,7 +201,7 @@ pub(crate) struct Exchange {
 enum BackendArg {
     /// Copies between threads, on host memory
     Local,
-    /// Gloo over the loopback interface, on host memory
+    /// Gloo over the loopback interface, on host memory, or with --on-devices through pinned host memory
     Gloo,
     /// NCCL, as `eplb doctor` finds it
     Nccl,
@@ -205,6 +209,9 @@ enum BackendArg {
     Pynccl,
     /// Copy engines that pull from the memory of peers; without a CUDA driver threads, between processes on host memory
     Peer,
+    /// What fits best between processes, found out when they meet: peer where they can open each other's memory, nccl (gloo on host memory
+    /// and where NCCL is missing) where they cannot, both in one wave where some can; the reasons are told
+    Auto,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -228,9 +235,9 @@ enum HandlesArg {
     Fabric,
 }
 
-/// Whether `peer` is its twin on host memory, since there is no CUDA driver.
+/// Whether `peer`, as it is or in `auto`, is its twin on host memory, since there is no CUDA driver.
 fn on_host(args: &Exchange) -> bool {
-    args.backend == BackendArg::Peer && eplb_cuda::probe().is_err()
+    matches!(args.backend, BackendArg::Peer | BackendArg::Auto) && eplb_cuda::probe().is_err()
 }
 
 /// Bytes of tensors, of layers in turn.
@@ -262,12 +269,20 @@ impl Exchange {
     pub(super) fn bench(&self) -> Result<ExchangeBench, Failure> {
         let (carrier, tensors) = match self.backend {
             BackendArg::Local => (Carrier::Local, HOST_TENSORS.to_vec()),
+            BackendArg::Gloo if self.on_devices => (Carrier::DeviceGloo, DEVICE_TENSORS.to_vec()),
             BackendArg::Gloo => (Carrier::Gloo, HOST_TENSORS.to_vec()),
             BackendArg::Nccl => (Carrier::Nccl(Backend::Nccl), DEVICE_TENSORS.to_vec()),
             BackendArg::Pynccl => (Carrier::Nccl(Backend::PyNccl), DEVICE_TENSORS.to_vec()),
             BackendArg::Peer if on_host(self) => (Carrier::Peer, HOST_TENSORS.to_vec()),
             BackendArg::Peer => (Carrier::Peer, DEVICE_TENSORS.to_vec()),
+            BackendArg::Auto if on_host(self) => (Carrier::Auto, HOST_TENSORS.to_vec()),
+            BackendArg::Auto => (Carrier::Auto, DEVICE_TENSORS.to_vec()),
         };
+        if self.on_devices && self.backend != BackendArg::Gloo {
+            return Err(Failure::input(
+                "--on-devices is for --backend gloo; the others have one kind of memory",
+            ));
+        }
         if !self.step_ms.is_finite() || self.step_ms < 0.0 {
             return Err(Failure::input(format!("--step-ms {} is no length of time", self.step_ms)));
         }
@@ -342,8 +357,9 @@ impl Exchange {
 pub(super) fn run(args: &Exchange) -> Result<ExitCode, Failure> {
     let bench = args.bench()?;
     // Threads of a process need no shared memory: host memory is pulled between processes only.
-    if (args.processes || on_host(args)) && args.own.rank.is_none() {
-        let (outputs, failed) = processes::start(args.ranks)?.wait_all()?;
+    let apart = args.processes || args.backend == BackendArg::Auto || on_host(args);
+    if apart && args.own.rank.is_none() {
+        let (outputs, failed) = processes::start(args.ranks, args.nodes)?.wait_all()?;
         // All ranks come to the same report; a failure is told by who has it.
         if let (Some(first), true) = (outputs.first(), failed.is_none()) {
             print(first)?;

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use eplb_comm_nccl::Served;
 use eplb_engine::bench::{Crowded, ExchangeBench, ExchangeReport};
+use eplb_engine::machine::Reason;
 use serde_json::{Value, json};
 
 use super::{BackendArg, Exchange};
@@ -36,13 +37,14 @@ pub(in crate::bench) fn backend(args: &Exchange) -> &'static str {
         BackendArg::Nccl => "nccl",
         BackendArg::Pynccl => "pynccl",
         BackendArg::Peer => "peer",
+        BackendArg::Auto => "auto",
     }
 }
 
-/// Of `peer`, what the communicators call themselves, so that host memory is never taken for devices.
+/// Of `peer` and `auto`, what the communicators call themselves, so that host memory is never taken for devices.
 fn carried_by(report: &ExchangeReport, args: &Exchange) -> &'static str {
     match args.backend {
-        BackendArg::Peer => report.carried_bytes.first().map_or("peer", |(name, _)| name),
+        BackendArg::Peer | BackendArg::Auto => report.backend,
         _ => backend(args),
     }
 }
@@ -53,9 +55,11 @@ pub(in crate::bench) fn object(bench: &ExchangeBench, report: &ExchangeReport, a
     let mut object = json!({
         "backend": carried_by(report, args),
         "carried_bytes": carried,
+        "auto": report.reasons.iter().map(|reason| json!({ "backend": reason.backend, "why": reason.why }))
+            .collect::<Vec<_>>(),
         "placement": bench.moves.to_string(),
         "ranks": bench.ranks,
-        "processes": args.processes,
+        "processes": args.processes || args.backend == BackendArg::Auto,
         "ms_median": number(report.ms_median),
         "ms_min": number(report.ms_min),
         "ms_first": number(report.ms_first),
@@ -64,14 +68,37 @@ pub(in crate::bench) fn object(bench: &ExchangeBench, report: &ExchangeReport, a
         "gbps_worst_rank": number(report.gbps_worst_rank),
         "staging_bytes": report.staging_bytes,
         "pool_bytes": report.pool_bytes,
+        "pinned_bytes": report.pinned_bytes,
         "device_bytes": report.device_bytes,
         "waves": report.waves,
         "moves": report.moves,
         "staged": report.staged,
         "verified": report.verified,
         "checksums": bench.checksums,
+        "nodes": bench.nodes,
+        "max_gbps": optional(bench.max_gbps),
+        "pull_cpu_moving": optional(report.pull_cpu.map(|(moving, _)| moving)),
+        "pull_cpu_idle": optional(report.pull_cpu.map(|(_, idle)| idle)),
+        "min_ctas": bench.config.min_ctas,
+        "max_ctas": bench.config.max_ctas,
+        "iters": report.ms.len(),
+        "checks": report.checks,
+    });
+    for more in [against_links(report), steps(report), beside(bench, report, args)] {
+        if let (Value::Object(all), Value::Object(more)) = (&mut object, more) {
+            all.extend(more);
+        }
+    }
+    object
+}
+
+/// What plain copies did, and how near to it and to what ports carry the exchange came.
+fn against_links(report: &ExchangeReport) -> Value {
+    json!({
         "link_gbps": optional(report.link_gbps),
         "link_share": optional(report.link_gbps.map(|link| report.gbps_worst_rank / link)),
+        "batched_gbps": optional(report.batched_gbps),
+        "batched_share": optional(report.batched_gbps.map(|batched| report.gbps_worst_rank / batched)),
         "link_manners": report.link_manners.iter().map(|&(name, gbps)| (name.to_owned(), number(gbps)))
             .collect::<serde_json::Map<String, Value>>(),
         "bytes_busiest_port": report.bytes_busiest_port,
@@ -80,21 +107,18 @@ pub(in crate::bench) fn object(bench: &ExchangeBench, report: &ExchangeReport, a
         "bound_share": optional(report.ms_bound().map(|bound| bound / report.ms_median)),
         "sends_gbps": optional(report.sends_gbps),
         "sends_share": optional(report.sends_gbps.map(|sends| report.gbps_worst_rank / sends)),
-        "nodes": bench.nodes,
-        "max_gbps": optional(bench.max_gbps),
-        "pull_cpu_moving": optional(report.pull_cpu.map(|(moving, _)| moving)),
-        "pull_cpu_idle": optional(report.pull_cpu.map(|(_, idle)| idle)),
+    })
+}
+
+/// What steps saw of commits.
+fn steps(report: &ExchangeReport) -> Value {
+    json!({
         "steps": report.steps,
         "stall_us_max": number(report.stall_us_max),
-        "min_ctas": bench.config.min_ctas,
-        "max_ctas": bench.config.max_ctas,
-        "iters": report.ms.len(),
-        "checks": report.checks,
-    });
-    if let (Value::Object(all), Value::Object(more)) = (&mut object, beside(bench, report, args)) {
-        all.extend(more);
-    }
-    object
+        "commit_bytes_worst": report.commit_bytes_worst,
+        "copy_gbps": optional(report.copy_gbps),
+        "commit_us_least": optional(report.commit_us_least()),
+    })
 }
 
 /// What ran beside.
@@ -115,7 +139,10 @@ fn beside(bench: &ExchangeBench, report: &ExchangeReport, args: &Exchange) -> Va
 
 pub(super) fn text(report: &ExchangeReport, args: &Exchange) -> String {
     let link = report.link_gbps.map_or(String::new(), |link| {
-        format!(", {:.0}% of the {link:.1} GB/s of plain copies", 100.0 * report.gbps_worst_rank / link)
+        let share = |of: f64| 100.0 * report.gbps_worst_rank / of;
+        let batched =
+            report.batched_gbps.map(|batched| format!(", {:.0}% of {batched:.1} in batches", share(batched)));
+        format!(", {:.0}% of the {link:.1} GB/s of plain copies{}", share(link), batched.unwrap_or_default())
     });
     let bound = report.ms_bound().map_or(String::new(), |bound| {
         format!(
@@ -125,9 +152,19 @@ pub(super) fn text(report: &ExchangeReport, args: &Exchange) -> String {
             100.0 * bound / report.ms_median
         )
     });
+    let commits = report.commit_us_least().zip(report.copy_gbps).map_or(String::new(), |(least, copy)| {
+        format!(
+            "longest call of step: {:.0} us; the largest commit copies {:.0} MB on a rank, {least:.0} us at the {copy:.0} GB/s that are read and written there; \
+             {} steps\n",
+            report.stall_us_max,
+            report.commit_bytes_worst as f64 / 1e6,
+            report.steps
+        )
+    });
+    let reasons: String = Reason::lines(&report.reasons).iter().map(|line| format!("{line}\n")).collect();
     format!(
-        "{} {} on {} ranks: {:.2} ms (median; least {:.2}, first {:.2}), {:.1} GB/s into the worst rank{link}\n\
-         {bound}\
+        "{reasons}{} {} on {} ranks: {:.2} ms (median; least {:.2}, first {:.2}), {:.1} GB/s into the worst rank{link}\n\
+         {bound}{commits}\
          {} moves, {} staged, {} waves, staging {} MiB; {}\n",
         carried_by(report, args),
         args.placement,

@@ -51,6 +51,7 @@ pub const CLAUSES: &[(&str, Clause)] = &[
     ("compare-and-sets are linearizable", races::linearizable_compare_and_sets),
     ("one creator", races::one_creator),
     ("whole values", races::whole_values),
+    ("reads in order", races::reads_in_order),
 ];
 
 /// Two handles of a store, and what a clause needs around them.

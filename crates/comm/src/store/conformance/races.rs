@@ -105,3 +105,36 @@ pub(super) fn whole_values(bench: &Bench) -> Result<(), String> {
     })?;
     Ok(())
 }
+
+pub(super) fn reads_in_order(bench: &Bench) -> Result<(), String> {
+    let (first, second) = (bench.key("first"), bench.key("second"));
+    const WRITES: u32 = 40;
+    bench.on_threads(3, |number, store| {
+        if number == 0 {
+            for i in 1..=WRITES {
+                for key in [&first, &second] {
+                    done("set", store.set(key, &i.to_le_bytes(), bench.soon()))?;
+                }
+            }
+            return Ok(());
+        }
+        loop {
+            // What was written last is read first: the other has been written then.
+            let values = done("get many", store.get_many(&[&second, &first], bench.soon()))?;
+            let numbers: Vec<u32> = values
+                .into_iter()
+                .map(|value| value.and_then(|value| value.try_into().ok()).map_or(0, u32::from_le_bytes))
+                .collect();
+            let [second, first] = numbers[..] else { return Err("not two values of two keys".to_owned()) };
+            if first < second {
+                return Err(format!(
+                    "write {second} of the later key is seen with write {first} of the other"
+                ));
+            }
+            if second == WRITES {
+                return Ok(());
+            }
+        }
+    })?;
+    Ok(())
+}

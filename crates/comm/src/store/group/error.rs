@@ -108,6 +108,18 @@ pub enum GroupError {
         /// Why, in its words.
         reason: String,
     },
+    /// All members came to a barrier that all or none pass, or may have, but one had left it before it saw that.
+    #[error("barrier {label:?} of epoch {epoch} was called off by {rank}: {reason}")]
+    CalledOff {
+        /// The member.
+        rank: RankId,
+        /// The barrier's label.
+        label: String,
+        /// The epoch.
+        epoch: u64,
+        /// Why, in its words.
+        reason: String,
+    },
     /// The group was made with a rank that is not a member.
     #[error("{rank} is not a member of epoch {epoch} ({})", Ranks(members))]
     NotMember {
@@ -121,6 +133,13 @@ pub enum GroupError {
     /// The store failed.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+impl GroupError {
+    /// Whether the call was left because this rank was told not to wait.
+    pub fn is_interrupted(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_interrupted())
+    }
 }
 
 struct Values<'a>(&'a [(u64, Vec<RankId>)]);

@@ -6,22 +6,24 @@
 //!
 //! All of them synchronise: no call returns before every member has entered it. That is what bounds the keys: a rank
 //! that has completed a call knows that everyone is done with the one before, and deletes its key of that. A group
-//! of W ranks holds at most 2 W keys of collectives. Every message passes through the store W times: these are for
-//! counts, hashes, plans and decisions, not for weights.
+//! of W ranks holds at most 2 W keys of collectives, and one for each of the last two that all pass or none. Every
+//! message passes through the store W times: these are for counts, hashes, plans and decisions, not for weights.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use eplb_core::RankId;
 
 use super::Store;
+use super::deadlines::after;
 use super::error::StoreError;
 use super::fields::{Fields, Malformed};
 use super::liveness::counter_key;
 
 mod entry;
 mod error;
+mod verdict;
 
 use entry::{Entry, LONGEST_REASON};
 pub use error::{Collective, GroupError};
@@ -99,6 +101,9 @@ impl Group {
         for &rank in gone {
             keys.extend(sequences.clone().map(|sequence| key(self.epoch, sequence, rank)));
         }
+        if !gone.is_empty() {
+            keys.extend(sequences.map(|sequence| verdict::Key::new(self.epoch, sequence).to_string()));
+        }
         for &rank in gone.iter().chain([&self.rank]) {
             keys.push(counter_key(self.epoch, rank));
             keys.extend(self.posted.iter().map(|name| post_key(self.epoch, name, rank)));
@@ -137,6 +142,40 @@ impl Group {
     /// See [`GroupError`]. After any but `Disagree` the group is broken, and every later call says so.
     pub fn barrier(&mut self, label: &str, deadline: Instant) -> Result<(), GroupError> {
         self.exchange(Collective::Barrier, label, &[], deadline).map(drop)
+    }
+
+    /// As [`Group::barrier`], but either every member passes it or none does, whoever is late, interrupted or gives up meanwhile: for what all
+    /// members must begin or none, because those that do wait for each other. Costs one operation of the store more. `grace` is time for one
+    /// operation that waits for nobody, after the deadline too.
+    ///
+    /// # Errors
+    /// As [`Group::barrier`]; [`GroupError::CalledOff`] names the member that did not pass. After a store that fails this member does not know
+    /// whether the others have passed.
+    pub fn barrier_all_or_none(
+        &mut self,
+        label: &str,
+        deadline: Instant,
+        grace: Duration,
+    ) -> Result<(), GroupError> {
+        if self.broken.is_some() {
+            return self.barrier(label, deadline);
+        }
+        let came = self.exchange(Collective::Barrier, label, &[], deadline).map(drop);
+        let verdict = verdict::Key::new(self.epoch, self.sequence);
+        if self.members.first() == Some(&self.rank) {
+            self.outdated.push(verdict.to_string());
+        }
+        let decided = verdict.decide(&*self.store, self.rank, came.as_ref().err(), after(grace));
+        let passed = match (came, decided) {
+            // All had come before this member left, and others may be past it.
+            (_, Ok(None)) => Ok(()),
+            (Ok(()), Ok(Some((rank, reason)))) => {
+                Err(GroupError::CalledOff { rank, label: label.to_owned(), epoch: self.epoch, reason })
+            }
+            (Err(error), _) | (Ok(()), Err(error)) => Err(error),
+        };
+        self.broken = passed.as_ref().err().map(GroupError::to_string);
+        passed
     }
 
     /// `root`'s message on every member; that of the others is not looked at.

@@ -9,8 +9,8 @@ use crate::store::conformance::{CLAUSES, Opener, check, check_clause};
 use crate::store::deadlines::left;
 use crate::store::tcp::ServerOptions;
 use crate::store::{
-    CasOutcome, FileStore, InProcessStore, InterceptedStore, PrefixStore, Store, StoreError, StoreIntercept,
-    StoreOp,
+    CasOutcome, FileStore, InProcessStore, InterceptedStore, Interrupt, InterruptibleStore, PrefixStore,
+    Store, StoreError, StoreIntercept, StoreOp,
 };
 
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -42,6 +42,15 @@ fn prefix_store_conforms() {
     let inner = in_process_opener();
     let open: Opener =
         Arc::new(move || Ok(Arc::new(PrefixStore::new(inner()?, "corner")?) as Arc<dyn Store>));
+    check(&open, PATIENCE).unwrap();
+}
+
+#[test]
+fn interruptible_store_conforms_while_nothing_is_said() {
+    let inner = in_process_opener();
+    let open: Opener = Arc::new(move || {
+        Ok(Arc::new(InterruptibleStore::new(inner()?, Interrupt::never())) as Arc<dyn Store>)
+    });
     check(&open, PATIENCE).unwrap();
 }
 
@@ -250,6 +259,17 @@ fault! { ForgetsOrder:
     }
 }
 
+fault! { ReadsBackwards:
+    fn get_many(&self, inner: &dyn Store, keys: &[&str], deadline: Instant) -> Result<Vec<Option<Vec<u8>>>, StoreError> {
+        let mut values = Vec::new();
+        for key in keys.iter().rev() {
+            values.insert(0, inner.get(key, deadline)?);
+            std::thread::sleep(Duration::from_micros(20));
+        }
+        Ok(values)
+    }
+}
+
 /// Lets one thread in at a time, blocked or not.
 #[derive(Debug)]
 struct OneAtATime(Mutex<()>);
@@ -318,5 +338,6 @@ fn suite_finds_planted_faults() {
         CompareInTwoSteps by "compare-and-sets are linearizable" in 50,
         CompareInTwoSteps by "one creator" in 50,
         WritesInTwoSteps by "whole values" in 50,
+        ReadsBackwards by "reads in order" in 50,
     }
 }

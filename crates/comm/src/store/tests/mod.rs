@@ -14,6 +14,7 @@ mod conformance;
 mod file;
 mod group;
 mod identity;
+mod interrupt;
 mod liveness;
 mod raw;
 mod tcp;

@@ -46,7 +46,8 @@ pub(super) fn devices(
     staging: usize,
     connect: impl FnOnce(&DeviceGroup) -> Result<Connected, EngineError>,
 ) -> Result<Ranks, EngineError> {
-    if bench.launch == Launch::Pump && (bench.beside_bytes.is_none() || bench.carrier == Carrier::Peer) {
+    let by_nccl = matches!(bench.carrier, Carrier::Nccl(_));
+    if bench.launch == Launch::Pump && (bench.beside_bytes.is_none() || !by_nccl) {
         return Err(EngineError::Options(
             "waves that a server launches are NCCL's, and need a server: say what it sums beside the exchange".into(),
         ));

@@ -5,6 +5,7 @@ use std::time::Instant;
 
 use eplb_comm::CommError;
 use eplb_comm::store::{InProcessStore, Store};
+use eplb_comm_gloo::GlooCommunicator;
 use eplb_comm_nccl::{
     Backend, Collectives, Lend, NcclCommError, NcclCommunicator, Options, Rendezvous, connect,
 };
@@ -121,15 +122,39 @@ impl DeviceGroup {
         deadline: Instant,
     ) -> Result<Vec<NcclCommunicator>, EngineError> {
         let rendezvous = Rendezvous { store: self.store.clone(), size: self.memories.len(), epoch: 1 };
+        self.together(|memory| Ok(connect(backend, memory, &rendezvous, options.clone(), deadline)?))
+    }
+
+    /// As [`DeviceGroup::connect`], over Gloo at the loopback address.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn connect_gloo(&self, deadline: Instant) -> Result<Vec<GlooCommunicator>, EngineError> {
+        let (world, options) = (self.memories.len(), eplb_comm_gloo::Options::default().staged());
+        self.together(|memory| {
+            let made = GlooCommunicator::connect_device(
+                memory,
+                world,
+                self.store.clone(),
+                options.clone(),
+                deadline,
+            );
+            made.map_err(|error| EngineError::Backend { backend: "gloo", detail: error.to_string() })
+        })
+    }
+
+    /// What every rank makes on a thread of its own.
+    fn together<C: Send>(
+        &self,
+        make: impl Fn(Arc<DeviceMemory>) -> Result<C, EngineError> + Sync,
+    ) -> Result<Vec<C>, EngineError> {
+        let make = &make;
         let made: Vec<_> = std::thread::scope(|scope| {
-            let threads: Vec<_> = self
-                .memories
-                .iter()
-                .map(|memory| {
-                    let (rendezvous, options) = (rendezvous.clone(), options.clone());
-                    scope.spawn(move || connect(backend, memory.clone(), &rendezvous, options, deadline))
-                })
-                .collect();
+            let one = |memory: &Arc<DeviceMemory>| {
+                let memory = memory.clone();
+                scope.spawn(move || make(memory))
+            };
+            let threads: Vec<_> = self.memories.iter().map(one).collect();
             threads.into_iter().map(std::thread::ScopedJoinHandle::join).collect()
         });
         let mut communicators = Vec::new();
@@ -139,7 +164,7 @@ impl DeviceGroup {
                 rank: RankId::at(rank),
                 detail: "making its communicator panicked".into(),
             };
-            match made.map_err(lost).and_then(|made| Ok(made?)) {
+            match made.map_err(lost).flatten() {
                 Ok(communicator) => communicators.push(communicator),
                 // That others did not come says less than why one of them did not.
                 Err(error) if failure.as_ref().is_none_or(is_about_others) => failure = Some(error),

@@ -10,15 +10,16 @@ use std::time::Instant;
 
 use eplb_comm::host::{HostMemory, HostStream, StreamOptions};
 use eplb_comm::local::LocalGroup;
-use eplb_comm::{CommError, Communicator, Mixed, Stream};
+use eplb_comm::{CommError, Communicator, Stream};
 use eplb_comm_nccl::{Backend, Collectives, Gather, Launch, NcclCommunicator, Options};
-use eplb_core::{ModelLayout, Topology};
+use eplb_core::{ModelLayout, NodeId, Topology};
 use eplb_cuda::CudaStream;
 
 use super::crowd::Crowds;
 use super::links::Plains;
 use super::{ExchangeBench, Inspect, gloo, host_bytes};
 use crate::error::EngineError;
+use crate::process::auto::mix;
 use devices::{Beside, Connected, devices};
 pub(super) use devices::{committing, inspector};
 pub use group::DeviceGroup;
@@ -31,10 +32,14 @@ pub enum Carrier {
     Local,
     /// Gloo over the loopback interface, on host memory.
     Gloo,
+    /// Gloo over the loopback interface, on devices, through pinned host memory.
+    DeviceGloo,
     /// NCCL, on devices.
     Nccl(Backend),
     /// Copy engines that pull from the memory of peers, on devices.
     Peer,
+    /// What fits best between ranks that are processes: [`AutoTransport`](crate::process::AutoTransport).
+    Auto,
 }
 
 /// How bytes go from staging to slots on a device.
@@ -82,6 +87,11 @@ pub(super) fn make(
     match bench.carrier {
         Carrier::Local => local(topology, layout, staging),
         Carrier::Gloo => gloo::ranks(bench, topology, layout, staging),
+        Carrier::DeviceGloo => devices(bench, topology, layout, staging, |group| {
+            let communicators = group.connect_gloo(Instant::now() + bench.patience)?;
+            let pumps = group.memories.iter().map(|_| None).collect();
+            Ok(Connected::with(communicators.into_iter().map(boxed).collect(), Beside::ToStart(pumps)))
+        }),
         Carrier::Nccl(backend) => {
             let options = nccl_options(bench);
             let deadline = Instant::now() + bench.patience;
@@ -103,6 +113,9 @@ pub(super) fn make(
                 Ok(made)
             })
         }
+        Carrier::Auto => Err(EngineError::Options(
+            "auto is for ranks that are processes: --processes; threads of one process have peer".into(),
+        )),
         Carrier::Peer => devices(bench, topology, layout, staging, |group| {
             let options = peer_options(bench);
             let inside = eplb_comm_peer::connect(&group.memories, &options)?.into_iter().map(boxed);
@@ -125,10 +138,8 @@ fn mixed(
     inside: impl Iterator<Item = Box<dyn Communicator>>,
     between: Vec<NcclCommunicator>,
 ) -> Result<Vec<Box<dyn Communicator>>, EngineError> {
-    let topology = Arc::new(topology.clone());
-    let pair =
-        |(inside, between)| Ok(boxed(Mixed::new("peer and nccl", inside, boxed(between), topology.clone())?));
-    inside.zip(between).map(pair).collect()
+    let nodes: Vec<NodeId> = topology.all_ranks().map(|rank| topology.node_of(rank)).collect();
+    inside.zip(between).map(|(inside, between)| mix(inside, boxed(between), nodes.clone())).collect()
 }
 
 pub(crate) fn boxed(communicator: impl Communicator + 'static) -> Box<dyn Communicator> {
@@ -144,7 +155,7 @@ pub(super) fn peer_options(bench: &ExchangeBench) -> eplb_comm_peer::Options {
 }
 
 /// How the bench wants its communicators over NCCL.
-fn nccl_options(bench: &ExchangeBench) -> Options {
+pub(super) fn nccl_options(bench: &ExchangeBench) -> Options {
     let mut options = Options { config: bench.config.clone(), launch: bench.launch, ..Options::default() };
     options.operations = bench.operations.unwrap_or(options.operations);
     options.gather_below = bench.gather_below.unwrap_or(options.gather_below);

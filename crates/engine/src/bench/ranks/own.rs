@@ -11,6 +11,7 @@ use super::super::links::{LaterSends, Plain, Plains};
 use super::super::{ExchangeBench, Setup};
 use super::{Carrier, Parts, committing, inspector, nccl_options};
 use crate::error::EngineError;
+use crate::machine::Reason;
 use crate::process::{HostId, Session};
 
 /// A rank that is a process, and what its communicator takes of its device's memory.
@@ -20,6 +21,8 @@ pub(in crate::bench) struct Own {
     pub(in crate::bench) device_bytes: u64,
     /// Its own pools.
     pub(in crate::bench) pool_bytes: u64,
+    /// What `auto` looked at.
+    pub(in crate::bench) reasons: Vec<Reason>,
 }
 
 /// The part of a rank of a session: on the device of its number among the ranks of its host, or on the only one that it sees.
@@ -32,12 +35,12 @@ pub(in crate::bench) fn as_rank(
         return Err(EngineError::Options("a server beside the exchange wants ranks that are threads".into()));
     }
     #[cfg(target_os = "linux")]
-    if bench.carrier == Carrier::Peer {
+    if matches!(bench.carrier, Carrier::Peer | Carrier::Auto | Carrier::DeviceGloo) {
         return super::super::peers::as_rank(bench, setup, session);
     }
     let Carrier::Nccl(backend) = bench.carrier else {
         return Err(EngineError::Options(
-            "ranks that are processes exchange over nccl, pynccl or peer".into(),
+            "ranks that are processes exchange over nccl, pynccl, peer, auto, or gloo on devices".into(),
         ));
     };
     let rank = session.rank();
@@ -69,7 +72,7 @@ pub(in crate::bench) fn as_rank(
         links: Plains { copies: None, sends },
         compute: Some(compute),
     };
-    Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64, pool_bytes })
+    Ok(Own { parts, device_bytes: before.saturating_sub(now) as u64, pool_bytes, reasons: Vec::new() })
 }
 
 /// Ranks of one host say notes to each other in pages that they share.

@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use eplb_comm::store::StoreError;
 use eplb_comm::store::deadlines::{after, left};
@@ -11,6 +11,11 @@ use eplb_comm::store::liveness::counter_key;
 
 use super::{Link, State, Trouble};
 use crate::board::wire::{Decision, decode_notes, encode_notes};
+
+/// In the place of a sign of life: there will be none any more.
+const LEFT: &[u8] = b"left";
+/// Longest time to write that.
+const LAST_WORD: Duration = Duration::from_secs(1);
 
 impl Link {
     fn is_over(&self) -> bool {
@@ -40,8 +45,12 @@ impl Link {
                 }
             }
             // What was said before the board closed is still written: others may wait for it.
-            if state.lost.is_some() || (state.closing && !busy(&state)) {
+            if state.lost.is_some() {
                 return;
+            }
+            if state.closing && !busy(&state) {
+                drop(state);
+                return self.say_left();
             }
             let notes = std::mem::take(&mut state.unwritten)
                 .then(|| encode_notes(state.first, state.log.make_contiguous().iter()));
@@ -66,6 +75,13 @@ impl Link {
                 return;
             }
         }
+    }
+
+    /// The last that the others hear of this rank. Where it cannot be told, they see that it is silent.
+    fn say_left(&self) {
+        let deadline = after(self.operation.min(LAST_WORD));
+        let told = self.store.set(&counter_key(self.epoch, self.me), LEFT, deadline);
+        drop(told.and_then(|()| self.store.add(&self.bell_key(), 1, deadline)));
     }
 
     fn write_once(
@@ -105,8 +121,9 @@ impl Link {
     pub(in crate::board) fn listen(&self) {
         let mut bell: Option<Vec<u8>> = None;
         let mut keys = vec![self.decision_key()];
-        keys.extend(self.members.iter().map(|&rank| self.notes_key(rank)));
+        // Signs first: who was seen to have left has said all that is read then.
         keys.extend(self.members.iter().map(|&rank| counter_key(self.epoch, rank)));
+        keys.extend(self.members.iter().map(|&rank| self.notes_key(rank)));
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         while !self.is_over() {
             match self.store.wait_change(&self.bell_key(), bell.as_deref(), after(self.renew)) {
@@ -121,13 +138,13 @@ impl Link {
         }
     }
 
-    /// Takes in the decision, notes and signs of life of all members, in this order.
+    /// Takes in the decision, signs of life and notes of all members, in this order.
     fn take_in(&self, values: Vec<Option<Vec<u8>>>) -> Result<(), Trouble> {
         let mut values = values.into_iter();
         let decision = self.parse_decision(values.next().flatten().as_deref())?;
         let count = self.members.len();
-        let notes: Vec<_> = values.by_ref().take(count).collect();
-        let signs: Vec<_> = values.take(count).collect();
+        let signs: Vec<_> = values.by_ref().take(count).collect();
+        let notes: Vec<_> = values.take(count).collect();
         let mut state = self.lock();
         if decision.is_after(&state.seen) {
             state.seen = decision;
@@ -135,8 +152,10 @@ impl Link {
         for ((&rank, peer), (notes, sign)) in
             self.members.iter().zip(&mut state.peers).zip(notes.into_iter().zip(signs))
         {
+            let left = sign.as_deref() == Some(LEFT);
             if let Some(sign) = sign
                 && sign != peer.sign
+                && !left
             {
                 peer.sign = sign;
                 peer.signs += 1;
@@ -144,6 +163,7 @@ impl Link {
             if rank == self.me {
                 continue;
             }
+            peer.left |= left;
             let Some(bytes) = notes else { continue };
             let (first, notes) =
                 decode_notes(&bytes).map_err(|what| Trouble::Malformed(self.notes_key(rank), what))?;

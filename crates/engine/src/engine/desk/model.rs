@@ -14,12 +14,13 @@ use std::sync::atomic::{AtomicU32 as Uncounted, AtomicUsize, Ordering::SeqCst};
 
 use eplb_exchange::Phase;
 use loom::cell::UnsafeCell;
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use loom::sync::{Arc, Condvar, Mutex, MutexGuard};
 use loom::thread;
 
 use super::*;
-use crate::engine::handover::{Handover, Words, began_before};
+use crate::engine::handover::loomed::Loomed as Words;
+use crate::engine::handover::{Handover, began_before};
 use crate::engine::shared::EXCHANGE;
 
 /// Steps before the host asks for the end: up to as many.
@@ -91,38 +92,6 @@ impl Monitor for Loomed {
     }
 }
 
-#[derive(Debug, Default)]
-struct Loose {
-    attention: AtomicU32,
-    next_step: AtomicU64,
-}
-
-impl Words for Loose {
-    fn fence(&self) {
-        fence(Ordering::SeqCst);
-    }
-
-    fn next_step(&self) -> u64 {
-        self.next_step.load(Ordering::Acquire)
-    }
-
-    fn set_next_step(&self, next: u64) {
-        self.next_step.store(next, Ordering::Release);
-    }
-
-    fn attention(&self) -> u32 {
-        self.attention.load(Ordering::Acquire)
-    }
-
-    fn raise(&self, bits: u32) {
-        self.attention.fetch_or(bits, Ordering::AcqRel);
-    }
-
-    fn clear(&self, bits: u32) {
-        self.attention.fetch_and(!bits, Ordering::AcqRel);
-    }
-}
-
 /// The exchange, under the lock of the steps.
 #[derive(Debug, Default)]
 struct Core {
@@ -139,7 +108,7 @@ struct Scene {
     /// Steps that another rank is ahead: the commit is agreed on for as much later.
     lead: u64,
     desk: Desk<Loomed>,
-    hand: Handover<Loose>,
+    hand: Handover<Words>,
     core: Mutex<Core>,
     /// What passes route by: 1 before, 2 after.
     map: AtomicU64,

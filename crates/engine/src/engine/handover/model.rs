@@ -7,11 +7,12 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use loom::cell::UnsafeCell;
-use loom::sync::atomic::{AtomicU32, AtomicU64, Ordering, fence};
+use loom::sync::atomic::{AtomicU64, Ordering};
 use loom::sync::{Arc, Condvar, Mutex};
 use loom::thread;
 
-use super::{Handover, Words, began_before};
+use super::loomed::Loomed;
+use super::{Handover, began_before};
 
 const EXCHANGE: u32 = 1;
 /// Steps of the server; then it idles.
@@ -37,46 +38,6 @@ enum Way {
     Drained,
     /// Copied in at the boundary of an agreed step.
     Committed,
-}
-
-/// The words as loom has them.
-#[derive(Debug, Default)]
-struct Loomed {
-    attention: AtomicU32,
-    next_step: AtomicU64,
-    unfenced: std::cell::Cell<bool>,
-}
-
-// SAFETY: `unfenced` is set before the words are shared, and only read then.
-#[allow(unsafe_code)]
-unsafe impl Sync for Loomed {}
-
-impl Words for Loomed {
-    fn fence(&self) {
-        if !self.unfenced.get() {
-            fence(Ordering::SeqCst);
-        }
-    }
-
-    fn next_step(&self) -> u64 {
-        self.next_step.load(Ordering::Acquire)
-    }
-
-    fn set_next_step(&self, next: u64) {
-        self.next_step.store(next, Ordering::Release);
-    }
-
-    fn attention(&self) -> u32 {
-        self.attention.load(Ordering::Acquire)
-    }
-
-    fn raise(&self, bits: u32) {
-        self.attention.fetch_or(bits, Ordering::AcqRel);
-    }
-
-    fn clear(&self, bits: u32) {
-        self.attention.fetch_and(!bits, Ordering::AcqRel);
-    }
 }
 
 /// What the exchange wants of the next boundary.

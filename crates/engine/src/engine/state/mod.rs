@@ -153,6 +153,8 @@ pub(super) enum Event {
     Formed,
     /// Something cannot go on.
     Fail(String),
+    /// Nor can anything that the host may want, but the end.
+    Collapse(String),
     /// The host wants the end.
     Stop,
     /// The host waits no longer for the end.
@@ -228,6 +230,11 @@ impl Machine {
         self.wish.is_some()
     }
 
+    /// Whether the host wants the end, or has it.
+    pub(super) fn is_ending(&self) -> bool {
+        self.state == State::Stopped || self.wish == Some(Wish::Stop)
+    }
+
     /// Takes in an event.
     ///
     /// # Errors
@@ -278,7 +285,9 @@ impl Machine {
                 return Ok(Some(Order::Open));
             }
             Event::Formed if self.state == State::Reforming => return Ok(self.settle()),
-            Event::Fail(cause) => {
+            // The host leaves what failed already.
+            Event::Fail(_) if self.wish == Some(Wish::Reform) => return Ok(self.settle()),
+            Event::Fail(cause) | Event::Collapse(cause) => {
                 self.state =
                     if self.wish == Some(Wish::Stop) { State::Stopped } else { State::Failed { cause } };
                 self.wish = None;

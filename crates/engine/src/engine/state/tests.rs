@@ -72,6 +72,7 @@ fn event() -> impl Strategy<Value = Event> {
         1 => Just(Event::Reform),
         1 => Just(Event::Formed),
         1 => Just(Event::Fail("a test".into())),
+        1 => Just(Event::Collapse("a test".into())),
         1 => Just(Event::Stop),
     ]
 }
@@ -163,6 +164,25 @@ fn a_round_goes_through_its_states() {
     let expected =
         ["idle", "collecting", "planning", "agreeing", "draining", "moving", "armed", "moving", "idle"];
     assert_eq!(names, expected);
+}
+
+#[test]
+fn what_fails_while_the_host_waits_to_leave_it_is_left() {
+    for before in [Event::PlanBegins, Event::Begin, Event::Reform] {
+        let mut machine = Machine::new();
+        machine.on(before.clone()).unwrap();
+        machine.on(Event::Reform).unwrap();
+        assert_eq!(
+            machine.on(Event::Fail("the epoch is closed".into())),
+            Ok(Some(Order::Reform)),
+            "{before:?}"
+        );
+        assert_eq!(machine.state(), &State::Reforming);
+        // Nobody is there to form one.
+        machine.on(Event::Reform).unwrap();
+        assert_eq!(machine.on(Event::Collapse("it panicked".into())), Ok(None));
+        assert_eq!(machine.state().name(), "failed");
+    }
 }
 
 #[test]

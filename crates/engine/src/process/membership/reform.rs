@@ -262,7 +262,9 @@ fn facts_of(job: &Job, topology: &Topology) -> (u64, u64) {
 pub fn suspects(error: &EngineError) -> Vec<RankId> {
     match error {
         EngineError::AtStage { error, .. } => suspects(error),
-        EngineError::Aborted { cause: Cause::PeerSilent { rank, .. }, .. } => vec![*rank],
+        EngineError::Aborted {
+            cause: Cause::PeerSilent { rank, .. } | Cause::PeerLeft { rank, .. }, ..
+        } => vec![*rank],
         EngineError::Group(GroupError::Missing { ranks, .. }) => ranks.clone(),
         _ => Vec::new(),
     }

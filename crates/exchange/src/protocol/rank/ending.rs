@@ -51,7 +51,13 @@ impl Exchange {
             Cause::TooLate { rank, wave } => Note::TooLate { wave, rank },
             _ => Note::Failed { cause: cause.to_string() },
         });
+        let differs = matches!(cause, Cause::PlanMismatch { .. });
         self.doomed = Some(cause);
+        if self.plan.waves().is_empty() && !differs {
+            // There is no wave to abort by record, and no rank that has all hashes waits for this one: it is over there.
+            self.finish_abort(Vec::new());
+            return;
+        }
         if !matches!(self.phase, Phase::Committing | Phase::Settling) {
             self.give_up();
         }
@@ -94,7 +100,7 @@ impl Exchange {
 
     /// Whether others may have committed the wave under way without this rank's knowing. A commit needs every rank to be
     /// prepared, and, where slots in service are overwritten, to have acknowledged the step.
-    fn may_be_committed(&self) -> bool {
+    pub(super) fn may_be_committed(&self) -> bool {
         match self.plan.waves().get(self.wave) {
             Some(wave) if wave.needs_agreed_step() => self.agreed.is_some(),
             _ => self.prepared,

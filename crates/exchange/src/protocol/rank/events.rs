@@ -143,6 +143,14 @@ impl Exchange {
         self.advance();
     }
 
+    /// Another rank has left the epoch: it takes no part any more, and says nothing but what it has said. To be called when all of that was heard
+    /// ([`Exchange::hear`]); it is acted on at the next look at the clock.
+    pub fn peer_left(&mut self, rank: RankId) {
+        if rank != self.me {
+            self.peers.leave(rank);
+        }
+    }
+
     /// The answer to [`Action::Decide`](crate::protocol::Action::Decide): what the record says now.
     pub fn decided(&mut self, record: Record, now: Instant) {
         self.deciding = false;
@@ -178,9 +186,9 @@ impl Exchange {
             }
             Phase::Stopping => {
                 let silent = self.peers.missing(self.wave, |h| h.stopped.is_none());
-                // Nobody waits for the dead to say that they have stopped.
-                let dead = |&rank: &RankId| self.peers.silence(rank) > self.deadlines.peer;
-                if waited > self.deadlines.answer || (!silent.contains(&self.me) && silent.iter().all(dead)) {
+                // Nobody waits for the dead to say that they have stopped, nor for those who have left.
+                let gone = |&rank: &RankId| self.peers.is_gone(rank, self.deadlines.peer);
+                if waited > self.deadlines.answer || (!silent.contains(&self.me) && silent.iter().all(gone)) {
                     self.finish_abort(silent);
                 }
                 None
@@ -200,10 +208,12 @@ impl Exchange {
             let (wave, phase) = (self.wave, self.phase);
             self.fail(Cause::Timeout { wave, phase, waiting_for, waited });
         }
-        if !matches!(self.phase, Phase::Stopping | Phase::Over)
-            && let Some((rank, silence)) = self.peers.silent(self.deadlines.peer, self.me)
-        {
-            let (wave, phase) = (self.wave, self.phase);
+        let (wave, phase) = (self.wave, self.phase);
+        if matches!(phase, Phase::Stopping | Phase::Over) {
+            // It is known already, or of no account.
+        } else if let Some(rank) = self.peers.left() {
+            self.fail(Cause::PeerLeft { rank, wave, phase });
+        } else if let Some((rank, silence)) = self.peers.silent(self.deadlines.peer, self.me) {
             self.fail(Cause::PeerSilent { rank, wave, phase, silence });
         }
         self.advance();

@@ -88,8 +88,11 @@ impl Exchange {
         }
         let verdict = if self.record.decided == self.wave + 1 {
             self.record.verdict
-        } else {
+        } else if self.may_be_committed() || matches!(self.phase, Phase::Committing | Phase::Settling) {
             Verdict::Commit { step: self.agreed }
+        } else {
+            // Nobody commits a wave that this rank has not prepared.
+            Verdict::Abort
         };
         match verdict {
             Verdict::Commit { step }

@@ -97,15 +97,15 @@ pub(super) struct Exchange {
 struct Meeting {
     give: f64,
     level: f64,
-    /// Cost of one unit more or less, at most.
-    slowness: f64,
+    /// Cost of one unit more or less on `a` and on `b`.
+    slowness: [f64; 2],
 }
 
 impl Meeting {
     fn of(state: &State, a: usize, b: usize) -> Self {
         let (slow_a, slow_b) = (state.slowness[a], state.slowness[b]);
         let give = (state.cost(a) - state.cost(b)) / (slow_a + slow_b);
-        Self { give, level: (state.load[a] - give) * slow_a, slowness: slow_a.max(slow_b) }
+        Self { give, level: (state.load[a] - give) * slow_a, slowness: [slow_a, slow_b] }
     }
 }
 
@@ -158,6 +158,11 @@ impl Exchange {
         self.count > 0
     }
 
+    /// Whether one is found that need not be bettered.
+    fn is_good_enough(&self) -> bool {
+        self.is_some() && self.cost <= self.goal
+    }
+
     /// Carries the exchange between rank `a` and the other out, if there is one.
     pub(super) fn apply(&self, state: &mut State, a: usize, holders: &mut Holders) {
         if self.is_some() {
@@ -198,23 +203,29 @@ impl Exchange {
                 let most = self.cost / state.slowness[b] - state.load[b];
                 let least = state.load[a] - self.cost / state.slowness[a];
                 if most <= least {
-                    break;
+                    // Heavier ranks have less room still, unless they are faster.
+                    if state.alike {
+                        break;
+                    }
+                    continue;
                 }
                 if !glance.finds(state.blocks(b), 0.5 * (most + least), 0.5 * (most - least)) {
                     continue;
                 }
             }
             let meeting = Meeting::of(state, a, b);
-            // Heavier ranks meet at a higher level still.
-            if b == a || meeting.level >= self.cost {
+            if b == a || (state.alike && meeting.level >= self.cost) {
                 break;
+            }
+            if meeting.level >= self.cost {
+                continue;
             }
             let sparse = sparse && glance.is_none();
             match kind {
                 Kind::One => self.one(state, a, b, meeting, sparse),
                 Kind::Two => self.two(state, a, b, meeting, scratch, sparse),
             }
-            if self.cost <= self.goal {
+            if self.is_good_enough() {
                 return true;
             }
         }
@@ -233,7 +244,7 @@ impl Exchange {
                 break;
             }
             self.one(state, a, b, meeting, false);
-            if self.cost <= self.goal {
+            if self.is_good_enough() {
                 return true;
             }
             from = at + 1;
@@ -258,7 +269,7 @@ impl Exchange {
                     self.accept(cost, b, &[(state.expert[p], state.expert[q])]);
                 }
             }
-            if self.cost <= self.goal {
+            if self.is_good_enough() {
                 return;
             }
             within = meeting.distance(self.cost);
@@ -301,7 +312,7 @@ impl Exchange {
                     self.accept(cost, b, &[pair(0), pair(1)]);
                 }
             }
-            if self.cost <= self.goal {
+            if self.is_good_enough() {
                 return;
             }
             within = meeting.distance(self.cost);
@@ -318,7 +329,8 @@ impl Meeting {
     /// Higher cost of the two ranks when `given` units change sides.
     #[inline]
     fn cost(&self, given: f64) -> f64 {
-        self.level + (given - self.give).abs() * self.slowness
+        let (more, [slow_a, slow_b]) = (given - self.give, self.slowness);
+        self.level + (more * slow_b).max(-more * slow_a)
     }
 }
 
@@ -326,7 +338,7 @@ impl Meeting {
     /// How far from [`Meeting::give`] what is given may be for less than `cost`, rounded up to what float32 tells apart.
     #[inline]
     fn distance(&self, cost: f64) -> f32 {
-        ((cost - self.level) / self.slowness) as f32 * (1.0 + f32::EPSILON)
+        ((cost - self.level) / self.slowness[0].min(self.slowness[1])) as f32 * (1.0 + f32::EPSILON)
     }
 }
 

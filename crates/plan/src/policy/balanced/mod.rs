@@ -18,6 +18,7 @@
 //!
 //! A layer without load keeps what is in place, or is spread evenly where nothing is.
 
+mod chain;
 mod exact;
 mod exchange;
 mod fill;

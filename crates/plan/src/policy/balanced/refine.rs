@@ -1,11 +1,13 @@
 //! Refinement: lowers the cost of the worst rank, one small change after another.
 //!
 //! The worst rank gives load to a lighter one; a change is the better, the closer it brings the two to the same cost.
-//! Neighbourhoods: exchange of one replica for one, of two for two, and replacing a replica of one expert by a replica
-//! of another. At first only the lightest ranks are asked for an exchange: they have the most to take, and mostly one
-//! of them is enough. Where they are not, more and more ranks are asked until one helps. How many are asked in all is
-//! limited by the number of ranks, so that the work per layer grows as its slots do.
+//! Neighbourhoods, the cheapest first: exchange of one replica for one, of two for two, replacing a replica of one
+//! expert by a replica of another, and chains over three ranks. At first only the lightest ranks are asked for an
+//! exchange: they have the most to take, and mostly one of them is enough. Where they are not, more and more ranks are
+//! asked until one helps. A refinement ends next to the mean, or where nothing in any of these neighbourhoods lowers the
+//! worst rank.
 
+use super::chain::{ChainScratch, chain};
 use super::exchange::{Exchange, ExchangeScratch, Kind, level};
 use super::replace::{ReplaceScratch, replace};
 use super::state::State;
@@ -32,14 +34,15 @@ const NEAR: usize = 4;
 /// How many times as many are asked when none of them helps.
 const WIDER: usize = 2;
 
-/// How many ranks beyond the nearest are asked in all, as a multiple of the ranks that there are.
-pub(super) const MOST_ASKED: usize = 32;
+/// Most changes of a layer, for each of its ranks: far more than any takes.
+const MOST_STEPS: usize = 256;
 
 /// Memory of the refinement.
 #[derive(Debug, Default)]
 pub(super) struct RefineScratch {
     exchange: ExchangeScratch,
     pub(super) replace: ReplaceScratch,
+    pub(super) chain: ChainScratch,
     /// Since the scratch was made.
     pub(super) counts: Counts,
 }
@@ -55,23 +58,33 @@ pub(super) struct Counts {
     pub(super) helped: u64,
     /// Replacements that were looked for.
     pub(super) searches: u64,
+    /// Chains that were looked for, and those that were found.
+    pub(super) chains: u64,
+    pub(super) chained: u64,
+    /// How refinements ended: next to the mean, where no change helps, and with more changes than a layer may take.
+    pub(super) at_mean: u64,
+    pub(super) at_optimum: u64,
+    pub(super) at_limit: u64,
 }
 
 /// Changes the placement until its worst rank is next to the mean or no change helps.
 pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &mut RefineScratch) {
-    let RefineScratch { exchange, replace: memory, counts } = scratch;
+    let RefineScratch { exchange, replace: memory, chain: links, counts } = scratch;
     counts.refined += 1;
     let mean = state.load.iter().sum::<f64>() / ranks.speed;
     let target = mean * (1.0 + TOLERANCE);
+    // Less than the least gain above the target is at it.
+    let done = target + mean * LEAST_GAIN;
     let all = state.ranks();
-    let (near, mut asked) = (NEAR.min(all), 0);
+    let near = NEAR.min(all);
     memory.holders.clear();
     let mut pause = Pause::default();
-    // Every step lowers a rank by a part of the mean, so that this ends; in practice far below the limit.
-    for _ in 0..4 * all + 64 {
+    // Every step lowers a rank by a part of the mean and raises none as high, so that this ends.
+    for _ in 0..MOST_STEPS * all {
         let worst = state.worst();
         let cost = state.cost(worst);
-        if cost <= target {
+        if cost <= done {
+            counts.at_mean += 1;
             return;
         }
         counts.steps += 1;
@@ -82,14 +95,11 @@ pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &m
         let found = best.search(state, worst, 0..near, Kind::One, exchange)
             || best.search(state, worst, 0..near, Kind::Two, exchange);
         if !found && !best.is_some() {
-            if asked > MOST_ASKED * all {
-                return;
-            }
+            let aim = [highest, cost - (cost - goal) * REPLACED];
             let due = pause.is_over();
             if due {
                 counts.searches += 1;
-                let replaced =
-                    replace(state, worst, limit, [highest, cost - (cost - goal) * REPLACED], memory);
+                let replaced = replace(state, worst, limit, aim, memory);
                 pause.after(replaced);
                 if replaced {
                     continue;
@@ -100,23 +110,29 @@ pub(super) fn refine(state: &mut State, ranks: &Ranks, limit: usize, scratch: &m
                 let to = (WIDER * from).min(all);
                 let _ = best.search(state, worst, from..to, Kind::One, exchange)
                     || best.search(state, worst, from..to, Kind::Two, exchange);
-                asked += to - from;
                 counts.asked += (to - from) as u64;
                 from = to;
             }
             counts.helped += u64::from(best.is_some());
             if !best.is_some() {
-                if due {
+                if !due {
+                    counts.searches += 1;
+                    if replace(state, worst, limit, aim, memory) {
+                        continue;
+                    }
+                }
+                counts.chains += 1;
+                if !chain(state, worst, [highest, goal], &mut memory.holders, links, exchange) {
+                    counts.at_optimum += 1;
                     return;
                 }
-                counts.searches += 1;
-                if !replace(state, worst, limit, [highest, cost - (cost - goal) * REPLACED], memory) {
-                    return;
-                }
+                counts.chained += 1;
+                continue;
             }
         }
         best.apply(state, worst, &mut memory.holders);
     }
+    counts.at_limit += 1;
 }
 
 /// How long a search that keeps failing is left out: twice as long each time.

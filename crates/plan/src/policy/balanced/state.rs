@@ -15,6 +15,7 @@ pub(super) const LANES: usize = 4;
 /// Invariants: `places` of a rank are sorted by load descending, expert ascending, empty ones last; no rank holds an
 /// expert twice; `load`, `cost` and `order` follow from the places and `size`.
 #[derive(Debug, Default)]
+#[cfg_attr(test, derive(Clone))]
 pub(super) struct State {
     /// Places of each rank that can hold an expert, `[ranks]`.
     room: Vec<usize>,
