@@ -63,6 +63,14 @@ struct Work {
     timeline: Option<Arc<Timeline>>,
 }
 
+/// Pulls, as (wave, number), that could be enqueued.
+#[derive(Debug, Default)]
+struct Could {
+    /// Copies inside the rank, which read from nobody.
+    local: Vec<(u64, usize)>,
+    remote: Vec<Candidate>,
+}
+
 /// How fast a rank pulls, and in which order.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Manner {
@@ -251,9 +259,12 @@ impl Shared {
                 }
             }
         }
+        let could = self.could_go(work, &mut steps);
+        // What may start here is said before a source is chosen: the others need that, and this rank can be held up in between.
+        let moved = self.carry_out_all(work, &mut steps)?;
         let now = self.start.elapsed();
-        let chosen = self.choose(work, now, &mut steps)?;
-        let (open, pace, before) = (&work.open, &mut work.pace, steps.len());
+        let chosen = self.choose(work, could, now)?;
+        let (open, pace) = (&work.open, &mut work.pace);
         let may = |wave: u64, pull: usize| {
             let chosen = chosen.as_ref().is_none_or(|chosen| chosen.contains(&(wave, pull)));
             let free = chosen && pace.wait(now).is_zero();
@@ -267,7 +278,7 @@ impl Shared {
         };
         work.lane.advance(|rank| self.words.ready(rank), may, &mut steps);
         if let Some(reading) = &mut work.reading {
-            let pulls = steps[before..].iter().rev();
+            let pulls = steps.iter().rev();
             let of =
                 |step: &Step| if let Step::Pull { wave, pull } = *step { Some((wave, pull)) } else { None };
             reading.settle(
@@ -275,39 +286,50 @@ impl Shared {
                 &*self.words,
             );
         }
-        let moved = !steps.is_empty();
-        for step in steps {
-            self.carry_out(work, step)?;
-        }
-        Ok(moved)
+        Ok(self.carry_out_all(work, &mut steps)? || moved)
     }
 
-    /// Where ranks take turns at sources, the pulls (wave, number) that may go now; `None` where all may.
-    fn choose(
-        &self,
-        work: &mut Work,
-        now: Duration,
-        steps: &mut Vec<Step>,
-    ) -> Result<Option<Vec<(u64, usize)>>, CommError> {
-        let Some(reading) = &mut work.reading else { return Ok(None) };
-        reading.look(&*self.words, now)?;
-        let (open, mut could, mut local) = (&work.open, Vec::new(), Vec::new());
+    /// Where ranks take turns at sources, the pulls that could go now; `None` where all may. Other steps than pulls are due.
+    fn could_go(&self, work: &mut Work, steps: &mut Vec<Step>) -> Option<Could> {
+        work.reading.as_ref()?;
+        let (open, mut could) = (&work.open, Could::default());
         let look = |wave: u64, pull: usize| {
             match open.get(&wave).map(|open| &open.pulls[pull]).filter(|pull| !pull.is_local()) {
                 Some(transfer) => {
                     let (source, bytes) = (transfer.source.index(), self.engine.bytes(transfer));
-                    could.push(Candidate { wave, pull, source, bytes });
+                    could.remote.push(Candidate { wave, pull, source, bytes });
                 }
-                // Copies inside the rank read from nobody.
-                None => local.push((wave, pull)),
+                None => could.local.push((wave, pull)),
             }
             false
         };
         work.lane.advance(|rank| self.words.ready(rank), look, steps);
+        Some(could)
+    }
+
+    /// Of the pulls that could go, those (wave, number) that may; `None`: all.
+    fn choose(
+        &self,
+        work: &mut Work,
+        could: Option<Could>,
+        now: Duration,
+    ) -> Result<Option<Vec<(u64, usize)>>, CommError> {
+        let (Some(reading), Some(could)) = (&mut work.reading, could) else { return Ok(None) };
+        reading.look(&*self.words, now)?;
+        let mut may = could.local;
         if work.pace.wait(now).is_zero() {
-            local.extend(reading.choose(&could, &*self.words, now));
+            may.extend(reading.choose(&could.remote, &*self.words, now));
         }
-        Ok(Some(local))
+        Ok(Some(may))
+    }
+
+    /// Whether there was a step.
+    fn carry_out_all(&self, work: &mut Work, steps: &mut Vec<Step>) -> Result<bool, CommError> {
+        let any = !steps.is_empty();
+        for step in steps.drain(..) {
+            self.carry_out(work, step)?;
+        }
+        Ok(any)
     }
 
     fn carry_out(&self, work: &mut Work, step: Step) -> Result<(), CommError> {

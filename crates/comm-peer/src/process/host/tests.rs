@@ -61,6 +61,8 @@ struct Seen {
     holds: AtomicUsize,
     /// How often it kept a source, against the rules.
     kept: AtomicUsize,
+    /// Turns that it took before it said that others may read here.
+    early: AtomicUsize,
     /// Sources of its pulls, in their order.
     pulled: Mutex<Vec<usize>>,
 }
@@ -88,6 +90,7 @@ impl Pulls for Watched {
 
 #[derive(Debug)]
 struct Words {
+    rank: usize,
     pages: Pages,
     seen: Arc<Seen>,
     planted: Planted,
@@ -115,6 +118,8 @@ impl Signals for Words {
             self.seen.kept.fetch_add(1, Ordering::SeqCst);
             return;
         }
+        let is_early = source.is_some() && self.pages.ready(self.rank) == Some(Ready::default());
+        self.seen.early.fetch_add(usize::from(is_early), Ordering::SeqCst);
         self.pages.read(source);
         self.seen.turns.fetch_add(usize::from(source.is_some()), Ordering::SeqCst);
         self.seen.holds.store(source.map_or(0, |source| source + 1), Ordering::SeqCst);
@@ -146,7 +151,7 @@ impl Rank {
         let seen = Arc::new(Seen::default());
         let parts = |pulls: HostPulls, pages| -> (Box<dyn Pulls>, Box<dyn Signals>) {
             pulls.queue.push(Op::Hold(gate));
-            let words = Words { pages, seen: seen.clone(), planted };
+            let words = Words { rank, pages, seen: seen.clone(), planted };
             (Box::new(Watched { pulls, seen: seen.clone() }), Box::new(words))
         };
         let communicator = join(&meeting, memory.clone(), &options, parts).unwrap();
@@ -168,9 +173,10 @@ impl Rank {
 
     /// Says how it went, and waits until the others need nothing of it any more.
     fn leave(self, wrong: u64) {
-        let (turns, kept) = (self.seen.turns.load(Ordering::SeqCst), self.seen.kept.load(Ordering::SeqCst));
+        let [turns, kept, early] =
+            [&self.seen.turns, &self.seen.kept, &self.seen.early].map(|n| n.load(Ordering::SeqCst));
         let pulled: String = self.seen.pulled.lock().unwrap().iter().map(ToString::to_string).collect();
-        say(&format!("{wrong} wrong, {turns} turns, {kept} kept, pulled {pulled}"));
+        say(&format!("{wrong} wrong, {turns} turns, {kept} kept, {early} early, pulled {pulled}"));
         heed("leave");
     }
 }
@@ -294,6 +300,7 @@ struct End {
     wrong: u64,
     turns: usize,
     kept: usize,
+    early: usize,
     pulled: Vec<u8>,
 }
 
@@ -302,7 +309,7 @@ impl End {
         let (numbers, pulled) = said.split_once("pulled ").unwrap();
         let numbers: Vec<usize> = numbers.split_whitespace().filter_map(|word| word.parse().ok()).collect();
         let pulled = pulled.bytes().map(|source| source - b'0').collect();
-        Self { wrong: numbers[0] as u64, turns: numbers[1], kept: numbers[2], pulled }
+        Self { wrong: numbers[0] as u64, turns: numbers[1], kept: numbers[2], early: numbers[3], pulled }
     }
 }
 
@@ -338,6 +345,10 @@ fn processes_take_turns_and_every_byte_arrives() {
     let ends = exchange(LARGE, [Planted::Nothing; RANKS]);
     // Three waves from two sources each.
     assert!(ends.iter().all(|end| end.wrong == 0 && end.turns >= 6 && end.pulled.len() == 24), "{ends:?}");
+    assert!(
+        ends.iter().all(|end| end.early == 0),
+        "a rank that is held up in its turn keeps none from reading there: {ends:?}"
+    );
     // What is small takes none, and neither does a rank that is told so.
     let ends = exchange(SMALL, [Planted::Nothing; RANKS]);
     assert!(ends.iter().all(|end| end.wrong == 0 && end.turns == 0 && end.pulled.len() == 24), "{ends:?}");
