@@ -125,6 +125,26 @@ pub struct Totals {
     pub worst_between: Option<Worst>,
 }
 
+impl std::ops::AddAssign for Totals {
+    /// What one exchange did and another after it: sums, the larger peak, and the worse states.
+    fn add_assign(&mut self, other: Self) {
+        let worse = |a: Option<Worst>, b: Option<Worst>| match (a, b) {
+            (Some(a), Some(b)) => Some(if b.balancedness < a.balancedness { b } else { a }),
+            (a, b) => a.or(b),
+        };
+        *self = Self {
+            moves: self.moves + other.moves,
+            local_copies: self.local_copies + other.local_copies,
+            link_bytes: self.link_bytes + other.link_bytes,
+            in_place: self.in_place + other.in_place,
+            staged: self.staged + other.staged,
+            staging_peak: self.staging_peak.max(other.staging_peak),
+            worst_drained: worse(self.worst_drained, other.worst_drained),
+            worst_between: worse(self.worst_between, other.worst_between),
+        };
+    }
+}
+
 /// The two parts of a wave: what may go while the wave before is still decided and committed, and what goes after it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
@@ -172,6 +192,8 @@ pub struct ExchangePlan {
     pub(crate) target: Placement,
     pub(crate) waves: Vec<Wave>,
     pub(crate) totals: Totals,
+    /// What the waves add up to after each.
+    pub(crate) sums: Vec<Totals>,
     pub(crate) hash: u64,
     /// Rank of each slot, `[P]`.
     pub(crate) owners: Vec<RankId>,
@@ -218,6 +240,13 @@ impl ExchangePlan {
     /// What they add up to.
     pub fn totals(&self) -> &Totals {
         &self.totals
+    }
+
+    /// What the first `waves` of them add up to, for an exchange that came no further. The least balanced states are those of the plan.
+    pub fn totals_of(&self, waves: usize) -> Totals {
+        let none = Totals::default();
+        let sum = self.sums[..waves.min(self.sums.len())].last().unwrap_or(&none);
+        Totals { worst_drained: self.totals.worst_drained, worst_between: self.totals.worst_between, ..*sum }
     }
 
     /// The rank that owns a slot.

@@ -30,9 +30,9 @@ fn free_port() -> u16 {
     TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
-/// What a run did, without times.
+/// What a run did, without times. The number of waves hangs on time, too: one that was proposed too late is planned again with the rest.
 fn done(report: &Value) -> Vec<Vec<Value>> {
-    let keys = ["step", "balancedness_before", "balancedness", "bound", "moves", "bytes", "waves"];
+    let keys = ["step", "balancedness_before", "balancedness", "bound", "moves", "bytes"];
     let windows = report["windows"].as_array().unwrap();
     windows.iter().map(|window| keys.iter().map(|key| window[*key].clone()).collect()).collect()
 }

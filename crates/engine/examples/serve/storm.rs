@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use eplb_comm::Communicator;
 use eplb_comm::fault::{Faults, FaultyCommunicator, Strike};
@@ -19,18 +19,28 @@ pub(crate) struct Stormy {
     inner: Arc<dyn Transport>,
     made: AtomicU64,
     chance: f64,
+    refuses: AtomicBool,
 }
 
 impl Stormy {
     /// Around another.
     pub(crate) fn around(inner: Arc<dyn Transport>, chance: f64) -> Arc<Self> {
-        Arc::new(Self { inner, made: AtomicU64::new(1), chance })
+        Arc::new(Self { inner, made: AtomicU64::new(1), chance, refuses: AtomicBool::new(false) })
     }
 
-    fn wrap(&self, inner: Box<dyn Communicator>) -> Box<dyn Communicator> {
+    /// From now on no communicator is made.
+    #[cfg_attr(not(test), allow(dead_code, reason = "for the tests that share this module"))]
+    pub(crate) fn refuse(&self) {
+        self.refuses.store(true, Ordering::SeqCst);
+    }
+
+    fn wrap(&self, inner: Box<dyn Communicator>) -> Result<Box<dyn Communicator>, EngineError> {
+        if self.refuses.load(Ordering::SeqCst) {
+            return Err(EngineError::Backend { backend: self.name(), detail: "the test says so".into() });
+        }
         let seed = self.made.fetch_add(1, Ordering::SeqCst);
         let faults = Faults { seed, fail: Strike::Chance(self.chance), ..Faults::default() };
-        Box::new(FaultyCommunicator::around(inner, faults))
+        Ok(Box::new(FaultyCommunicator::around(inner, faults)))
     }
 }
 
@@ -62,13 +72,13 @@ impl Transport for Stormy {
     }
 
     fn connect(&self, meeting: Meeting) -> Result<Box<dyn Communicator>, EngineError> {
-        Ok(self.wrap(self.inner.connect(meeting)?))
+        self.wrap(self.inner.connect(meeting)?)
     }
 
     fn connect_device(
         &self,
         meeting: Meeting<Arc<DeviceMemory>>,
     ) -> Result<Box<dyn Communicator>, EngineError> {
-        Ok(self.wrap(self.inner.connect_device(meeting)?))
+        self.wrap(self.inner.connect_device(meeting)?)
     }
 }

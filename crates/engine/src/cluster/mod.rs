@@ -89,9 +89,9 @@ impl Settings {
 /// What one exchange did.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Moved {
-    /// Number of waves.
+    /// Waves that were committed.
     pub waves: usize,
-    /// What the waves add up to.
+    /// What they add up to.
     pub totals: Totals,
     /// Steps that every rank served meanwhile.
     pub steps: u64,
@@ -219,6 +219,7 @@ impl Cluster {
             let (outcome, mut moved) = self.attempt(&new, &loads)?;
             if let Some(before) = &sum {
                 moved.waves += before.waves;
+                moved.totals += before.totals;
                 moved.steps += before.steps;
                 moved.bytes_wrong += before.bytes_wrong;
                 moved.first_wrong = before.first_wrong.clone().or(moved.first_wrong);

@@ -87,7 +87,6 @@ impl Worker {
         let layout = self.serving.memory.layout().clone();
         let plan =
             ExchangePlan::new(&old, &new, &self.serving.topology, &layout, Some(loads.view()), &limits)?;
-        let (waves, totals) = (plan.waves().len(), *plan.totals());
         let plan = Arc::new(plan);
         let members: Vec<RankId> = self.serving.topology.live_ranks().collect();
         let last = self.serving.driver.last_step();
@@ -135,6 +134,8 @@ impl Worker {
                 detail: "the exchange did not end".into(),
             });
         };
+        let waves = ended.outcome.committed(&plan);
+        let totals = plan.totals_of(waves);
         Ok(Reply::Exchanged(Box::new(Exchanged {
             outcome: ended.outcome,
             phy2log: self.serving.driver.phy2log().clone(),

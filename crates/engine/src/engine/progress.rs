@@ -224,6 +224,8 @@ impl Progress {
             if let Some(session) = &self.session {
                 session.board.renew(session.rank());
             }
+            // Passes go on, and what they count has little room on its way. A device that refuses is no news to an engine that has failed.
+            drop(self.collect());
             std::thread::sleep(self.poll());
             return Ok(());
         };

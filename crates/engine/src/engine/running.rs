@@ -213,11 +213,7 @@ impl Progress {
         let shared = self.shared.clone();
         let waves = running.waves.waves().len();
         let Ended { outcome, communicator } = ended;
-        let committed = match &outcome {
-            Outcome::Completed => waves,
-            Outcome::Broken { wave, .. } => *wave + 1,
-            Outcome::Aborted { wave, .. } | Outcome::Undecided { wave, .. } => *wave,
-        };
+        let committed = outcome.committed(&running.waves);
         {
             let mut core = lock(&shared.core);
             core.moving = None;

@@ -20,9 +20,9 @@ use crate::error::EngineError;
 /// What one exchange did, as this rank saw it.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Exchanged {
-    /// Number of waves.
+    /// Waves that were committed.
     pub waves: usize,
-    /// What the waves add up to, over all ranks.
+    /// What they add up to, over all ranks.
     pub totals: Totals,
     /// Steps that this rank served meanwhile.
     pub steps: u64,
@@ -57,6 +57,7 @@ impl Member {
             let (outcome, mut exchanged) = self.attempt(new, loads)?;
             if let Some(before) = sum {
                 exchanged.waves += before.waves;
+                exchanged.totals += before.totals;
                 exchanged.steps += before.steps;
                 exchanged.bytes_wrong += before.bytes_wrong;
                 exchanged.first_wrong = before.first_wrong.or(exchanged.first_wrong);
@@ -106,8 +107,8 @@ impl Member {
             Err(error) => return at(rank, Stage::Agreeing, Err(self.give_up(error.into()))),
         };
         let mut exchanged = Exchanged {
-            waves: plan.waves().len(),
-            totals: *plan.totals(),
+            waves: 0,
+            totals: plan.totals_of(0),
             steps: 0,
             time: Duration::ZERO,
             bytes_wrong: 0,
@@ -129,6 +130,8 @@ impl Member {
         }
         let (outcome, steps) = at(rank, Stage::Moving, self.exchange(&plan))?;
         exchanged.steps = steps;
+        exchanged.waves = outcome.committed(&plan);
+        exchanged.totals = plan.totals_of(exchanged.waves);
         let found = self.serving.findings.take();
         exchanged.bytes_wrong = found.bytes_wrong;
         exchanged.first_wrong = found.first.map(|error| error.to_string());
@@ -184,12 +187,7 @@ impl Member {
         let Some(Ended { outcome, communicator }) = ended else {
             return Err(EngineError::RankLost { rank, detail: "the exchange did not end".into() });
         };
-        let committed = match &outcome {
-            Outcome::Completed => plan.waves().len(),
-            Outcome::Broken { wave, .. } => *wave + 1,
-            Outcome::Aborted { wave, .. } | Outcome::Undecided { wave, .. } => *wave,
-        };
-        self.version += committed as u64;
+        self.version += outcome.committed(plan) as u64;
         self.sound = true;
         if let Outcome::Undecided { wave, .. } = outcome {
             let ((_, base), epoch) = (self.session.board.position(), self.session.epoch());

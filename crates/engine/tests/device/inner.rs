@@ -4,12 +4,12 @@ use std::ffi::c_void;
 use std::io::Write;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use eplb_comm::store::{InProcessStore, StoreAddress};
 use eplb_comm_nccl::Backend;
 use eplb_core::{RankId, Topology};
-use eplb_engine::engine::{Device, Engine, EngineConfig, RoundOutcome, SetId, TriggerConfig, World};
+use eplb_engine::engine::{Device, Engine, EngineConfig, RoundOutcome, SetId, State, TriggerConfig, World};
 use eplb_engine::process::{DevicePeerTransport, GlooTransport, NcclTransport, Transport};
 use eplb_plan::Policy;
 use eplb_trace::Trace;
@@ -56,17 +56,14 @@ fn refuses(engine: &Engine, handles: &[u64]) {
     }
 }
 
-fn transport() -> Arc<dyn Transport> {
+fn transport() -> Arc<Stormy> {
     let inner: Arc<dyn Transport> = match word("backend").as_deref() {
         Some("nccl") => Arc::new(NcclTransport::new(Backend::Nccl)),
         Some("gloo") => Arc::new(GlooTransport::new(None, &StoreAddress::File("/".into())).unwrap()),
         Some("nccl-steps") => Arc::new(NcclTransport::in_steps(Backend::Nccl)),
         _ => DevicePeerTransport::threads(),
     };
-    match word("storm") {
-        Some(chance) => Stormy::around(inner, chance.parse().unwrap()),
-        None => inner,
-    }
+    Stormy::around(inner, word("storm").map_or(0.0, |chance| chance.parse().unwrap()))
 }
 
 /// Begins or ends the capture of a stream, by the driver's own calls.
@@ -110,9 +107,9 @@ fn serving_on_the_fakes() {
         ..EngineConfig::default()
     };
     config.budget.moves = Some(12);
-    let (store, transport) = (Arc::new(InProcessStore::new()), transport());
+    let (store, storm) = (Arc::new(InProcessStore::new()), transport());
     let start = |rank: usize| -> Result<(Engine, SetId, Card), Box<dyn std::error::Error>> {
-        let (store, transport) = (store.clone(), transport.clone());
+        let (store, transport) = (store.clone(), storm.clone());
         let world = World::Group { rank: RankId::at(rank), world_size: RANKS, store, transport };
         let mut builder = Engine::builder(config.clone(), world);
         let device = Device::new(rank)?;
@@ -142,12 +139,12 @@ fn serving_on_the_fakes() {
         Ok((engine, set, card))
     };
     let (moved, aborted) = (AtomicU64::new(0), AtomicU64::new(0));
-    let run = |rank: usize| -> (Option<Seen>, Option<String>) {
+    let run = |rank: usize| -> (Option<Seen>, Option<String>, Option<State>) {
         let (engine, set, mut card) = match start(rank) {
             Ok(made) => made,
             Err(error) => {
                 server.mail.leave();
-                return (None, Some(error.to_string()));
+                return (None, Some(error.to_string()), None);
             }
         };
         let handles = card.handles();
@@ -155,7 +152,7 @@ fn serving_on_the_fakes() {
         mark(&format!("rank lead={:#x} other={:#x}", handles[0], handles[1]));
         // All ranks are past their start when the first begins to serve.
         if server.mail.meet(rank).is_err() {
-            return (None, Some("another rank did not start".into()));
+            return (None, Some("another rank did not start".into()), None);
         }
         mark("serving");
         let mut known = 0;
@@ -169,6 +166,16 @@ fn serving_on_the_fakes() {
             if is_turn("reform") {
                 engine.reform(LONG)?;
             }
+            if step + 1 == number("fails", 0) {
+                engine.quiesce(LONG)?;
+                storm.refuse();
+                engine.reopen(LONG)?;
+                let start = Instant::now();
+                while !matches!(engine.state(), State::Failed { .. }) {
+                    assert!(start.elapsed() < LONG, "an engine that cannot connect is {}", engine.state());
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+            }
             if rank == 0 && engine.rounds() > known {
                 known = engine.rounds();
                 match engine.last_report(set).map(|report| report.outcome) {
@@ -177,7 +184,7 @@ fn serving_on_the_fakes() {
                     _ => 0,
                 };
             }
-            if rank == 0 && known >= rounds {
+            if rank == 0 && (known >= rounds || step + 1 == number("steps", 0)) {
                 server.over.store(true, Ordering::SeqCst);
             }
             Ok(())
@@ -188,7 +195,7 @@ fn serving_on_the_fakes() {
         drop(card);
         let failed = seen.as_ref().err().map(|error| format!("{error}; the engine was {state}"));
         let failed = failed.or_else(|| ended.err().map(|error| error.to_string()));
-        (seen.ok(), failed)
+        (seen.ok(), failed, Some(state))
     };
     let ends: Vec<_> = std::thread::scope(|scope| {
         let run = &run;
@@ -196,9 +203,10 @@ fn serving_on_the_fakes() {
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     println!();
-    for (seen, failed) in ends {
+    for (seen, failed, state) in ends {
+        let state = state.map_or_else(String::new, |state| state.to_string());
         let seen = seen.unwrap_or_default();
-        println!("SEEN steps={} switches={} wrong={}", seen.steps, seen.switches, seen.wrong);
+        println!("SEEN steps={} switches={} wrong={} {state}", seen.steps, seen.switches, seen.wrong);
         if let Some(first) = seen.first_wrong {
             println!("WRONG {first}");
         }

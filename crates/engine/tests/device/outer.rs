@@ -198,6 +198,13 @@ fn ranks_that_form_new_epochs_go_on_where_they_were() {
 }
 
 #[test]
+fn passes_are_counted_while_no_rounds_can_be_run() {
+    let run = serve("slots=72 rounds=1000 fails=10 steps=40", 0, None);
+    assert!(run.wrong == 0 && !run.said.contains("FAILED"), "{}", run.said);
+    assert_eq!(run.said.matches("failed: ").count(), RANKS, "{}", run.said);
+}
+
+#[test]
 fn what_is_derived_from_weights_follows_them() {
     for slots in [64, 72] {
         let run = serve(&format!("slots={slots} rounds=6 hook=1"), 300, None);

@@ -164,6 +164,51 @@ fn a_rank_that_has_ended_is_waited_for_by_nobody() {
 }
 
 #[test]
+fn a_commit_that_waits_for_no_step_is_made_while_the_host_waits() {
+    let threads = Threads::new(2);
+    let switched = AtomicBool::new(false);
+    let mut config = patient();
+    // Nothing can be staged: experts go to slots that were drained, and each rank switches at a boundary of its own.
+    (config.staging_bytes, config.drain_floor) = (Some(0), 1.0);
+    let maps = threads.run(|rank| {
+        let (engine, set) = threads.engine(rank, config.clone());
+        let start = engine.maps(set);
+        let is_filled = || {
+            let now = engine.maps(set);
+            now.phy2log.iter().zip(&start.phy2log).any(|(now, old)| now != old && *now >= 0)
+        };
+        let is_drained = || engine.maps(set).phy2log.iter().any(|&expert| expert < 0);
+        // The copies wait on each rank until steps before those of the drains are over. Rank 1 drains at a low one and is past all of
+        // them then, so that rank 0 need not go on.
+        if rank == RankId(0) {
+            count(&engine, set, 0, 1);
+            engine.rebalance_now().unwrap();
+            let mut steps = 1_000_000..;
+            until("drained slots", || {
+                engine.step(steps.next().unwrap()).unwrap();
+                is_drained()
+            });
+            until("the commit of rank 1", || switched.load(Ordering::SeqCst));
+            assert!(!is_filled(), "this rank came to no boundary");
+        } else {
+            let (mut low, mut high) = (0.., 2_000_000..);
+            until("a commit", || {
+                let step = if is_drained() { high.next() } else { low.next() };
+                engine.step(step.unwrap()).unwrap();
+                is_filled()
+            });
+            switched.store(true, Ordering::SeqCst);
+        }
+        engine.quiesce(LONG).unwrap();
+        assert!(is_filled() && wrong(&engine, set) == 0);
+        let report = engine.last_report(set).unwrap();
+        assert!(report.committed >= 1 && report.moves > 0, "{report:?}");
+        engine.maps(set).phy2log.clone()
+    });
+    assert_eq!(maps[0], maps[1]);
+}
+
+#[test]
 fn a_wait_that_cannot_be_left_is_noticed() {
     let ends = |engine: &Engine, ears: &[Arc<Ears>; 2], _: &dyn Fn()| {
         let late = engine.shutdown(Duration::from_millis(300));

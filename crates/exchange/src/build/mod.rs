@@ -136,7 +136,7 @@ pub(crate) fn build(
             best = Some((time, built, parts));
         }
     }
-    let Some((_, Built { waves, layers, mut totals }, parts)) = best else {
+    let Some((_, Built { waves, layers, sums }, parts)) = best else {
         return Err(stuck(&layers, topology, layout, limits));
     };
 
@@ -145,12 +145,13 @@ pub(crate) fn build(
         eplb_core::CoreError::Shape { what: "phy2log", found: vec![], expected: "one row per layer".into() }
     })?;
     let target = Placement::with_missing(new.experts(), reached)?;
+    let mut totals = sums.last().copied().unwrap_or_default();
     if let Some(loads) = loads {
         find_worst(&start, &waves, loads, topology, &mut totals)?;
     }
     let hash = hash_plan(&start, &target, layout, &waves, &parts);
     let owners = topology.rank_of_slots().to_vec();
-    Ok(ExchangePlan { old: start, target, waves, totals, hash, owners, parts })
+    Ok(ExchangePlan { old: start, target, waves, totals, sums, hash, owners, parts })
 }
 
 /// Waves, and what they lead to.
@@ -158,7 +159,8 @@ pub(crate) fn build(
 struct Built {
     waves: Vec<Wave>,
     layers: Vec<LayerState>,
-    totals: Totals,
+    /// What they add up to after each.
+    sums: Vec<Totals>,
 }
 
 /// Builds all waves in one style.
@@ -171,7 +173,7 @@ fn waves(
     limits: &Limits,
 ) -> Result<Built, ExchangeError> {
     let mut waves: Vec<Wave> = Vec::new();
-    let mut totals = Totals::default();
+    let mut sums: Vec<Totals> = Vec::new();
     while layers.iter().any(LayerState::has_pending) {
         let staging = limits.staging_part(layout, waves.len());
         let order = order(&layers, waves.last().filter(|_| limits.overlap));
@@ -185,7 +187,7 @@ fn waves(
         if draft.wave.commits.is_empty() {
             return Err(stuck(&layers, topology, layout, limits));
         }
-        finish_wave(draft, &mut layers, topology, layout, &mut waves, &mut totals);
+        finish_wave(draft, &mut layers, topology, layout, &mut waves, &mut sums);
     }
     if limits.exact_slots {
         while layers.iter().enumerate().any(|(l, s)| s.current() != new.layer(LayerId::at(l)).to_vec()) {
@@ -198,10 +200,10 @@ fn waves(
             if draft.wave.commits.is_empty() {
                 return Err(stuck(&layers, topology, layout, limits));
             }
-            finish_wave(draft, &mut layers, topology, layout, &mut waves, &mut totals);
+            finish_wave(draft, &mut layers, topology, layout, &mut waves, &mut sums);
         }
     }
-    Ok(Built { waves, layers, totals })
+    Ok(Built { waves, layers, sums })
 }
 
 /// Layers that have something to do, in the order in which a wave takes from them: first those that the wave before, where it may still
@@ -279,8 +281,9 @@ fn finish_wave(
     topology: &Topology,
     layout: &ModelLayout,
     waves: &mut Vec<Wave>,
-    totals: &mut Totals,
+    sums: &mut Vec<Totals>,
 ) {
+    let mut totals = sums.last().copied().unwrap_or_default();
     draft.wave.drains.sort_unstable();
     draft.wave.transfers = sources::choose(&draft, layers, topology, layout);
     let wave = draft.wave;
@@ -304,6 +307,7 @@ fn finish_wave(
     }
     totals.staging_peak = totals.staging_peak.max(draft.staging_used.into_iter().max().unwrap_or(0));
     waves.push(wave);
+    sums.push(totals);
 }
 
 /// Why nothing more can be done: staging that holds no expert, or limits that contradict each other.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use eplb_core::RankId;
 use ndarray::Array2;
 
-use crate::plan::Part;
+use crate::plan::{ExchangePlan, Part};
 
 /// A control message from one rank to all others. Notes of one rank arrive in the order sent.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -446,5 +446,14 @@ impl Outcome {
     /// All ranks of which every one has heard that the others stopped say the same.
     pub fn came_too_late(&self) -> bool {
         matches!(self, Outcome::Aborted { cause, silent, .. } if cause.is_lateness() && silent.is_empty())
+    }
+
+    /// How many waves of a plan were committed here by then; of a broken one the maps were switched.
+    pub fn committed(&self, plan: &ExchangePlan) -> usize {
+        match self {
+            Self::Completed => plan.waves().len(),
+            Self::Broken { wave, .. } => *wave + 1,
+            Self::Aborted { wave, .. } | Self::Undecided { wave, .. } => *wave,
+        }
     }
 }

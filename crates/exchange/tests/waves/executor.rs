@@ -2,8 +2,8 @@
 //! when.
 
 use eplb_core::metrics::{balancedness, changes};
-use eplb_core::{Fill, Landing, Placement, Topology, Wave};
-use eplb_exchange::{ExchangePlan, Part};
+use eplb_core::{Fill, Landing, ModelLayout, Placement, Topology, Wave};
+use eplb_exchange::{ExchangePlan, Part, Totals};
 use ndarray::Array2;
 use proptest::prelude::*;
 
@@ -202,6 +202,21 @@ fn check_early(
     Ok(())
 }
 
+/// What a wave does, counted from what it lists.
+fn sum_of(wave: &Wave, layout: &ModelLayout) -> Totals {
+    let links = || wave.transfers.iter().filter(|transfer| transfer.source != transfer.dest);
+    let staged = wave.transfers.iter().filter(|t| matches!(t.landing, Landing::Staged { .. })).count();
+    let copies = wave.commits.iter().filter(|commit| matches!(commit.fill, Fill::FromSlot { .. })).count();
+    Totals {
+        moves: links().count(),
+        local_copies: wave.transfers.len() - links().count() + copies,
+        link_bytes: links().map(|transfer| layout.layer(transfer.layer).expert_bytes() as u64).sum(),
+        in_place: wave.transfers.len() - staged,
+        staged,
+        ..Totals::default()
+    }
+}
+
 /// Plans a case, runs its waves, and checks every state on the way.
 pub(crate) fn check(case: &Case) -> Result<(), TestCaseError> {
     let Case { topology, layout, old, new, loads, limits } = case;
@@ -248,6 +263,15 @@ pub(crate) fn check(case: &Case) -> Result<(), TestCaseError> {
     if limits.exact_slots {
         prop_assert_eq!(&map, &new.phy2log().to_owned());
     }
+    let mut by_hand = plan.totals_of(0);
+    for (before, wave) in plan.waves().iter().enumerate() {
+        prop_assert_eq!(plan.totals_of(before), by_hand);
+        by_hand += sum_of(wave, layout);
+        // Peaks are those of the plan's own book-keeping, which `run_wave` has checked against the limit.
+        by_hand.staging_peak = plan.totals_of(before + 1).staging_peak;
+        prop_assert!(by_hand.staging_peak >= plan.totals_of(before).staging_peak);
+    }
+    prop_assert_eq!(by_hand, *plan.totals());
     let totals = plan.totals();
     prop_assert!(totals.staging_peak <= limits.staging_bytes);
     match totals.worst_drained {
