@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use eplb_comm::store::{
-    Deadlines, InProcessStore, InterceptedStore, Store, StoreError, StoreIntercept, StoreOp,
+    CasOutcome, Deadlines, InProcessStore, InterceptedStore, Store, StoreError, StoreIntercept, StoreOp,
 };
 use eplb_core::{Placement, RankId, Topology};
 use eplb_engine::board::{Board, Reader, StoreBoard};
@@ -183,6 +183,64 @@ fn junk_under_its_keys_loses_the_board_by_name() {
     let store = in_process();
     let stranger = StoreBoard::open(store, 1, RankId(5), &MEMBERS, &deadlines());
     assert_eq!(stranger.err(), Some(BoardError::NotMember { rank: RankId(5), epoch: 1 }));
+}
+
+/// A store whose answers to decisions come when nobody waits for them any more, as to a process that was stopped.
+#[derive(Debug)]
+struct Unheard {
+    /// How many of them.
+    answers: AtomicU64,
+    /// Whether the store carried out what it was asked for.
+    done: bool,
+}
+
+impl StoreIntercept for Unheard {
+    fn compare_and_set(
+        &self,
+        inner: &dyn Store,
+        key: &str,
+        expected: Option<&[u8]>,
+        value: &[u8],
+        deadline: Instant,
+    ) -> Result<CasOutcome, StoreError> {
+        let fewer = |left: u64| left.checked_sub(1);
+        if self.answers.fetch_update(Ordering::SeqCst, Ordering::SeqCst, fewer).is_err() {
+            return inner.compare_and_set(key, expected, value, deadline);
+        }
+        if self.done {
+            drop(inner.compare_and_set(key, expected, value, deadline)?);
+        }
+        let waited = deadline.saturating_duration_since(Instant::now());
+        std::thread::sleep(waited);
+        Err(StoreError::Timeout { op: StoreOp::CompareAndSet, keys: vec![key.into()], waited })
+    }
+}
+
+#[test]
+fn a_decision_whose_answer_was_not_heard_is_asked_for_once_more() {
+    let commit = Record { decided: 1, verdict: Verdict::Commit { step: Some(9) }, closed: false };
+    let abort = Record { verdict: Verdict::Abort, ..commit };
+    // How many answers are not heard, whether the store did what was asked for, and whether another rank has decided.
+    for (answers, done, decided) in
+        [(1, true, false), (1, false, false), (1, false, true), (2, true, false), (2, false, true)]
+    {
+        let unheard = Unheard { answers: AtomicU64::new(answers), done };
+        let inner = in_process();
+        let store: Arc<dyn Store> = Arc::new(InterceptedStore::new(inner.clone(), unheard));
+        let open = |store, rank| StoreBoard::open(store, 1, rank, &MEMBERS, &deadlines()).unwrap();
+        let (a, b) = (open(store, RankId(0)), open(inner, RankId(1)));
+        a.begin().unwrap();
+        b.begin().unwrap();
+        let long = Some(Instant::now() + Duration::from_secs(20));
+        if decided {
+            assert_eq!(b.decide(Record::OPEN, commit, long), Some(commit));
+        }
+        // At the step the rank aborts what it has heard nothing of.
+        let answer = a.decide(Record::OPEN, abort, Some(Instant::now() + Duration::from_millis(40)));
+        let expected = if decided { commit } else { abort };
+        assert_eq!(answer, (answers < 2).then_some(expected), "{answers}, {done}, {decided}");
+        assert_eq!(a.lost(), None);
+    }
 }
 
 /// Loses a store after a number of mutations.

@@ -8,13 +8,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use eplb_comm::store::deadlines::after;
+use eplb_comm::store::deadlines::{after, left};
 use eplb_comm::store::{CasOutcome, Deadlines, Store, StoreError};
 use eplb_comm::{Bulletin, BulletinError};
 use eplb_core::RankId;
 use eplb_exchange::{Note, Record};
 
 use super::wire::{Decision, Malformed, Numbered, Posted, wave_of};
+
+/// The part of a wait for a decision that is waited once more, where its time passed without an answer.
+const AGAIN: u32 = 4;
 
 /// A connection of one rank with the keys of an epoch.
 pub(super) struct Link {
@@ -299,7 +302,14 @@ impl Link {
             // Not by way of the writer: it may be held up by notes.
             Some(deadline) => {
                 drop(state);
-                let seen = self.try_decide(&from, &to, deadline).ok()?;
+                let hold = left(deadline);
+                let seen = match self.try_decide(&from, &to, deadline) {
+                    // This process may have been stopped meanwhile, the answer is there, and nobody had the time to read it. A second attempt
+                    // after one that took effect finds its own record.
+                    Err(error) if error.is_timeout() => self.try_decide(&from, &to, after(hold / AGAIN)),
+                    other => other,
+                };
+                let seen = seen.ok()?;
                 self.lock().obeyed = seen;
                 Some(record(&base, &seen))
             }
