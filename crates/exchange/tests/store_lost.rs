@@ -219,6 +219,25 @@ fn a_rank_that_gives_up_does_not_wait_for_the_store_for_ever() {
 }
 
 #[test]
+fn who_aborts_by_record_and_then_loses_the_store_names_the_store() {
+    let mut pair = Pair::new(staged(), 80);
+    let rank = &mut pair.ranks[0];
+    // Why the other rank has aborted the wave it will say behind the record, where nobody reads it any more.
+    rank.learn(Record { decided: 1, verdict: Verdict::Abort, closed: false }, pair.now);
+    assert_eq!(rank.phase(), Phase::Stopping);
+    rank.store_lost("its time has come".into(), pair.now);
+    rank.halted(pair.now);
+    for second in 0..=12 {
+        rank.check_time(pair.now + Duration::from_secs(second));
+    }
+    let Some(Outcome::Aborted { wave: 0, cause: Cause::StoreLost { detail, .. }, .. }) = rank.outcome()
+    else {
+        panic!("{:?}", rank.outcome())
+    };
+    assert_eq!(detail, "its time has come");
+}
+
+#[test]
 fn a_rank_that_was_stopped_blames_nobody_for_the_time_that_it_lost() {
     let mut pair = Pair::new(staged(), 80);
     let rank = &mut pair.ranks[0];

@@ -120,9 +120,9 @@ impl Link {
     /// The reading thread.
     pub(in crate::board) fn listen(&self) {
         let mut bell: Option<Vec<u8>> = None;
-        let mut keys = vec![self.decision_key()];
-        // Signs first: who was seen to have left has said all that is read then.
-        keys.extend(self.members.iter().map(|&rank| counter_key(self.epoch, rank)));
+        // Signs first: who was seen to have left has closed the epoch before, if it did, and has said all that is read then.
+        let mut keys: Vec<_> = self.members.iter().map(|&rank| counter_key(self.epoch, rank)).collect();
+        keys.push(self.decision_key());
         keys.extend(self.members.iter().map(|&rank| self.notes_key(rank)));
         let keys: Vec<&str> = keys.iter().map(String::as_str).collect();
         while !self.is_over() {
@@ -138,13 +138,12 @@ impl Link {
         }
     }
 
-    /// Takes in the decision, signs of life and notes of all members, in this order.
+    /// Takes in the signs of life of all members, the decision, and their notes, in this order.
     fn take_in(&self, values: Vec<Option<Vec<u8>>>) -> Result<(), Trouble> {
         let mut values = values.into_iter();
+        let signs: Vec<_> = values.by_ref().take(self.members.len()).collect();
         let decision = self.parse_decision(values.next().flatten().as_deref())?;
-        let count = self.members.len();
-        let signs: Vec<_> = values.by_ref().take(count).collect();
-        let notes: Vec<_> = values.take(count).collect();
+        let notes: Vec<_> = values.collect();
         let mut state = self.lock();
         if decision.is_after(&state.seen) {
             state.seen = decision;

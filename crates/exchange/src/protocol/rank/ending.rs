@@ -36,8 +36,9 @@ impl Exchange {
     fn doom_without_store(&mut self, detail: String) {
         let cause = self.store_lost_cause(detail);
         self.lost = true;
-        // A larger margin does not bring the store back.
-        if self.doomed.as_ref().is_none_or(Cause::is_lateness) {
+        // A larger margin does not bring the store back, and who has aborted the wave by record cannot say any more why.
+        let is_less = |cause: &Cause| cause.is_lateness() || matches!(cause, Cause::ByRecord { .. });
+        if self.doomed.as_ref().is_none_or(is_less) {
             self.doomed = Some(cause);
         }
     }
