@@ -93,14 +93,17 @@ mod tests {
     use super::*;
     use crate::process::join::Flags;
 
+    /// An address of this machine at which nobody else takes ports: one that was free is so still when it is served at.
+    const HOST: &str = "127.0.0.2";
+
     fn join(rank: usize, port: u16) -> Join {
-        let store = format!("tcp://127.0.0.1:{port}").parse().unwrap();
+        let store = format!("tcp://{HOST}:{port}").parse().unwrap();
         let flags = Flags { rank: Some(rank), world_size: Some(2), store: Some(store) };
         Join::find(&flags, |_| None).unwrap().unwrap()
     }
 
     fn free_port() -> u16 {
-        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+        std::net::TcpListener::bind((HOST, 0)).unwrap().local_addr().unwrap().port()
     }
 
     #[test]
