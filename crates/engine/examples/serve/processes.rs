@@ -29,8 +29,8 @@ pub(crate) fn processes(options: &Options, trace: &Trace) -> Result<(), Box<dyn 
         let deadline = std::time::Instant::now() + mail::LONGEST;
         let store = FileStore::open(&folder.join("store"), Limits::default(), deadline)?;
         let server = server(options, trace, Box::new(mail))?;
-        // A process that sees one device alone was given its own.
-        let device = if eplb_cuda::context::device_count()? == 1 { 0 } else { rank };
+        // A process that sees one device alone was given its own; ranks share devices where they are more.
+        let device = rank % eplb_cuda::context::device_count()?.max(1);
         let transport = options.transport()?;
         let served =
             serve(options, &server, (rank, device), (Arc::new(store), transport.clone()), balancing)?;

@@ -101,8 +101,8 @@ fn on_device(
     devices: usize,
 ) -> Result<Own, EngineError> {
     let rank = meeting.rank;
-    // A process that sees one device alone was given its own.
-    let context = Context::primary(if devices == 1 { 0 } else { rank.index() })?;
+    // A process that sees one device alone was given its own; ranks share devices where they are more.
+    let context = Context::primary(rank.index() % devices.max(1))?;
     let (layout, slots) = (setup.layout.clone(), setup.topology.slots_of(rank));
     let staging = setup.limits.staging_bytes;
     let memory = DeviceMemory::exportable(&context, rank, layout, slots, staging, bench.handles)?;

@@ -185,7 +185,7 @@ pub(crate) struct Exchange {
     #[arg(long, default_value_t = 60, value_name = "S")]
     patience: u64,
 
-    /// Start a process per rank (nccl and pynccl, peer, gloo on devices)
+    /// Start a process per rank (nccl and pynccl, peer, gloo on devices); with peer, gloo and auto they share devices where these are fewer
     #[arg(long)]
     processes: bool,
 
