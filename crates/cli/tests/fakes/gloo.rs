@@ -102,6 +102,9 @@ fn two_nodes_have_copy_engines_inside_and_gloo_between_where_nccl_is_missing() {
     for call in ["cuCtxSynchronize", "default_stream", "outside", "cuStreamWaitValue", "ncclGroupStart"] {
         assert_eq!(run.log.count(call), 0, "{call}");
     }
+    // Ranks share devices where these are fewer.
+    let shared = taken(&bench("exchange", &["--nodes", "2"], &[NO_NCCL, ("EPLB_FAKE_DEVICES", "2")]));
+    assert_eq!((shared.0, shared.1), (backend, carried));
 }
 
 #[test]
