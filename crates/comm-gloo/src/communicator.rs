@@ -257,7 +257,8 @@ impl Group {
         self.tickets.insert(name, Open { ticket: ticket.clone(), reported: false });
         if !ticket.is_over() {
             let mut state = shared.lock();
-            // A group that has failed takes no more: the wave ends at once like those that were open then, as late if it is.
+            // A group that has failed takes no more: the wave ends at once like those that were open then, as late if it is. Where the
+            // record of a fault is still being asked for, it is one of those.
             match state.failed.clone() {
                 Some(error) if matches!(ticket.poll(), Ok(false)) => ticket.fail(error),
                 Some(_) => {}

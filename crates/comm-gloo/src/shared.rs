@@ -54,7 +54,7 @@ pub(crate) struct State {
     pub(crate) busy: usize,
     /// The first fault that this rank saw or caused.
     pub(crate) fault: Option<Seen>,
-    /// What later calls report: set with the fault, made exact when the record is known.
+    /// What later calls report: set when the record is known, or with an abort of this rank's own.
     pub(crate) failed: Option<CommError>,
     /// Passed when no operation of this rank is left on its memory.
     pub(crate) aborted: Option<Arc<HostFence>>,
@@ -184,7 +184,6 @@ impl Shared {
     pub(crate) fn raise(&self, seen: Seen) {
         let mut state = self.lock();
         if state.fault.is_none() {
-            state.failed.get_or_insert_with(|| seen.fault.error(self.rank));
             state.fault = Some(seen);
             self.stopping.store(true, Ordering::Release);
         }

@@ -2,11 +2,11 @@
 
 mod support;
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use eplb_comm::host::{HostFence, HostMemory};
-use eplb_comm::store::{InterceptedStore, Store, StoreError, StoreIntercept};
+use eplb_comm::store::{CasOutcome, InterceptedStore, Store, StoreError, StoreIntercept};
 use eplb_comm::{CommError, Communicator, Fence, Progress, Ticket};
 use eplb_comm_gloo::{GlooCommunicator, GlooError, Options, Planted};
 use eplb_core::{ExpertId, LayerId, ModelLayout, RankId, SlotId, TensorLayout, Transfer};
@@ -201,6 +201,76 @@ fn an_abort_reaches_the_others_as_an_abort() {
     assert!(matches!(outcome(&mut group[0], late), Err(CommError::Aborted { .. })));
 }
 
+/// A store that is slow where two ranks report a failure: the one that asks first is answered last.
+#[derive(Debug, Clone, Default)]
+struct SlowRecord(Arc<(Mutex<Asked>, Condvar)>);
+
+#[derive(Debug, Default)]
+struct Asked {
+    ranks: usize,
+    is_recorded: bool,
+}
+
+impl SlowRecord {
+    fn note(&self, what: impl FnOnce(&mut Asked)) {
+        what(&mut self.0.0.lock().unwrap());
+        self.0.1.notify_all();
+    }
+
+    fn until(&self, what: &str, is_so: impl Fn(&Asked) -> bool) {
+        let asked = self.0.0.lock().unwrap();
+        let waited = self.0.1.wait_timeout_while(asked, Duration::from_secs(30), |asked| !is_so(asked));
+        assert!(!waited.unwrap().1.timed_out(), "{what} never happened");
+    }
+}
+
+impl StoreIntercept for SlowRecord {
+    fn compare_and_set(
+        &self,
+        inner: &dyn Store,
+        key: &str,
+        expected: Option<&[u8]>,
+        new: &[u8],
+        deadline: Instant,
+    ) -> Result<CasOutcome, StoreError> {
+        if !key.ends_with("/fault") {
+            return inner.compare_and_set(key, expected, new, deadline);
+        }
+        let mut is_first = false;
+        self.note(|asked| {
+            is_first = asked.ranks == 0;
+            asked.ranks += 1;
+        });
+        if is_first {
+            self.until("another rank's record", |asked| asked.is_recorded);
+        }
+        let outcome = inner.compare_and_set(key, expected, new, deadline);
+        self.note(|asked| asked.is_recorded = true);
+        outcome
+    }
+}
+
+#[test]
+fn a_wave_that_comes_while_the_cause_is_asked_for_hears_the_record() {
+    let memories = small_world(2, 1000);
+    let slow = SlowRecord::default();
+    let store: Arc<dyn Store> = Arc::new(InterceptedStore::new(support::store(), slow.clone()));
+    let options = |_| Options { report: Duration::from_secs(60), ..Options::default() };
+    let mut group: Vec<_> =
+        support::connect(&memories, &store, options, soon()).into_iter().map(Result::unwrap).collect();
+    // Rank 0 fails of its own deadline, and asks whether another rank has failed before it.
+    let never = HostFence::new();
+    let late = group[0].submit(&ring(2), never.fence(), Instant::now()).unwrap();
+    slow.until("the report of rank 0", |asked| asked.ranks == 1);
+    let between = group[0].submit(&ring(2), never.fence(), soon()).unwrap();
+    assert_eq!(group[0].poll(between), Ok(Progress::Pending));
+    group[1].abort("the operator said so");
+    let error = outcome(&mut group[0], between).unwrap_err();
+    let CommError::Aborted { rank: RankId(0), cause } = &error else { panic!("{error:?}") };
+    assert_eq!(cause, "rank 1 says: the operator said so");
+    assert!(matches!(outcome(&mut group[0], late), Err(CommError::Timeout { .. })));
+}
+
 #[test]
 fn a_failure_that_is_not_spread_leaves_the_others_waiting() {
     // The planted fault against the two tests above: without record and bell the others wait for their own deadline.
@@ -220,10 +290,10 @@ fn a_failure_that_is_not_spread_leaves_the_others_waiting() {
 fn a_rebuilt_group_works_under_the_next_generation() {
     let memories = small_world(3, 200_000);
     let store = support::store();
-    let mut group: Vec<_> = support::connect(&memories, &store, |_| Options::default(), soon())
-        .into_iter()
-        .map(Result::unwrap)
-        .collect();
+    // An attempt is long enough for a machine that is busy with other things.
+    let options = |_| Options { attempt: Duration::from_secs(60), ..Options::default() };
+    let mut group: Vec<_> =
+        support::connect(&memories, &store, options, soon()).into_iter().map(Result::unwrap).collect();
     for round in 0..3u64 {
         assert!(group.iter().all(|rank| rank.generation() == Some(round)));
         let tickets = submit(&mut group, &ring(3), &Fence::passed(), Duration::from_secs(20));
