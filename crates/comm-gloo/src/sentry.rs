@@ -4,6 +4,7 @@
 //! writing may wait for ever. A receive that was posted and not begun is told reliably. So one is posted on every connection, for a
 //! message that nobody sends.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use eplb_core::RankId;
@@ -12,8 +13,8 @@ use gloo_sys::{Buffer, Context, GlooError};
 use crate::slot::WaveId;
 use crate::words::Words;
 
-/// How often the connections are looked at until the broken one shows.
-const LOOKS: usize = 100;
+/// Pause between two looks at the connections until the broken one shows.
+const PAUSE: Duration = Duration::from_micros(200);
 
 /// The receives that nobody answers.
 #[derive(Debug)]
@@ -22,6 +23,7 @@ pub(crate) struct Sentry {
     any: Buffer,
     /// One buffer per peer, to find out which one it was.
     each: Vec<(RankId, Buffer)>,
+    dismissed: AtomicBool,
     /// Where bytes would land. Dropped after the buffers: fields drop in their order.
     _landing: Words,
 }
@@ -44,31 +46,35 @@ impl Sentry {
             one.recv(peer, slot(1))?;
             each.push((RankId::at(peer), one));
         }
-        Ok(Self { any, each, _landing: landing })
+        Ok(Self { any, each, dismissed: AtomicBool::new(false), _landing: landing })
     }
 
     /// Blocks until a connection breaks, and names its peer; `None` after [`Sentry::dismiss`].
     pub(crate) fn watch(&self) -> Option<(RankId, String)> {
-        let error = self.any.wait_recv(None).err()?;
-        // Gloo tells the receives of a connection one after another: the other one may be told a moment later.
-        for _ in 0..LOOKS {
-            if let Some(found) = self.each.iter().find_map(broken) {
-                return Some(found);
-            }
-            std::thread::sleep(Duration::from_micros(200));
-        }
-        Some((RankId::at(self.any_peer()), error.to_string()))
-    }
-
-    /// A peer to name when none can be told from the others; with two ranks it is the right one.
-    fn any_peer(&self) -> usize {
-        self.each.first().map_or(0, |(peer, _)| peer.index())
+        self.any.wait_recv(None).err()?;
+        // Gloo tells all receives of a connection, one after another: the other one is told later, by as much as its thread is kept
+        // from it.
+        show(&self.dismissed, || self.each.iter().find_map(broken))
     }
 
     /// Ends the watch.
     pub(crate) fn dismiss(&self) {
+        // No memory is handed over with it.
+        self.dismissed.store(true, Ordering::Relaxed);
         self.any.cancel_recv();
     }
+}
+
+/// Looks until something shows, however late; `None` once dismissed.
+fn show<T>(dismissed: &AtomicBool, mut look: impl FnMut() -> Option<T>) -> Option<T> {
+    while !dismissed.load(Ordering::Relaxed) {
+        let found = look();
+        if found.is_some() {
+            return found;
+        }
+        std::thread::sleep(PAUSE);
+    }
+    None
 }
 
 /// The error of a connection that is broken.
@@ -76,4 +82,21 @@ fn broken((peer, buffer): &(RankId, Buffer)) -> Option<(RankId, String)> {
     // The wait returns at once: with the error where there is one, else cancelled.
     buffer.cancel_recv();
     buffer.wait_recv(None).err().map(|error| (*peer, error.to_string()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_broken_connection_is_looked_for_until_it_shows_or_nobody_asks() {
+        let dismissed = AtomicBool::new(false);
+        let mut looks = 0..200;
+        assert_eq!(show(&dismissed, || if looks.next().is_none() { Some(7) } else { None }), Some(7));
+        let nothing = show(&dismissed, || {
+            dismissed.store(true, Ordering::Relaxed);
+            None::<usize>
+        });
+        assert_eq!(nothing, None);
+    }
 }
