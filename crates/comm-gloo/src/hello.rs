@@ -17,9 +17,6 @@ use crate::words::Words;
 const WORDS: usize = 4;
 const MAGIC: u64 = u64::from_le_bytes(*b"eplbhllo");
 
-/// How long one message may take: it is small, and both sides have connected.
-const PATIENCE: Duration = Duration::from_secs(5);
-
 /// What `from` says to `to`.
 fn words(generation: u64, facts: &[Facts], from: usize, to: usize) -> [u64; WORDS] {
     [MAGIC, generation, facts[from].nonce.rotate_left(1) ^ facts[to].nonce, (from as u64) << 32 | to as u64]
@@ -46,7 +43,7 @@ impl Message {
     }
 }
 
-/// Exchanges greetings with all others.
+/// Exchanges greetings with all others, within `patience`: they are small, and all sides have connected.
 ///
 /// # Errors
 /// The first peer whose greeting did not come, or was another, and why. The context is spent then.
@@ -55,6 +52,7 @@ pub(crate) fn exchange(
     generation: u64,
     facts: &[Facts],
     watch: &Watch<'_>,
+    patience: Duration,
 ) -> Result<(), (RankId, String)> {
     let me = context.rank();
     let peers = || (0..context.world_size()).filter(|&peer| peer != me);
@@ -68,7 +66,7 @@ pub(crate) fn exchange(
         says.buffer.send(peer, slot(generation, me, peer)).map_err(failed)?;
         messages.push((peer, hears, says));
     }
-    let until = watch.deadline().min(Instant::now() + PATIENCE);
+    let until = watch.deadline().min(Instant::now() + patience);
     for (peer, hears, says) in messages {
         // A wait that runs out breaks all connections, which is right here: the attempt is over then.
         let left = || Some(until.saturating_duration_since(Instant::now()).max(Duration::from_millis(1)));

@@ -158,7 +158,9 @@ impl Caller<'_> {
         }
         let context =
             connected.map_err(|error| again(format!("{} on {}: {error}", self.rank, self.options.device)))?;
-        hello::exchange(&context, generation, &all, &watch).map_err(|(peer, cause)| {
+        // With time left to say what failed before the others give up.
+        let patience = self.options.attempt / 2;
+        hello::exchange(&context, generation, &all, &watch, patience).map_err(|(peer, cause)| {
             Setback::Again(Fault { origin: self.rank, blamed: peer, abort: false, cause })
         })?;
         let sentry =
