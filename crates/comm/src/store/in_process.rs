@@ -145,17 +145,21 @@ impl Store for InProcessStore {
         for key in keys {
             check_key(key)?;
         }
+        let had_passed = left(deadline).is_zero();
         let mut state = self.lock();
         loop {
             state.open()?;
+            // Before the clock: what came while this thread was kept from looking is not missing.
+            if !had_passed {
+                missing.retain(|key| state.table.get(key).is_none());
+                if missing.is_empty() {
+                    return Ok(());
+                }
+            }
             let left = left(deadline);
             if left.is_zero() {
                 let keys = missing.into_iter().map(str::to_owned).collect();
                 return Err(StoreError::Timeout { op: StoreOp::Wait, keys, waited: start.elapsed() });
-            }
-            missing.retain(|key| state.table.get(key).is_none());
-            if missing.is_empty() {
-                return Ok(());
             }
             (state, _) =
                 self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
@@ -192,5 +196,39 @@ impl Store for InProcessStore {
 
     fn max_value(&self) -> usize {
         self.shared.limits.max_value
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::thread;
+    use std::time::Duration;
+
+    use super::*;
+    use crate::store::deadlines::after;
+
+    #[test]
+    fn a_wait_that_looks_late_names_only_what_has_not_come() {
+        let store = InProcessStore::new();
+        let (begin, begun) = mpsc::channel();
+        let outcome = thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let deadline = after(Duration::from_secs(1));
+                begin.send(deadline).unwrap();
+                store.wait(&["comes", "does not"], deadline)
+            });
+            let deadline = begun.recv().unwrap();
+            // Nobody gets to look before the deadline has passed.
+            let mut state = store.lock();
+            state.table.set("comes", b"").unwrap();
+            thread::sleep(left(deadline) + Duration::from_millis(1));
+            drop(state);
+            waiting.join().unwrap()
+        });
+        match outcome {
+            Err(StoreError::Timeout { keys, .. }) => assert_eq!(keys, ["does not"]),
+            other => panic!("{other:?}"),
+        }
     }
 }

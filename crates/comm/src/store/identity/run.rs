@@ -20,7 +20,7 @@ pub(super) struct Run<'a> {
     expected: Vec<RankId>,
     /// What this start has said of itself.
     said: Hello,
-    /// Who has not come, or not accepted, for the error at the deadline.
+    /// Who was last found not to have come, or not to have accepted, for the error at the deadline.
     missing: Vec<RankId>,
     /// Number of the latest epoch seen, for the same.
     latest: Option<u64>,
@@ -189,9 +189,8 @@ impl<'a> Run<'a> {
                 continue;
             }
 
-            let absentees = self.expected.iter().filter(|rank| !hellos.contains_key(rank));
-            self.missing = absentees.copied().collect();
-            if !self.missing.is_empty() && !left(join_by).is_zero() {
+            let absentees = self.expected.iter().copied().filter(|rank| !hellos.contains_key(rank));
+            if self.are_missing(absentees.collect()) && !left(join_by).is_zero() {
                 self.await_hello(bell, join_by)?;
                 continue;
             }
@@ -210,8 +209,7 @@ impl<'a> Run<'a> {
             let has_accepted =
                 |(other, hello): &(&RankId, &Hello)| **other == rank || hello.accepted == mine.record.epoch;
             let open: Vec<_> = hellos.iter().filter(|entry| !has_accepted(entry)).collect();
-            self.missing = open.iter().map(|(rank, _)| **rank).collect();
-            if open.is_empty() {
+            if !self.are_missing(open.iter().map(|(rank, _)| **rank).collect()) {
                 let formed = EpochRecord { formed: true, ..mine.record.clone() };
                 if self.write_epoch(bytes, &formed)? {
                     return Ok(formed);
@@ -222,6 +220,15 @@ impl<'a> Run<'a> {
                 self.await_hello(bell, mine.accept_by)?;
             }
         }
+    }
+
+    /// Whether there are such ranks; if so they are those that the error names.
+    fn are_missing(&mut self, ranks: Vec<RankId>) -> bool {
+        let any = !ranks.is_empty();
+        if any {
+            self.missing = ranks;
+        }
+        any
     }
 
     /// Puts a record in the place of the one that was read; whether it was still that one.

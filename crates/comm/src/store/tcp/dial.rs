@@ -22,17 +22,24 @@ pub(super) fn dial(
 ) -> Result<(TcpStream, Welcome), StoreError> {
     let start = Instant::now();
     let mut backoff = Backoff::new(Duration::from_millis(20), Duration::from_millis(250));
+    let mut last: Option<io::Error> = None;
     loop {
-        let last = match attempt(address, token, deadlines, deadline) {
+        let error = match attempt(address, token, deadlines, deadline) {
             Ok(connected) => return Ok(connected),
             Err(HandshakeFailure::Final(error)) => return Err(error),
             Err(HandshakeFailure::Retry(error)) => error,
         };
+        // That the time ran out says less than what an earlier attempt failed of.
+        let error = match last {
+            Some(earlier) if error.kind() == io::ErrorKind::TimedOut => earlier,
+            _ => error,
+        };
         // Not tried again without time: the cause would be that there was none.
         if !backoff.pause(deadline) || left(deadline).is_zero() {
-            let what = format!("{address} ({last})");
+            let what = format!("{address} ({error})");
             return Err(StoreError::timeout(StoreOp::Connect, what, start.elapsed()));
         }
+        last = Some(error);
     }
 }
 
@@ -43,10 +50,11 @@ fn attempt(
     deadlines: &Deadlines,
     deadline: Instant,
 ) -> Result<(TcpStream, Welcome), HandshakeFailure> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    let mut last = None;
     for socket_address in resolve(address, deadline)? {
         let patience = left(deadline).min(ATTEMPT);
         if patience.is_zero() {
+            last.get_or_insert(io::ErrorKind::TimedOut.into());
             break;
         }
         let connected = TcpStream::connect_timeout(&socket_address, patience).and_then(|stream| {
@@ -58,14 +66,15 @@ fn attempt(
                 let deadline = deadline.min(after(deadlines.handshake));
                 match shake_hands(&mut stream, address, token, deadline) {
                     Ok(welcome) => return Ok((stream, welcome)),
-                    Err(HandshakeFailure::Retry(error)) => last = error,
+                    Err(HandshakeFailure::Retry(error)) => last = Some(error),
                     Err(refused) => return Err(refused),
                 }
             }
-            Err(error) => last = error,
+            Err(error) => last = Some(error),
         }
     }
-    Err(HandshakeFailure::Retry(last))
+    let none = || io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    Err(HandshakeFailure::Retry(last.unwrap_or_else(none)))
 }
 
 /// The addresses of `host:port`. Names are looked up on a thread of their own: the system's resolver knows no

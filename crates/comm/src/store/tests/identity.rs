@@ -108,9 +108,9 @@ fn missing_ranks_are_named_by_the_leader_and_the_leader_by_the_others() {
     let store = InProcessStore::new();
     let (leader, follower) = (start(0, 4), start(2, 4));
     let outcomes = thread::scope(|scope| {
-        let follower = scope.spawn(|| follower.form(&store, after(Duration::from_millis(300))));
+        let follower = scope.spawn(|| follower.form(&store, after(Duration::from_secs(1))));
         until("the follower's hello", || store.get("hello/2", soon()).unwrap().is_some());
-        [leader.form(&store, shortly()), follower.join().unwrap()]
+        [leader.form(&store, after(Duration::from_millis(500))), follower.join().unwrap()]
     });
     match &outcomes[0] {
         Err(FormationError::Missing { ranks, .. }) => assert_eq!(*ranks, [RankId(1), RankId(3)]),
@@ -122,6 +122,30 @@ fn missing_ranks_are_named_by_the_leader_and_the_leader_by_the_others() {
     }
     let text = outcomes[0].as_ref().unwrap_err().to_string();
     assert!(text.contains("ranks 1, 3"), "{text}");
+}
+
+#[test]
+fn leader_whose_time_ends_when_all_have_come_names_who_was_waited_for() {
+    let store = InProcessStore::new();
+    let hello = start(1, 2);
+    thread::scope(|scope| {
+        let follower = scope.spawn(|| hello.form(&store, soon()));
+        until("the follower's hello", || store.get("hello/1", soon()).unwrap().is_some());
+        let deadline = after(Duration::from_millis(300));
+        // All hellos stand, and the proposal comes too late.
+        let slow = tapped(&store, |_, what| {
+            if what == StoreOp::CompareAndSet {
+                until("the deadline", || Instant::now() > deadline);
+            }
+            Ok(())
+        });
+        match start(0, 2).form(&slow, deadline) {
+            Err(FormationError::Missing { ranks, .. }) => assert_eq!(ranks, [RankId(1)]),
+            other => panic!("{other:?}"),
+        }
+        start(0, 2).form(&store, soon()).unwrap();
+        follower.join().unwrap().unwrap();
+    });
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{connect, loopback, lost_cause, raw, serve, shortly, soon, until};
 use crate::store::deadlines::after;
@@ -138,13 +138,23 @@ fn client_waits_for_a_server_that_starts_later() {
 #[test]
 fn address_where_nothing_listens_times_out_with_its_cause() {
     let address = TcpListener::bind(loopback()).unwrap().local_addr().unwrap();
-    match TcpStore::connect(&address.to_string(), None, &Deadlines::DEFAULT, shortly()) {
+    match TcpStore::connect(
+        &address.to_string(),
+        None,
+        &Deadlines::DEFAULT,
+        after(Duration::from_millis(300)),
+    ) {
         Err(error @ StoreError::Timeout { op: StoreOp::Connect, .. }) => {
             let text = error.to_string();
             assert!(text.contains(&address.to_string()) && text.contains("refused"), "{text}");
         }
         other => panic!("{other:?}"),
     }
+    // Where there was no time for an attempt, that is said and not guessed at.
+    let text = TcpStore::connect(&address.to_string(), None, &Deadlines::DEFAULT, Instant::now())
+        .unwrap_err()
+        .to_string();
+    assert!(text.contains("(timed out)"), "{text}");
     // A name that does not exist is the same: it may be on its way into the name service.
     let outcome = TcpStore::connect("no-such-host.invalid:1", None, &Deadlines::DEFAULT, shortly());
     assert!(matches!(outcome, Err(StoreError::Timeout { op: StoreOp::Connect, .. })), "{outcome:?}");
