@@ -22,8 +22,11 @@ fn planted(planted: Planted) -> Faults {
     Faults { planted: vec![(Strike::Always, planted)], ..Faults::default() }
 }
 
-/// Patience of checks that must see it run out.
-const SHORT: Duration = Duration::from_millis(700);
+/// Patience of checks that must see it run out, after waves that must not.
+const SHORT: Duration = Duration::from_secs(3);
+
+/// How long a check watches for bytes that must not move: long enough for a copy that a slow machine keeps waiting.
+const WATCH: Duration = Duration::from_secs(1);
 
 /// So late that a slow machine is not taken for a caught fault, nor a caught fault for a slow machine.
 const LATE: Duration = Duration::from_secs(60);
@@ -87,7 +90,7 @@ fn every_planted_fault_is_caught() {
         // Only where patience must run out is it short.
         let runs_out = ["stall", "submit blocks", "deadline ignored", "drop blocks"].contains(&case.struck);
         let patience = if runs_out { SHORT } else { Options::default().patience };
-        let options = Options { patience, watch: Duration::from_millis(100), ..Options::default() };
+        let options = Options { patience, watch: WATCH, ..Options::default() };
         let mut logs = Vec::new();
         let mut backend = |setup: &Setup| {
             support::local(setup, 2, &mut logs, |rank, memory| match rank == case.rank {
