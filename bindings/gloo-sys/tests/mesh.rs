@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::net::{IpAddr, Ipv4Addr, TcpStream};
 use std::ptr::NonNull;
-use std::sync::{Arc, Barrier, Condvar, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use gloo_sys::{Context, Device, Gloo, Kind, Rendezvous, Secret, Wait};
@@ -33,13 +33,36 @@ impl Rendezvous for Shared {
     }
 }
 
+/// Where ranks wait for each other, once. If one of them fails before, the others fail too.
+struct Meeting {
+    ranks: usize,
+    come: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Meeting {
+    fn of(ranks: usize) -> Self {
+        Self { ranks, come: Mutex::new(0), changed: Condvar::new() }
+    }
+
+    fn wait(&self) {
+        let mut come = self.come.lock().unwrap();
+        *come += 1;
+        self.changed.notify_all();
+        let (come, late) =
+            self.changed.wait_timeout_while(come, 3 * SOON, |come| *come < self.ranks).unwrap();
+        let come = *come;
+        assert!(!late.timed_out(), "of {} ranks {come} have come", self.ranks);
+    }
+}
+
 fn loopback() -> Device {
     Device::Address(IpAddr::V4(Ipv4Addr::LOCALHOST))
 }
 
 /// Runs `work` on every rank of a mesh, each on a thread.
 fn on_mesh<T: Send>(ranks: usize, work: impl Fn(Context) -> T + Sync) -> Vec<T> {
-    let (store, connected) = (Shared::default(), Barrier::new(ranks));
+    let (store, connected) = (Shared::default(), Meeting::of(ranks));
     std::thread::scope(|scope| {
         let threads: Vec<_> = (0..ranks)
             .map(|rank| {
@@ -167,7 +190,7 @@ fn a_wait_that_runs_out_breaks_every_connection() {
 #[test]
 fn a_freed_buffer_is_written_no_more() {
     const BYTES: usize = 64 << 20;
-    let over = Barrier::new(2);
+    let over = Meeting::of(2);
     on_mesh(2, |context| {
         let mut bytes = vec![1u8; BYTES];
         let base = NonNull::from(&mut bytes[..]).cast();

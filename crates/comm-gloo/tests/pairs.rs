@@ -3,14 +3,14 @@
 mod support;
 
 use std::ptr::NonNull;
-use std::sync::{Arc, Barrier};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use eplb_comm::store::Store;
 use eplb_comm::{CommError, Message, Pairs};
 use eplb_comm_gloo::{GlooPairs, Options, Planted};
 use eplb_core::RankId;
-use support::{soon, store};
+use support::{Meeting, soon, store};
 
 /// Runs one thread per rank, each with its end.
 fn ranks<T: Send>(
@@ -85,7 +85,7 @@ fn rounds(rank: usize, world: usize, pairs: &mut GlooPairs) -> bool {
 
 #[test]
 fn every_byte_arrives_in_the_order_of_each_pair() {
-    let parting = Barrier::new(3);
+    let parting = Meeting::of(3);
     let right = ranks(3, Options::default, |rank, mut pairs| {
         let right = rounds(rank, 3, &mut pairs);
         parting.wait();
@@ -97,7 +97,7 @@ fn every_byte_arrives_in_the_order_of_each_pair() {
 #[test]
 fn ranks_that_have_nothing_to_say_need_not_call() {
     // Who leaves ends the batches of others: all part together.
-    let parting = Barrier::new(3);
+    let parting = Meeting::of(3);
     let done = ranks(3, Options::default, |rank, mut pairs| {
         let mut bytes = vec![rank as u8 + 1; 1 << 20];
         match rank {
@@ -168,7 +168,7 @@ fn a_peer_that_never_comes_is_a_deadline_and_one_that_leaves_an_error_at_once() 
 
 #[test]
 fn a_rank_that_is_none_is_refused_and_harms_nothing() {
-    let parting = Barrier::new(2);
+    let parting = Meeting::of(2);
     let right = ranks(2, Options::default, |rank, mut pairs| {
         let mut bytes = [0u8; 8];
         for peer in [rank, 2] {

@@ -139,7 +139,7 @@ fn without_the_guard_a_stranger_spoils_an_attempt() {
 fn a_frame_without_the_guard() {
     let (store, _visits) = eavesdropped(frame(1), usize::MAX, 1);
     let memories = small_world(2, 1000);
-    drop(support::connect(&memories, &store, unguarded, Instant::now() + Duration::from_secs(3)));
+    drop(support::connect(&memories, &store, unguarded, soon()));
 }
 
 #[test]

@@ -73,7 +73,8 @@ pub(crate) fn a_device_that_is_late_costs_a_deadline() {
     let world = World::new(2, &[1_000_000, 40]);
     let mut ranks = group(&world, &[]);
     let hold = Hold::on(TO_HOST);
-    let tickets = submit(&mut ranks, &one(), Instant::now() + Duration::from_millis(300));
+    let tickets = submit(&mut ranks, &one(), Instant::now() + Duration::from_secs(3));
+    hold.wait(1);
     for (rank, &ticket) in ranks.iter_mut().zip(&tickets) {
         let said = outcome(rank, ticket).unwrap_err().to_string();
         assert!(said.contains("wave of ticket 0 (1 of 1 transfers left)"), "{said}");

@@ -1,10 +1,13 @@
 //! Copies of the fake that stop until they are let go.
 
 use std::ffi::{CStr, c_int, c_long, c_void};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a check watches that nothing happens which must not.
 const WATCH: Duration = Duration::from_millis(50);
+
+/// Longest wait for what must happen.
+const LIMIT: Duration = Duration::from_secs(60);
 
 pub(crate) const TO_HOST: c_int = 1;
 pub(crate) const TO_DEVICE: c_int = 2;
@@ -38,6 +41,15 @@ fn stopped() -> c_long {
     count(c"eplb_fake_stopped")
 }
 
+/// Waits for what must happen.
+fn until(what: &str, happens: impl Fn() -> bool) {
+    let limit = Instant::now() + LIMIT;
+    while !happens() {
+        assert!(Instant::now() < limit, "{what} never happened");
+        std::thread::sleep(Duration::from_micros(200));
+    }
+}
+
 /// While it lives, copies of one way stop before they move a byte.
 pub(crate) struct Hold {
     before: c_long,
@@ -52,22 +64,18 @@ impl Hold {
 
     /// Waits until so many copies have stopped.
     pub(crate) fn wait(&self, copies: c_long) {
-        while stopped() < self.before + copies {
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        until("a stop of so many copies", || stopped() >= self.before + copies);
     }
 
     /// Ends it, and waits until nothing is left on any stream.
     pub(crate) fn end(self) {
         drop(self);
-        while count(c"eplb_fake_under_way") > 0 {
-            std::thread::sleep(Duration::from_micros(200));
-        }
+        until("the end of all copies", || count(c"eplb_fake_under_way") == 0);
     }
 
     /// Looks for a while whether something happens.
     pub(crate) fn sees(&self, mut happens: impl FnMut() -> bool) -> bool {
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         while begin.elapsed() < WATCH {
             if happens() {
                 return true;

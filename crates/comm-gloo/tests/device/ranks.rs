@@ -121,12 +121,14 @@ pub(crate) fn submit(
 
 /// Polls a rank until its wave ends.
 pub(crate) fn outcome(rank: &mut GlooCommunicator, ticket: Ticket) -> Result<(), CommError> {
+    let patience = soon();
     loop {
         match rank.poll(ticket) {
             Ok(Progress::Done) => return Ok(()),
             Err(error) => return Err(error),
-            Ok(Progress::Pending) => std::thread::sleep(Duration::from_micros(200)),
+            Ok(Progress::Pending) => assert!(Instant::now() < patience, "a wave never ended"),
         }
+        std::thread::sleep(Duration::from_micros(200));
     }
 }
 

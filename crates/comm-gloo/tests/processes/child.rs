@@ -68,8 +68,9 @@ fn set_up(frame: &mut Frame) -> Child {
     let memory = HostMemory::new(RankId::at(rank), layout, slots, staging).unwrap();
     let deadline = Instant::now() + Duration::from_secs(30);
     let store = TcpStore::connect(&store, None, &Deadlines::DEFAULT, deadline).unwrap();
-    let communicator =
-        GlooCommunicator::connect(memory.clone(), world, Arc::new(store), Options::default(), deadline);
+    // Of a rank that cannot say in time why it closes its connections, the others would take it for the one that died.
+    let options = Options { report: Duration::from_secs(20), ..Options::default() };
+    let communicator = GlooCommunicator::connect(memory.clone(), world, Arc::new(store), options, deadline);
     let communicator = Some(communicator.unwrap());
     Child { communicator, memory, gates: HashMap::new(), fences: HashMap::new() }
 }

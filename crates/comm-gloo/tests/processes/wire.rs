@@ -67,16 +67,17 @@ impl Frame {
         Ok(Self { bytes, at: 0 })
     }
 
-    /// A moment, by the clock that all processes of a machine share.
+    /// A moment, by the clock that all processes of a machine share. A process that is stopped amid it makes it later and never earlier.
     pub(crate) fn moment(self, at: Instant) -> Self {
-        let then = SystemTime::now() + at.saturating_duration_since(Instant::now());
+        let left = at.saturating_duration_since(Instant::now());
+        let then = SystemTime::now() + left;
         self.number(then.duration_since(UNIX_EPOCH).unwrap().as_nanos() as u64)
     }
 
     pub(crate) fn take_moment(&mut self) -> Instant {
         let then = UNIX_EPOCH + Duration::from_nanos(self.take());
-        let now = Instant::now();
-        now + then.duration_since(SystemTime::now()).unwrap_or_default()
+        let left = then.duration_since(SystemTime::now()).unwrap_or_default();
+        Instant::now() + left
     }
 
     pub(crate) fn transfer(self, t: &Transfer) -> Self {

@@ -2,7 +2,7 @@
 
 #![allow(dead_code)] // Each test uses some of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use eplb_comm::conformance::{Rank, Setup};
@@ -91,4 +91,27 @@ pub(crate) fn ring(ranks: usize) -> Arc<[Transfer]> {
             landing: eplb_core::Landing::InPlace,
         })
         .collect()
+}
+
+/// Where ranks wait for each other, once. If one of them fails before, the others fail too.
+pub(crate) struct Meeting {
+    ranks: usize,
+    come: Mutex<usize>,
+    changed: Condvar,
+}
+
+impl Meeting {
+    pub(crate) fn of(ranks: usize) -> Self {
+        Self { ranks, come: Mutex::new(0), changed: Condvar::new() }
+    }
+
+    pub(crate) fn wait(&self) {
+        let mut come = self.come.lock().unwrap();
+        *come += 1;
+        self.changed.notify_all();
+        let limit = Duration::from_secs(60);
+        let (come, late) = self.changed.wait_timeout_while(come, limit, |come| *come < self.ranks).unwrap();
+        let come = *come;
+        assert!(!late.timed_out(), "of {} ranks {come} have come to the end", self.ranks);
+    }
 }
