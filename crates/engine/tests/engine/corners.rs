@@ -43,23 +43,23 @@ fn communicators_made_anew_leave_nothing_in_the_store() {
     let transport = Arc::new(PeerTransport);
     let threads = Threads { ranks: 2, store: Arc::new(store), transport };
     let barrier = Barrier::new(2);
-    let left = threads.run(|rank: RankId| {
+    // Epoch, `comm`, number of the meeting.
+    let left = || -> BTreeSet<String> {
+        let keys = meetings.keys.lock().unwrap();
+        keys.iter().filter_map(|key| key.split('/').nth(2)).map(str::to_owned).collect()
+    };
+    threads.run(|rank: RankId| {
         let (engine, _) = threads.engine(rank, config());
         for anew in 1..=4 {
             engine.quiesce(LONG).unwrap();
             barrier.wait();
             engine.reopen(LONG).unwrap();
-            until("the next meeting", || meetings.ended.load(Ordering::SeqCst) == 2 * (1 + anew));
+            // They may have met once more, where the leading rank saw late that one had opened again.
+            until("the next meeting", || meetings.ended.load(Ordering::SeqCst) >= 2 * (1 + anew));
             barrier.wait();
         }
-        let keys = meetings.keys.lock().unwrap().clone();
+        until("a time when one meeting alone is left", || left().len() == 1);
         // Before either leaves, and takes what is left with it.
         barrier.wait();
-        keys
     });
-    for keys in left {
-        // Epoch, `comm`, number of the meeting.
-        let meetings: BTreeSet<&str> = keys.iter().filter_map(|key| key.split('/').nth(2)).collect();
-        assert_eq!(meetings.len(), 1, "{keys:?}");
-    }
 }

@@ -1,7 +1,7 @@
 //! What an engine must not say too early: that it has ended, and that steps may run again.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Barrier, Mutex};
 use std::time::Duration;
 
 use eplb_comm::host::{HostFence, HostMemory, HostStream, StreamOptions};
@@ -75,10 +75,11 @@ fn a_shutdown_waits_for_copies_that_a_commit_has_enqueued() {
     let threads = Threads::new(2);
     let gate = HostFence::new();
     let will = Arc::new(Will { gate: Some(gate.clone()), ..Will::default() });
-    let over = AtomicBool::new(false);
+    let (filled, over) = (Barrier::new(2), AtomicBool::new(false));
     threads.run(|rank| {
         let mine = if rank.0 == 0 { will.clone() } else { Arc::default() };
         let (engine, set) = start(&threads, rank, &mine);
+        filled.wait();
         count(&engine, set, 0, 1);
         engine.rebalance_now().unwrap();
         let committing = || will.last.lock().unwrap().is_some();
@@ -128,7 +129,7 @@ impl Transport for Unreliable {
 fn a_reform_that_fails_half_way_lets_no_step_past() {
     let transport = Arc::new(Unreliable { inner: LocalTransport::new(1), fails: AtomicBool::new(false) });
     let threads = Threads { transport: transport.clone(), ..Threads::new(2) };
-    let came: [AtomicUsize; 3] = Default::default();
+    let came: [AtomicUsize; 4] = Default::default();
     // No barrier, so that a rank that fails does not hold the other for ever.
     let meet = |turn: usize| {
         came[turn].fetch_add(1, Ordering::SeqCst);
@@ -138,6 +139,7 @@ fn a_reform_that_fails_half_way_lets_no_step_past() {
     threads.run(|rank| {
         let mine = if rank.0 == 0 { will.clone() } else { Arc::default() };
         let (engine, set) = start(&threads, rank, &mine);
+        meet(0);
         count(&engine, set, 0, 1);
         engine.rebalance_now().unwrap();
         let mut step = 0;
@@ -148,14 +150,14 @@ fn a_reform_that_fails_half_way_lets_no_step_past() {
             refused.is_some() && matches!(engine.state(), State::Failed { .. })
         });
         assert!(matches!(refused, Some(EngineError::Broken { .. })), "{refused:?}");
-        meet(0);
+        meet(1);
         transport.fails.store(true, Ordering::SeqCst);
         engine.reform(LONG).unwrap_err();
         let refused = engine.step(step).unwrap_err();
         // A rank that heard of the other's failure first has changed nothing, and keeps its bar.
         let barred = matches!(refused, EngineError::Unformed { .. } | EngineError::Broken { .. });
         assert!(barred, "{refused}");
-        meet(1);
+        meet(2);
         will.fails.store(false, Ordering::SeqCst);
         transport.fails.store(false, Ordering::SeqCst);
         // The other may still be telling why the last attempt failed.
@@ -167,7 +169,7 @@ fn a_reform_that_fails_half_way_lets_no_step_past() {
             let held = maps.phy2log.row(layer).iter().any(|&holds| holds == expert as i32);
             assert!(held, "layer {layer} has no expert {expert} any more: {:?}", maps.phy2log);
         }
-        meet(2);
+        meet(3);
     });
 }
 
@@ -178,7 +180,7 @@ fn a_new_epoch_counts_and_asks_anew() {
     threads.run(|rank| {
         // Plans alone, so that the placement stays what it is.
         let mut config = eplb_engine::EngineConfig { dry_run: true, ..config() };
-        config.deadlines.insert("store.peer_timeout".into(), 400);
+        config.deadlines.insert("store.peer_timeout".into(), 4_000);
         let start = || {
             let (mut builder, set) = threads.builder(rank, config.clone());
             builder.source(Arc::new(MadeUp));
@@ -193,11 +195,10 @@ fn a_new_epoch_counts_and_asks_anew() {
             engine.rebalance_now().unwrap();
         }
         round(&engine, 0);
-        let rounds = engine.rounds();
         if rank.0 == 1 {
             engine.rebalance_now().unwrap();
         }
-        round(&engine, rounds);
+        round(&engine, 1);
         if rank.0 == 1 {
             done.fetch_add(1, Ordering::SeqCst);
             until("the last round on the other rank", || done.load(Ordering::SeqCst) == 2);

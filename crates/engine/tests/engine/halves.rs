@@ -1,14 +1,14 @@
 //! A rank that is behind takes over what the others hold, and its source fails amid that: nobody relies on what its slots hold then.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Barrier};
 use std::time::Instant;
 
 use eplb_comm::host::HostMemory;
 use eplb_comm::store::{CasOutcome, InterceptedStore, Store, StoreError, StoreIntercept};
 use eplb_core::{ExpertId, LayerId, Placement, RankId, SlotId, Topology};
 use eplb_engine::EngineError;
-use eplb_engine::engine::{Counts, Engine, Pass, SetId, State, World};
+use eplb_engine::engine::{Counts, Engine, EngineConfig, Pass, SetId, State, World};
 use eplb_engine::process::{MadeUp, Source};
 use ndarray::Array2;
 
@@ -65,11 +65,12 @@ impl Source for Breaks {
     }
 }
 
-/// An engine with as many slots as experts: what moves is staged, and overwrites slots at an agreed step.
+/// An engine with as many slots as experts: what moves is staged, and overwrites slots at an agreed step, which is so far ahead that this rank knows
+/// by then what was decided, or that it cannot know it.
 fn start(threads: &Threads, rank: RankId, store: Arc<dyn Store>, source: Arc<Breaks>) -> (Engine, SetId) {
     let transport = threads.transport.clone();
     let world = World::Group { rank, world_size: threads.ranks, store, transport };
-    let mut builder = Engine::builder(config(), world);
+    let mut builder = Engine::builder(EngineConfig { margin: 1 << 11, ..config() }, world);
     let topology = Topology::uniform(threads.ranks, EXPERTS).unwrap();
     let set = builder.layer_set("main", topology, EXPERTS, LAYERS).unwrap();
     for layer in 0..LAYERS {
@@ -92,7 +93,7 @@ fn assert_whole(engine: &Engine, set: SetId) {
 #[test]
 fn slots_that_a_failed_source_has_half_filled_are_relied_on_by_nobody() {
     let threads = Threads::new(2);
-    let deaf = Arc::new(AtomicBool::new(true));
+    let (deaf, barrier) = (Arc::new(AtomicBool::new(true)), Barrier::new(2));
     let (tried, over) = (AtomicUsize::new(0), AtomicUsize::new(0));
     threads.run(|rank| {
         let source = Arc::new(Breaks::default());
@@ -105,6 +106,8 @@ fn slots_that_a_failed_source_has_half_filled_are_relied_on_by_nobody() {
         // All that is hot is on one rank.
         let counts = Array2::from_shape_fn((LAYERS, EXPERTS), |(_, e)| if e < EXPERTS / 2 { 300 } else { 1 });
         engine.record(set, &Pass::default(), Counts::Experts(counts.view())).unwrap();
+        // Neither pulls from slots that the other still fills.
+        barrier.wait();
         if rank.0 == 0 {
             engine.rebalance_now().unwrap();
         }

@@ -115,17 +115,19 @@ fn serve(rounds: u64, slots: usize, stormy: bool, planted: Planted) -> Outcome {
     let run = |rank: usize| -> Result<Seen, String> {
         let (engine, set) =
             start(rank).inspect_err(|_| server.mail.leave()).map_err(|error| error.to_string())?;
-        let mut known = 0;
+        let (mut known, mut late) = (0, 0);
         let seen = server.serve(&engine, set, &mut Plain, |_| {
             if rank == 0 && engine.rounds() > known {
                 known = engine.rounds();
                 match engine.last_report(set).map(|report| report.outcome) {
-                    Some(RoundOutcome::Moved) => moved.fetch_add(1, Ordering::SeqCst),
-                    Some(RoundOutcome::Aborted { .. }) => aborted.fetch_add(1, Ordering::SeqCst),
-                    _ => 0,
-                };
+                    Some(RoundOutcome::Moved) => drop(moved.fetch_add(1, Ordering::SeqCst)),
+                    Some(RoundOutcome::Aborted { .. }) => drop(aborted.fetch_add(1, Ordering::SeqCst)),
+                    // It is tried again by itself.
+                    Some(RoundOutcome::TooLate) => late += 1,
+                    _ => {}
+                }
             }
-            if rank == 0 && known >= rounds {
+            if rank == 0 && known >= rounds + late {
                 server.over.store(true, Ordering::SeqCst);
             }
             Ok(())

@@ -9,6 +9,7 @@ use eplb_engine::engine::{Counts, Engine, Pass, Reason, SetId, World};
 use eplb_plan::Policy;
 use ndarray::Array2;
 
+use super::control::settled;
 use super::support::{EXPERTS, LAYERS, LONG, SLOTS, Threads, config, count, fill, tensors, wrong};
 
 type Filled = BTreeSet<(SetId, LayerId, SlotId)>;
@@ -39,7 +40,7 @@ fn a_draft_model_is_balanced_beside_the_model() {
             engine.rebalance_now().unwrap();
         }
         let mut step = 0;
-        while sets.iter().any(|&set| engine.last_report(set).is_none()) {
+        while sets.iter().any(|&set| settled(&engine, set, 0).is_none()) {
             engine.step(step).unwrap();
             sets.iter().for_each(|&set| assert_eq!(wrong(&engine, set), 0));
             step += 1;
