@@ -78,9 +78,12 @@ mod tests {
 
     use super::*;
 
-    /// Two streams on one memory; slot 0 is read by a pass on the second until `go` is told, and a commit is to overwrite it. Whether
-    /// the pass found the old expert to its end.
-    fn commit_behind_a_pass(plant: impl Fn(HostStream) -> Box<dyn Stream>) -> bool {
+    /// Longest wait for anything.
+    const LONG: Duration = Duration::from_secs(20);
+
+    /// Two streams on one memory; slot 0 is read by a pass on the second until `go` is told, and a commit is to overwrite it. The pass goes on until
+    /// that has come too early, `patience` at most. Whether it found the old expert to its end.
+    fn commit_behind_a_pass(patience: Duration, plant: impl Fn(HostStream) -> Box<dyn Stream>) -> bool {
         let layout = Arc::new(ModelLayout::new(vec![vec![TensorLayout::contiguous("w", 64)]]).unwrap());
         let memory = HostMemory::new(RankId(0), layout, 0..2, 64).unwrap();
         let (slot, other) = (Place::slot(LayerId(0), SlotId(0)), SlotId(1));
@@ -91,8 +94,7 @@ mod tests {
         let (go, gone) = channel::<()>();
         let (tell, told) = channel();
         second.run(move |memory| {
-            // The pass is long: the commit has all the time to come too early.
-            let _ = gone.recv_timeout(Duration::from_millis(300));
+            let _ = gone.recv_timeout(2 * LONG);
             let found = memory.content(slot)?.0;
             let _ = tell.send(found == Content::Expert(ExpertId(3)));
             Ok(())
@@ -104,18 +106,21 @@ mod tests {
             fill: Fill::FromSlot { expert: ExpertId(5), slot: other },
         };
         let done = joined.commit(&[commit]).unwrap();
-        std::thread::sleep(Duration::from_millis(50));
+        let end = Instant::now() + patience;
+        while memory.content(slot).unwrap().0 != Content::Expert(ExpertId(5)) && Instant::now() < end {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         go.send(()).unwrap();
-        done.wait(RankId(0), "the commit", Instant::now() + Duration::from_secs(20)).unwrap();
+        done.wait(RankId(0), "the commit", Instant::now() + LONG).unwrap();
         assert_eq!(memory.content(slot).unwrap().0, Content::Expert(ExpertId(5)));
         let all = joined.record().unwrap();
-        all.wait(RankId(0), "both streams", Instant::now() + Duration::from_secs(20)).unwrap();
+        all.wait(RankId(0), "both streams", Instant::now() + LONG).unwrap();
         told.recv().unwrap()
     }
 
     #[test]
     fn a_commit_waits_for_passes_on_every_stream() {
-        assert!(commit_behind_a_pass(|first| Box::new(first)));
+        assert!(commit_behind_a_pass(Duration::from_millis(50), |first| Box::new(first)));
     }
 
     #[test]
@@ -123,6 +128,6 @@ mod tests {
         let planted = |first| -> Box<dyn Stream> {
             Box::new(FaultyStream::new(first, StreamFault::WaitSkipped, Strike::Always, 1))
         };
-        assert!(!commit_behind_a_pass(planted));
+        assert!(!commit_behind_a_pass(LONG, planted));
     }
 }
