@@ -1,8 +1,8 @@
 //! Members change: ranks leave, join, die and are renumbered, on threads here.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use eplb_comm::Memory;
 use eplb_comm::host::HostMemory;
@@ -30,7 +30,7 @@ pub(crate) fn replan(
 
 pub(crate) fn short() -> Deadlines {
     let mut deadlines = deadlines();
-    deadlines.store.peer_timeout = Duration::from_millis(1500);
+    deadlines.store.peer_timeout = Duration::from_secs(5);
     deadlines.store.collective = Duration::from_secs(10);
     deadlines.reform.gather = Duration::from_secs(3);
     deadlines.reform.join = Duration::from_secs(3);
@@ -194,12 +194,14 @@ fn processes_join_with_empty_slots_and_get_experts() {
 fn who_comes_too_late_is_told_and_the_epoch_forms_without_it() {
     let (store, transport) = (in_process(), Arc::new(Threads::default()));
     let reform = Reform::join(&topology(2), &[8, 4]).unwrap();
+    let formed = AtomicBool::new(false);
     on_threads(4, |rank| {
         let mut job = job(2, &transport);
         match rank.0 {
             0 | 1 => {
                 let mut member = started(&store, rank, 2, job);
                 let stayed = stayed(member.reform(&reform, &mut replan).unwrap());
+                formed.store(true, Ordering::SeqCst);
                 assert_eq!(stayed.absent, [RankId(2)]);
                 assert_eq!(stayed.planned, [RankId(0), RankId(1), RankId(3)]);
                 assert_eq!((stayed.rank, member.topology().ranks()), (rank, 3));
@@ -207,9 +209,12 @@ fn who_comes_too_late_is_told_and_the_epoch_forms_without_it() {
             }
             2 => {
                 job.topology = reform.topology.clone();
-                // The members wait for 3 s.
-                std::thread::sleep(Duration::from_secs(6));
-                let wait = Duration::from_millis(300);
+                let end = Instant::now() + Duration::from_secs(60);
+                while !formed.load(Ordering::SeqCst) {
+                    assert!(Instant::now() < end, "the others did not form an epoch");
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                let wait = Duration::from_secs(1);
                 let late = Member::join(store.clone(), rank, job, wait, &short(), &mut replan);
                 let error = membership(late.unwrap_err());
                 assert!(

@@ -1,9 +1,8 @@
 //! Ranks join, move experts, fail, and join again.
 
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Barrier, Mutex};
 
-use eplb_comm::fault::{Faults, FaultyCommunicator, Strike};
+use eplb_comm::fault::{FaultLog, Faults, FaultyCommunicator, Strike};
 use eplb_comm::host::HostMemory;
 use eplb_comm::store::{InProcessStore, Store};
 use eplb_comm::{Communicator, Memory};
@@ -47,9 +46,9 @@ fn experts_move_between_ranks_that_share_nothing_but_a_store() {
     assert!(placements.iter().all(|placement| *placement == placements[0]));
 }
 
-/// One rank's communicator fails its first wave, once.
-#[derive(Debug)]
-struct FailsOnce(AtomicBool);
+/// One rank's communicators fail their second wave, until one has.
+#[derive(Debug, Default)]
+struct FailsOnce(Mutex<FaultLog>);
 
 impl Hooks for FailsOnce {
     fn communicator(
@@ -58,18 +57,21 @@ impl Hooks for FailsOnce {
         _memory: &Arc<HostMemory>,
         communicator: Box<dyn Communicator>,
     ) -> Box<dyn Communicator> {
-        if rank != RankId(2) || self.0.swap(true, Ordering::SeqCst) {
+        let mut log = self.0.lock().unwrap();
+        if rank != RankId(2) || !log.struck().is_empty() {
             return communicator;
         }
         let faults = Faults { fail: Strike::Wave(1), ..Faults::default() };
-        Box::new(FaultyCommunicator::around(communicator, faults))
+        let faulty = FaultyCommunicator::around(communicator, faults);
+        *log = faulty.log();
+        Box::new(faulty)
     }
 }
 
 #[test]
 fn after_a_failed_exchange_all_ranks_join_again_and_the_next_one_works() {
     let (store, transport) = (in_process(), Arc::new(Threads::default()));
-    let hooks = Arc::new(FailsOnce(AtomicBool::new(false)));
+    let hooks = Arc::new(FailsOnce::default());
     on_threads(4, |rank| {
         let mut job = job(4, &transport);
         job.settings.hooks = hooks.clone();
@@ -208,7 +210,7 @@ fn a_rank_with_another_plan_is_named_before_the_first_byte() {
 fn a_rank_that_does_not_come_is_named() {
     let mut deadlines = deadlines();
     // From when both have begun, and long enough for both to be heard on a busy machine.
-    deadlines.store.join = std::time::Duration::from_secs(3);
+    deadlines.store.join = std::time::Duration::from_secs(6);
     let (store, begin) = (in_process(), Barrier::new(2));
     let errors = on_threads(2, |rank| {
         begin.wait();

@@ -88,6 +88,7 @@ pub(crate) fn job(ranks: usize, transport: &Arc<Threads>) -> Job {
     settings.margin = 32;
     settings.deadlines.transfer = Duration::from_secs(30);
     settings.deadlines.peer = Duration::from_secs(20);
+    settings.deadlines.commit_hold = Duration::from_secs(20);
     Job {
         start: random(99, &topology),
         topology,
