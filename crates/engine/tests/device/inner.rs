@@ -138,7 +138,7 @@ fn serving_on_the_fakes() {
         }
         Ok((engine, set, card))
     };
-    let (moved, aborted) = (AtomicU64::new(0), AtomicU64::new(0));
+    let (moved, aborted, late) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let run = |rank: usize| -> (Option<Seen>, Option<String>, Option<State>) {
         let (engine, set, mut card) = match start(rank) {
             Ok(made) => made,
@@ -181,10 +181,13 @@ fn serving_on_the_fakes() {
                 match engine.last_report(set).map(|report| report.outcome) {
                     Some(RoundOutcome::Moved) => moved.fetch_add(1, Ordering::SeqCst),
                     Some(RoundOutcome::Aborted { .. }) => aborted.fetch_add(1, Ordering::SeqCst),
+                    // It is tried again by itself.
+                    Some(RoundOutcome::TooLate) => late.fetch_add(1, Ordering::SeqCst),
                     _ => 0,
                 };
             }
-            if rank == 0 && (known >= rounds || step + 1 == number("steps", 0)) {
+            let over = known >= rounds + late.load(Ordering::SeqCst);
+            if rank == 0 && (over || step + 1 == number("steps", 0)) {
                 server.over.store(true, Ordering::SeqCst);
             }
             Ok(())
@@ -214,5 +217,6 @@ fn serving_on_the_fakes() {
             println!("FAILED {failed}");
         }
     }
-    println!("ROUNDS moved={} aborted={}", moved.into_inner(), aborted.into_inner());
+    let [moved, aborted, late] = [moved, aborted, late].map(AtomicU64::into_inner);
+    println!("ROUNDS moved={moved} aborted={aborted} late={late}");
 }
