@@ -108,6 +108,9 @@ static void *run(void *given)
         CHECK(eplb_engine_record_experts(engine, set, &pass, counts, LAYERS * EXPERTS, NULL));
         if (rank->number == 0)
             CHECK(eplb_engine_rebalance_now(engine, &ended));
+        struct eplb_round_report report = { .struct_size = sizeof report };
+        char outcome[200];
+        size_t len;
         enum eplb_status waited;
         do {
             CHECK(eplb_engine_step(engine, step));
@@ -116,15 +119,15 @@ static void *run(void *given)
             while (atomic_load(&begun[1 - rank->number]) < step + 1 && atomic_load(&left) == RANKS)
                 ;
             step++;
-            waited = eplb_engine_wait_round(engine, (uint64_t)round, 1);
-            if (waited != EPLB_STATUS_TIMEOUT)
-                check(waited, "eplb_engine_wait_round");
-        } while (waited != EPLB_STATUS_OK);
-        struct eplb_round_report report = { .struct_size = sizeof report };
-        char outcome[200];
-        size_t len;
-        CHECK(eplb_engine_last_report(engine, set, &report));
-        CHECK(eplb_engine_round_outcome(engine, set, outcome, sizeof outcome, &len));
+            waited = eplb_engine_wait_round(engine, ended, 1);
+            if (waited == EPLB_STATUS_TIMEOUT)
+                continue;
+            check(waited, "eplb_engine_wait_round");
+            CHECK(eplb_engine_last_report(engine, set, &report));
+            CHECK(eplb_engine_round_outcome(engine, set, outcome, sizeof outcome, &len));
+            ended = report.round;
+            /* A round that comes too late for its step is tried again by itself. */
+        } while (waited != EPLB_STATUS_OK || strcmp(outcome, "too_late") == 0);
         rank->moved += report.moves;
         if (rank->number == 0)
             printf("round %" PRIu64 ": %s, %" PRIu64 " moves, balancedness %.3f to %.3f of at most %.3f\n", report.round, outcome,

@@ -2,9 +2,11 @@
 
 import ctypes
 import re
+import sys
 import tempfile
 import threading
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import eplb
@@ -12,6 +14,9 @@ from eplb import engine as module
 from eplb import lent as module_lent
 from eplb.config import toml
 from eplb.tensors import describe
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from rounds import settled  # noqa: E402
 
 LAYERS, EXPERTS, LOCAL, ROW = 2, 8, 6, 48
 CONFIG = {"trigger": {"interval_s": 1e6}, "sample_ms": 5, "poll_ms": 1, "margin": 4}
@@ -244,34 +249,27 @@ class Together(unittest.TestCase):
                 for slot in range(LOCAL):
                     for row in range(2):
                         block.put(slot, row, expert_bytes(layer, (me * LOCAL + slot) % EXPERTS, row))
-            step = 0
+            step = rounds = 0
             for number in range(3):
                 counts = [[1000 if (e * 3 + number) % EXPERTS == 0 else 30 for e in range(EXPERTS)] for _ in range(LAYERS)]
                 engine.record(step, experts=counts)
                 done.wait(60)
                 if me == 0:
                     engine.rebalance_now()
-                ended = [False]
-
-                def wait():
-                    engine.wait_round(number, 60)
-                    ended[0] = True
-
-                waiter = threading.Thread(target=wait)
-                waiter.start()
+                waiter = waiters.submit(settled, engine, rounds, 60)
                 # Ranks that exchange tokens are in step; both stop after the same one.
                 while True:
                     engine.step(step)
                     check(me, engine, blocks)
                     step += 1
-                    over.append((me, step, ended[0]))
+                    over.append((me, step, waiter.done()))
                     turn.wait(60)
                     both = all(end for rank, at, end in over if at == step)
                     turn.wait(60)
                     if both:
                         break
-                waiter.join()
-                report = engine.last_report()
+                report = waiter.result()
+                rounds = report.round
                 self.assertRegex(report.outcome, "^(moved|nothing)$")
                 moved[me] += report.moves
             done.wait(60)
@@ -290,10 +288,11 @@ class Together(unittest.TestCase):
                 turn.abort()
 
         threads = [threading.Thread(target=guarded, args=(me,)) for me in range(2)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with ThreadPoolExecutor(2) as waiters:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         self.assertEqual(problems, [])
         self.assertGreater(moved[0], 0)
         self.assertEqual(moved[0], moved[1])

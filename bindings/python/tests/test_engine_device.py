@@ -10,10 +10,12 @@ import tempfile
 import threading
 import time
 import unittest
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 from fakes import Device, build, environment  # noqa: E402
+from rounds import settled  # noqa: E402
 
 LAYERS, EXPERTS, LOCAL, ROWS, ROW, PITCH = 2, 8, 6, 2, 48, 64
 CONFIG = {"trigger": {"interval_s": 1e6}, "sample_ms": 5, "poll_ms": 1, "margin": 4}
@@ -124,12 +126,13 @@ def serve(kind, plant):
     peer = kind == "peer"
     transport = eplb.Transport.peer(processes=False) if peer else eplb.Transport.nccl(loaded=False, in_steps=kind == "steps")
     turn = threading.Barrier(2, timeout=4 * LONG)
-    told, problems, ended, said = [None, None], [], [False, False], [False, False]
+    told, problems, said = [None, None], [], [False, False]
+    waiters = ThreadPoolExecutor(2)
 
     def run(me):
         rank = Rank(me, 2, store, transport)
         rank.step(0)
-        step, moves, given, outcomes, before = 1, 0, 0, [], []
+        step, rounds, moves, given, outcomes, before = 1, 0, 0, 0, [], []
         for number in range(3):
             if plant and number == 1 and me == 0:
                 slot = next(s for s, e in enumerate(rank.engine.maps().phy2log[0][:LOCAL]) if e >= 0)
@@ -162,21 +165,19 @@ def serve(kind, plant):
             turn.wait()
             if me == 0:
                 rank.engine.rebalance_now()
-            ended[me] = False
-            waiter = threading.Thread(target=lambda: (rank.engine.wait_round(number, LONG), ended.__setitem__(me, True)), daemon=True)
-            waiter.start()
+            waiter = waiters.submit(settled, rank.engine, rounds, LONG)
             while True:
                 rank.step(step)
                 step += 1
                 # Both look at the same words, and stop after the same step.
-                said[me] = ended[me]
+                said[me] = waiter.done()
                 turn.wait()
                 over = all(said)
                 turn.wait()
                 if over:
                     break
-            waiter.join()
-            report = rank.engine.last_report()
+            report = waiter.result()
+            rounds = report.round
             moves += report.moves
             outcomes.append(report.outcome)
             before.append(report.before)
@@ -213,7 +214,7 @@ def back(fails):
     import eplb
 
     store, transport = eplb.Store.in_process(), eplb.Transport.nccl(loaded=False)
-    config = {**CONFIG, "deadlines": {"store.peer_timeout": 500}}
+    config = {**CONFIG, "deadlines": {"store.peer_timeout": 5000}}
     asked, told, gone = [], [None, None], threading.Event()
     turn = threading.Barrier(2, timeout=4 * LONG)
 
@@ -231,19 +232,17 @@ def back(fails):
         turn.wait()
         if me == 0:
             rank.engine.rebalance_now()
-        step, ended = 1, threading.Event()
-        waiter = threading.Thread(target=lambda: (rank.engine.wait_round(0, LONG), ended.set()), daemon=True)
-        waiter.start()
+        step, waiter = 1, waiters.submit(settled, rank.engine, 0, LONG)
         while True:
             rank.step(step)
             step += 1
-            said[me] = ended.is_set()
+            said[me] = waiter.done()
             turn.wait()
             over = all(said)
             turn.wait()
             if over:
                 break
-        waiter.join()
+        waiter.result()
         rank.step(step)
         turn.wait()
         if me == 1:
@@ -264,7 +263,7 @@ def back(fails):
         turn.wait()
         rank.engine.close(LONG)
 
-    said = [False, False]
+    said, waiters = [False, False], ThreadPoolExecutor(2)
     threads = [threading.Thread(target=run, args=(me,)) for me in range(2)]
     for thread in threads:
         thread.start()
