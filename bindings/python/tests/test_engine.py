@@ -268,8 +268,7 @@ class Together(unittest.TestCase):
                     turn.wait(60)
                     if both:
                         break
-                report = waiter.result()
-                rounds = report.round
+                report, rounds = waiter.result()
                 self.assertRegex(report.outcome, "^(moved|nothing)$")
                 moved[me] += report.moves
             done.wait(60)

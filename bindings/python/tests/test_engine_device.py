@@ -176,8 +176,7 @@ def serve(kind, plant):
                 turn.wait()
                 if over:
                     break
-            report = waiter.result()
-            rounds = report.round
+            report, rounds = waiter.result()
             moves += report.moves
             outcomes.append(report.outcome)
             before.append(report.before)
