@@ -164,14 +164,12 @@ fn what_cannot_be_shared_is_named_by_all() {
 fn a_rank_that_does_not_come_is_named_and_a_stale_card_opens_nothing() {
     let store = store();
     let memories = [shared(0, 8), shared(1, 8)];
-    let short = |meeting: &mut Meeting| meeting.deadline = Instant::now() + Duration::from_millis(300);
-    let mut alone = meeting(0, 2, &store);
-    short(&mut alone);
+    // Nobody comes, and nothing but time ends that.
+    let alone = Meeting { deadline: Instant::now() + Duration::from_secs(3), ..meeting(0, 2, &store) };
     let error = join_host(&alone, memories[0].clone(), &PeerOptions::default()).unwrap_err().to_string();
     assert!(error.contains("card/1"), "{error}");
     // That rank's card is still there, and it is gone: who comes now finds nobody behind it.
-    let mut late = meeting(1, 2, &store);
-    short(&mut late);
+    let late = meeting(1, 2, &store);
     let error = join_host(&late, memories[1].clone(), &PeerOptions::default()).unwrap_err();
     assert!(matches!(&error, PeerError::NotOpened { rank: RankId(1), owner: RankId(0), .. }), "{error}");
     assert!(error.to_string().contains("has ended"), "{error}");

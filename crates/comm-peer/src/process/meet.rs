@@ -323,26 +323,24 @@ impl From<PeerError> for CommError {
 
 #[cfg(test)]
 mod tests {
-    use eplb_comm::host::HostMemory;
     use eplb_comm::store::InProcessStore;
     use eplb_core::TensorLayout;
 
     use super::*;
-    use crate::options::Options;
-    use crate::process::join_host;
 
     /// Names of abstract sockets stand in `/proc/net/unix` for every user of the host.
     #[test]
     fn the_name_of_a_socket_does_not_tell_what_opens_it() {
         let layout = Arc::new(ModelLayout::new(vec![vec![TensorLayout::contiguous("w", 8)]]).unwrap());
-        let memory = HostMemory::shared(RankId(0), layout, 0..1, 0).unwrap();
+        let extent = Extent { rank: RankId(0), slots: 0..1, staging_bytes: 0 };
+        let (files, patience) = (Vec::new(), Duration::ZERO);
+        let offer = Offer { layout: &layout, extent, memory: Memory::Elsewhere, files, patience };
         let store: Arc<dyn Store> = Arc::new(InProcessStore::new());
-        let deadline = Instant::now() + Duration::from_millis(50);
         let alone =
-            Meeting { rank: RankId(0), world_size: 2, store: store.clone(), host: "h".into(), deadline };
-        join_host(&alone, memory, &Options::default()).unwrap_err();
-        let said = store.get("card/0", Instant::now() + Duration::from_secs(20)).unwrap().unwrap();
-        let card = Card::decode(&said).unwrap();
+            Meeting { rank: RankId(0), world_size: 2, store, host: "h".into(), deadline: Instant::now() };
+        let stand = alone.stand().unwrap();
+        let card = alone.card(&offer, Some(&stand));
+        assert!(card.nonce != [0; 2] && !card.socket.is_empty());
         for word in card.nonce {
             let told = format!("{word:016x}");
             assert!(!card.socket.contains(&told), "{} tells {told}", card.socket);

@@ -16,8 +16,8 @@ use crate::options::Options;
 
 /// Bytes that are pulled.
 const BYTES: usize = 64 << 10;
-/// Longest time that a trial takes.
-const PATIENCE: Duration = Duration::from_secs(5);
+/// A trial takes milliseconds; this ends one of which a part hangs, and is no measure of a busy machine.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Joins two ranks as processes would, here on threads of this process, and pulls an expert whose bytes are compared: over anonymous files,
 /// sockets that carry their descriptors, and pages of words.

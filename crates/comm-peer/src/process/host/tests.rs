@@ -252,7 +252,9 @@ fn a_rank() {
     }
     let ticket = rank.submit(&wave);
     if held {
+        let limit = Instant::now() + LONG;
         while rank.seen.holds.load(Ordering::SeqCst) != 1 {
+            assert!(Instant::now() < limit, "its turn does not come");
             std::thread::yield_now();
         }
         say("it is my turn");
