@@ -35,16 +35,26 @@ fn random(seed: u64) -> Placement {
 
 static TOPOLOGY: std::sync::LazyLock<Topology> = std::sync::LazyLock::new(topology);
 
+/// How long a wave may take of which bytes are stalled for ever: as short as a rank that is only held up allows.
+const STALLED: Duration = Duration::from_secs(2);
+
 /// Runs exchanges between random placements with the given hooks; returns what they found, or the first error.
 fn run(hooks: impl Hooks + 'static, exchanges: Range<u64>) -> (Cluster, Result<Moved, EngineError>) {
+    run_with(hooks, exchanges, |_| ())
+}
+
+/// The same with settings that `change` has changed.
+fn run_with(
+    hooks: impl Hooks + 'static,
+    exchanges: Range<u64>,
+    change: impl FnOnce(&mut Settings),
+) -> (Cluster, Result<Moved, EngineError>) {
     let layout = weights::layout(LAYERS, 2000).unwrap();
     let mut settings = Settings::new(&layout, &TOPOLOGY);
     settings.limits.staging_bytes = 4 * layout.largest_staged();
-    settings.deadlines.transfer = Duration::from_millis(400);
-    settings.deadlines.answer = Duration::from_secs(3);
-    settings.deadlines.peer = Duration::from_secs(3);
     settings.step_time = Duration::from_micros(200);
     settings.hooks = Arc::new(hooks);
+    change(&mut settings);
     let start = random(99);
     let mut cluster = Cluster::start(&TOPOLOGY, layout, start, settings).unwrap();
     let loads = Array2::from_shape_fn((LAYERS, EXPERTS), |(l, e)| (1 + (l * 7 + e * 5) % 11) as f64);
@@ -134,13 +144,18 @@ fn failed_and_stalled_transfers_end_in_a_named_error_and_a_true_placement() {
     for seed in 0..6 {
         let strike = Strike::Chance(0.2);
         let mut faults = Faults { seed, ..Faults::default() };
-        if seed % 2 == 0 {
-            faults.fail = strike;
-        } else {
+        let stalls = seed % 2 == 1;
+        if stalls {
             faults.stall = strike;
+        } else {
+            faults.fail = strike;
         }
         let around = Around::weather(faults);
-        let (mut cluster, result) = run(Shared(around.clone()), 0..3);
+        let (mut cluster, result) = run_with(Shared(around.clone()), 0..3, |settings| {
+            if stalls {
+                settings.deadlines.transfer = STALLED;
+            }
+        });
         match result {
             Ok(moved) => assert_eq!((moved.bytes_wrong, moved.first_wrong, around.struck()), (0, None, 0)),
             Err(EngineError::Aborted {
@@ -197,7 +212,7 @@ fn a_tensor_not_moved_is_caught() {
 
 #[test]
 fn a_fence_removed_behind_the_transfers_is_caught() {
-    let around = Around::planted(|_| Planted::DoneEarly { late: Duration::from_millis(5) }, Strike::Always);
+    let around = Around::planted(|_| Planted::DoneEarly { late: Duration::from_millis(200) }, Strike::Always);
     assert!(caught(run(Shared(around.clone()), 0..100).1) && around.struck() > 0);
 }
 
@@ -246,14 +261,16 @@ enum Lie {
 
 #[derive(Debug)]
 struct Liar {
-    lie: Lie,
+    lie: Option<Lie>,
+    /// It hears nothing before.
+    hears_from: Instant,
     own_hash: std::sync::Mutex<Option<Note>>,
 }
 
 impl Liar {
     fn twist(&self, record: Record) -> Record {
         match (self.lie, record.verdict) {
-            (Lie::EarlyStep, Verdict::Commit { step: Some(step) }) => {
+            (Some(Lie::EarlyStep), Verdict::Commit { step: Some(step) }) => {
                 Record { verdict: Verdict::Commit { step: Some(step - 1) }, ..record }
             }
             _ => record,
@@ -270,11 +287,14 @@ impl BoardIntercept for Liar {
     }
 
     fn collect(&self, inner: &dyn Board, reader: &mut Reader) -> Vec<(RankId, Note)> {
+        if Instant::now() < self.hears_from {
+            return Vec::new();
+        }
         let mut notes = inner.collect(reader);
         for (_, note) in &mut notes {
             match (self.lie, &mut *note) {
-                (Lie::DrainedLongAgo, Note::Drained { first_step, .. }) => *first_step = 0,
-                (Lie::HashNotCompared, Note::Plan { .. }) => {
+                (Some(Lie::DrainedLongAgo), Note::Drained { first_step, .. }) => *first_step = 0,
+                (Some(Lie::HashNotCompared), Note::Plan { .. }) => {
                     if let Some(own) = self.own_hash.lock().unwrap().clone() {
                         *note = own;
                     }
@@ -294,23 +314,26 @@ impl BoardIntercept for Liar {
     }
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct OneBoard {
     lie: Option<Lie>,
     /// The rank that lies, or all of them.
     liar: Option<RankId>,
     /// A rank that believes another placement was planned.
     misled: Option<(RankId, u64)>,
+    /// A rank that hears nothing in the first so long of an exchange: it drains some steps after the others.
+    deaf: Option<(RankId, Duration)>,
 }
 
 impl Hooks for OneBoard {
     fn board(&self, rank: RankId, board: Arc<dyn Board>) -> Arc<dyn Board> {
-        match self.lie {
-            Some(lie) if self.liar.is_none_or(|liar| liar == rank) => {
-                Arc::new(InterceptedBoard::new(board, Liar { lie, own_hash: Default::default() }))
-            }
-            _ => board,
+        let lie = self.lie.filter(|_| self.liar.is_none_or(|liar| liar == rank));
+        let deaf = self.deaf.filter(|(deaf, _)| *deaf == rank).map(|(_, time)| time);
+        if lie.is_none() && deaf.is_none() {
+            return board;
         }
+        let hears_from = Instant::now() + deaf.unwrap_or_default();
+        Arc::new(InterceptedBoard::new(board, Liar { lie, hears_from, own_hash: Default::default() }))
     }
 
     fn placement(&self, rank: RankId, placement: Arc<Placement>) -> Arc<Placement> {
@@ -324,19 +347,25 @@ impl Hooks for OneBoard {
 #[test]
 fn a_map_switched_one_step_early_is_caught() {
     // The liar is not the leader, which knows the step without reading it.
-    let hooks = OneBoard { lie: Some(Lie::EarlyStep), liar: Some(RankId(3)), misled: None };
+    let hooks = OneBoard { lie: Some(Lie::EarlyStep), liar: Some(RankId(3)), ..OneBoard::default() };
     assert!(caught(run(hooks, 0..400).1));
 }
 
 #[test]
 fn a_drained_slot_filled_too_soon_is_caught() {
-    let hooks = OneBoard { lie: Some(Lie::DrainedLongAgo), liar: None, misled: None };
-    assert!(caught(run(hooks, 0..400).1));
+    // Bytes land in the step before the last rank's drain, which is long enough for that.
+    let step = Duration::from_millis(5);
+    let caught_with = |lie, exchanges| {
+        let hooks = OneBoard { lie, deaf: Some((RankId(3), 3 * step)), ..OneBoard::default() };
+        caught(run_with(hooks, exchanges, |settings| settings.step_time = step).1)
+    };
+    assert!(caught_with(Some(Lie::DrainedLongAgo), 0..100));
+    assert!(!caught_with(None, 0..4), "a rank that drains late breaks nothing");
 }
 
 #[test]
 fn a_rank_with_another_plan_is_refused_before_the_first_byte() {
-    let hooks = OneBoard { lie: None, liar: None, misled: Some((RankId(1), 77)) };
+    let hooks = OneBoard { misled: Some((RankId(1), 77)), ..OneBoard::default() };
     let (mut cluster, result) = run(hooks, 0..1);
     let error = result.unwrap_err();
     assert!(
@@ -349,7 +378,8 @@ fn a_rank_with_another_plan_is_refused_before_the_first_byte() {
 
 #[test]
 fn hashes_not_compared_are_caught() {
-    let hooks = OneBoard { lie: Some(Lie::HashNotCompared), liar: None, misled: Some((RankId(1), 77)) };
+    let (lie, misled) = (Some(Lie::HashNotCompared), Some((RankId(1), 77)));
+    let hooks = OneBoard { lie, misled, ..OneBoard::default() };
     assert!(caught(run(hooks, 0..1).1));
 }
 
@@ -367,7 +397,9 @@ fn walk(faults: Faults) -> (Arc<Around>, Result<Report, EngineError>) {
         verify: Verify::Full,
     };
     let (layout, mut settings) = job.settings(trace.layers()).unwrap();
-    settings.deadlines.transfer = Duration::from_millis(500);
+    if faults.stall != Strike::Never {
+        settings.deadlines.transfer = STALLED;
+    }
     let around = Around::weather(faults);
     settings.hooks = Arc::new(Shared(around.clone()));
     let report = job.run_with(&trace, layout, settings, &mut |_| ());

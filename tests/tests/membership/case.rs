@@ -186,23 +186,26 @@ impl Case {
     pub(crate) fn words(&self) -> [String; 2] {
         [self.kind.name().to_owned(), self.target.to_string()]
     }
-}
 
-/// Deadlines of the ranks under test: short, so that the cases are.
-pub(crate) fn deadlines() -> Deadlines {
-    let mut deadlines = Deadlines::new();
-    let seconds = Duration::from_secs;
-    deadlines.store.connect = seconds(8);
-    deadlines.store.join = seconds(15);
-    deadlines.store.operation = seconds(3);
-    deadlines.store.collective = seconds(6);
-    deadlines.store.peer_timeout = seconds(3);
-    deadlines.exchange.peer = seconds(3);
-    deadlines.exchange.transfer = seconds(10);
-    deadlines.exchange.answer = seconds(5);
-    deadlines.communicator = seconds(15);
-    deadlines.reform.gather = seconds(5);
-    deadlines.reform.join = seconds(3);
-    deadlines.reform.whole = seconds(60);
-    deadlines
+    /// Deadlines of the ranks under test: short where a case waits for them, so that the cases are, and else as long as a busy machine wants.
+    pub(crate) fn deadlines(&self) -> Deadlines {
+        let mut deadlines = Deadlines::new();
+        let seconds = Duration::from_secs;
+        deadlines.store.connect = seconds(8);
+        deadlines.store.join = seconds(15);
+        deadlines.store.collective = seconds(8);
+        deadlines.exchange.transfer = seconds(10);
+        deadlines.exchange.answer = seconds(8);
+        deadlines.exchange.commit_hold = seconds(20);
+        deadlines.communicator = seconds(15);
+        deadlines.reform.gather = seconds(8);
+        // Nobody comes, or one who goes again: these the members wait out.
+        deadlines.reform.join = seconds(match self.kind {
+            Kind::Late => 3,
+            Kind::OtherExperts => 10,
+            _ => 30,
+        });
+        deadlines.reform.whole = seconds(60);
+        deadlines
+    }
 }

@@ -9,7 +9,7 @@ use eplb_comm::store::deadlines::after;
 use eplb_comm::store::{ServerOptions, Store, StoreAddress, StoreServer};
 use eplb_tests::ranks::{Line, Ranks};
 
-use crate::case::{Case, DEAF, Kind, RANKS, deadlines};
+use crate::case::{Case, DEAF, Kind, RANKS};
 
 /// Longest time of a case.
 const HANG: Duration = Duration::from_secs(120);
@@ -65,12 +65,12 @@ fn number(line: &str, word: &str) -> Result<u64, String> {
 
 /// Runs a case; what the members did, in words.
 pub(crate) fn run(case: &Case) -> Result<String, String> {
-    let options = ServerOptions { deadlines: deadlines().store, ..ServerOptions::default() };
+    let options = ServerOptions { deadlines: case.deadlines().store, ..ServerOptions::default() };
     let any = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
     let server = StoreServer::bind(any, options).map_err(|error| error.to_string())?;
     let address = server.local_address();
     let store = StoreAddress::Tcp(address.to_string())
-        .open(None, &deadlines().store, after(Duration::from_secs(10)))
+        .open(None, &case.deadlines().store, after(Duration::from_secs(10)))
         .map_err(|error| error.to_string())?;
     let mut ranks = Ranks::default();
     for _ in 0..RANKS {

@@ -17,7 +17,7 @@ use eplb_plan::{Options, Planner, Policy, Request};
 use eplb_tests::child::{hear, say};
 use ndarray::Array2;
 
-use crate::case::{Case, Kind, RANKS, deadlines};
+use crate::case::{Case, Kind, RANKS};
 use crate::strike::{Around, Strike, Watched};
 
 const LAYERS: usize = 3;
@@ -62,11 +62,11 @@ impl Source for Nothing {
     }
 }
 
-fn job(strike: &Arc<Strike>, more: usize, topology: Topology, address: &StoreAddress) -> Job {
+fn job(case: &Case, strike: &Arc<Strike>, more: usize, topology: Topology, address: &StoreAddress) -> Job {
     let layout = weights::layout(LAYERS, EXPERT_BYTES + more).unwrap();
     let mut settings = Settings::new(&layout, &topology);
     settings.limits.staging_bytes = 4 * weights::layout(LAYERS, EXPERT_BYTES + 1).unwrap().largest_staged();
-    settings.deadlines = deadlines().exchange;
+    settings.deadlines = case.deadlines().exchange;
     settings.margin = 64;
     settings.hooks = Arc::new(Around(strike.clone()));
     Job {
@@ -130,7 +130,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     let address: StoreAddress = args[1].parse().unwrap();
     let case = Case { kind: args[2].parse().unwrap(), target: args[3].parse().unwrap() };
     let strike = Strike::new(case, rank);
-    let deadlines = deadlines();
+    let deadlines = case.deadlines();
     let store = address.open(None, &deadlines.store, after(deadlines.store.connect)).unwrap();
     let store: Arc<dyn Store> = Arc::new(InterceptedStore::new(store, Watched(strike.clone())));
     let outcome = if rank < RANKS {
@@ -153,8 +153,8 @@ fn stays(
     strike: &Arc<Strike>,
     address: &StoreAddress,
 ) -> Result<(), EngineError> {
-    let session = Session::join(store, rank, RANKS, &deadlines())?;
-    let mut member = Member::start(session, job(strike, 0, topology(), address))?;
+    let session = Session::join(store, rank, RANKS, &case.deadlines())?;
+    let mut member = Member::start(session, job(case, strike, 0, topology(), address))?;
     member.rebalance(&random(1, &topology()), &loads())?;
     say("ready");
     hear();
@@ -202,10 +202,10 @@ fn joins(
 ) -> Result<(), EngineError> {
     let reform = reform_of(case, &topology(), &[]);
     let more = usize::from(case.kind == Kind::OtherExperts);
-    let job = job(strike, more, reform.topology, address);
+    let job = job(case, strike, more, reform.topology, address);
     // One that is late does not wait for long.
     let wait = Duration::from_secs(if case.kind == Kind::Late { 1 } else { 30 });
-    let (mut member, stayed) = Member::join(store, rank, job, wait, &deadlines(), &mut replan)?;
+    let (mut member, stayed) = Member::join(store, rank, job, wait, &case.deadlines(), &mut replan)?;
     say(&describe(&stayed));
     go_on(&mut member)
 }

@@ -153,20 +153,21 @@ impl fmt::Display for Case {
     }
 }
 
-/// Deadlines of the ranks under test: short, so that the matrix is.
+/// Deadlines of the ranks under test: short, so that the matrix is, and no shorter than a rank or the driver of a busy machine may be held up.
 pub(crate) fn deadlines() -> Deadlines {
     let mut deadlines = Deadlines::new();
     let seconds = Duration::from_secs;
     deadlines.store.connect = seconds(6);
     deadlines.store.join = seconds(8);
-    deadlines.store.operation = seconds(2);
+    deadlines.store.operation = seconds(5);
     deadlines.store.collective = seconds(6);
-    deadlines.store.silence = seconds(2);
+    deadlines.store.silence = seconds(5);
     deadlines.store.keepalive = Duration::from_millis(200);
-    deadlines.store.peer_timeout = seconds(2);
-    deadlines.exchange.peer = seconds(2);
-    deadlines.exchange.transfer = seconds(6);
-    deadlines.exchange.answer = seconds(4);
+    deadlines.store.peer_timeout = seconds(5);
+    deadlines.exchange.peer = seconds(5);
+    deadlines.exchange.transfer = seconds(8);
+    deadlines.exchange.answer = seconds(8);
+    deadlines.exchange.commit_hold = seconds(20);
     deadlines.communicator = seconds(8);
     deadlines
 }

@@ -1,9 +1,12 @@
 //! Where a case takes place: its store, the machine of each rank, and how store, disk or link fail and are mended.
 
 use std::net::{Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 use eplb_comm::store::{ServerOptions, StoreServer, Token};
 
@@ -201,39 +204,65 @@ impl Drop for SecondHost {
 #[derive(Debug)]
 pub(crate) struct SmallDisk {
     folder: PathBuf,
+    /// Fills it until it is told that it is over.
+    filler: Option<(Arc<AtomicBool>, JoinHandle<Result<(), String>>)>,
 }
 
 impl SmallDisk {
     fn new() -> Result<Self, String> {
         let folder = std::env::temp_dir().join(format!("eplb-small-disk-{}", number()));
         std::fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-        let disk = Self { folder };
+        let disk = Self { folder, filler: None };
         let path = disk.folder.to_string_lossy();
         run("mount", &["-t", "tmpfs", "-o", "size=4m", "none", &path])?;
         Ok(disk)
     }
 
-    fn fill(&self) -> Result<(), String> {
+    /// Fills it, and whatever a rank frees that was about to replace a file by another.
+    fn fill(&mut self) -> Result<(), String> {
         let filler = self.folder.join("filler");
-        let mut size = 8 << 20;
-        // The last page, too.
-        while size >= 4096 {
-            let mut file = std::fs::OpenOptions::new().create(true).append(true).open(&filler);
-            let file = file.as_mut().map_err(|error| error.to_string())?;
-            if std::io::Write::write_all(file, &vec![0; size]).is_err() {
-                size /= 2;
+        fill(&filler)?;
+        let over = Arc::new(AtomicBool::new(false));
+        let goes_on = over.clone();
+        let thread = std::thread::spawn(move || {
+            while !goes_on.load(Ordering::Relaxed) {
+                fill(&filler)?;
+                std::thread::sleep(Duration::from_micros(100));
             }
-        }
+            Ok(())
+        });
+        self.filler = Some((over, thread));
         Ok(())
     }
 
-    fn empty(&self) -> Result<(), String> {
+    fn empty(&mut self) -> Result<(), String> {
+        self.end_filling()?;
         std::fs::remove_file(self.folder.join("filler")).map_err(|error| error.to_string())
     }
+
+    fn end_filling(&mut self) -> Result<(), String> {
+        let Some((over, thread)) = self.filler.take() else { return Ok(()) };
+        over.store(true, Ordering::Relaxed);
+        thread.join().map_err(|_| "the filler of the disk panicked")?
+    }
+}
+
+/// Appends to a file what its disk has room for, the last page, too.
+fn fill(filler: &Path) -> Result<(), String> {
+    let mut file = std::fs::OpenOptions::new().create(true).append(true).open(filler);
+    let file = file.as_mut().map_err(|error| error.to_string())?;
+    let mut size = 8 << 20;
+    while size >= 4096 {
+        if std::io::Write::write_all(file, &vec![0; size]).is_err() {
+            size /= 2;
+        }
+    }
+    Ok(())
 }
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
+        let _ = self.end_filling();
         // What cannot be removed now was never made.
         let _ = run("umount", &["-l", &self.folder.to_string_lossy()]);
         let _ = std::fs::remove_dir(&self.folder);

@@ -101,6 +101,7 @@ pub(crate) fn mix(seed: u64, number: u64) -> u64 {
 pub(crate) fn deadlines() -> Deadlines {
     let mut deadlines = Deadlines::new();
     deadlines.exchange.peer = Duration::from_secs(20);
+    deadlines.exchange.commit_hold = Duration::from_secs(20);
     deadlines.store.peer_timeout = Duration::from_secs(20);
     deadlines.store.silence = Duration::from_secs(20);
     deadlines
