@@ -204,8 +204,14 @@ impl Drop for SecondHost {
 #[derive(Debug)]
 pub(crate) struct SmallDisk {
     folder: PathBuf,
-    /// Fills it until it is told that it is over.
-    filler: Option<(Arc<AtomicBool>, JoinHandle<Result<(), String>>)>,
+    filler: Option<Filler>,
+}
+
+/// Fills a disk until it is over.
+#[derive(Debug)]
+struct Filler {
+    over: Arc<AtomicBool>,
+    thread: JoinHandle<Result<(), String>>,
 }
 
 impl SmallDisk {
@@ -231,7 +237,7 @@ impl SmallDisk {
             }
             Ok(())
         });
-        self.filler = Some((over, thread));
+        self.filler = Some(Filler { over, thread });
         Ok(())
     }
 
@@ -241,7 +247,7 @@ impl SmallDisk {
     }
 
     fn end_filling(&mut self) -> Result<(), String> {
-        let Some((over, thread)) = self.filler.take() else { return Ok(()) };
+        let Some(Filler { over, thread }) = self.filler.take() else { return Ok(()) };
         over.store(true, Ordering::Relaxed);
         thread.join().map_err(|_| "the filler of the disk panicked")?
     }
