@@ -2,6 +2,7 @@
 
 use std::net::TcpListener;
 use std::process::{Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use eplb_comm::store::deadlines::after;
@@ -26,8 +27,12 @@ fn gloo() -> bool {
     }
 }
 
+/// A port that nobody has, below those that the system gives to whoever asks for any: it is still free when a rank comes to listen there.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    static DRAWN: AtomicU32 = AtomicU32::new(0);
+    let draw =
+        |_| 10_000 + ((std::process::id() * 8 + DRAWN.fetch_add(1, Ordering::Relaxed)) % 20_000) as u16;
+    (0..20_000).map(draw).find(|&port| TcpListener::bind(("127.0.0.1", port)).is_ok()).unwrap()
 }
 
 /// What a run did, without times. The number of waves hangs on time, too: one that was proposed too late is planned again with the rest.

@@ -89,7 +89,7 @@ fn a_thread_of_ours_does_not_launch_where_nccl_takes_one_thread() {
 
 #[test]
 fn steps_of_a_length_and_the_library_of_the_process_work() {
-    // A busy machine takes long to go round: ranks are steps apart by then.
+    // A busy machine takes long to go round: ranks are steps apart by then, and are measured again if it is too late for one.
     let run = exchange(&["--placement", "shift", "--step-ms", "3", "--margin", "40", "--iters", "2"], &[]);
     assert!(run.ok, "{}", run.stderr);
     let report = run.json();
@@ -100,11 +100,34 @@ fn steps_of_a_length_and_the_library_of_the_process_work() {
         copied > Some(0) && copied <= staged && report["commit_us_least"].as_f64() > Some(0.0),
         "{report}"
     );
+    assert!(report["again"] != 0 || report["margin"] == 40, "{report}");
     let small =
         "bench exchange --backend pynccl --layers 1 --experts 8 --redundant 0 --tensors 100 --iters 1 --json";
     let run = eplb(&small.split(' ').collect::<Vec<_>>(), &[]);
     assert!(run.ok, "{}", run.stderr);
     assert!(run.json()["carried_bytes"]["pynccl"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn commits_that_are_proposed_too_late_are_measured_again_with_a_larger_margin() {
+    for processes in [&[][..], &["--processes"]] {
+        // On most runs some rank begins two of these steps before it has heard of the proposal.
+        let fast = ["--placement", "shift", "--step-ms", "1", "--margin", "1", "--iters", "2"];
+        let folder = tempfile::tempdir().unwrap();
+        let path = [("EPLB_FAKE_FOLDER", folder.path().to_str().unwrap())];
+        let variables = if processes.is_empty() { &[][..] } else { &path };
+        let run = exchange(&[&fast, processes].concat(), variables);
+        assert!(run.ok, "{}", run.stderr);
+        let report = run.json();
+        assert_eq!(
+            (&report["verified"], report["ms"].as_array().unwrap().len()),
+            (&true.into(), 2),
+            "{report}"
+        );
+        // As often as the margin has grown, fourfold each time.
+        let (again, margin) = (report["again"].as_u64().unwrap(), report["margin"].as_u64().unwrap());
+        assert_eq!(margin, 4u64.pow(u32::try_from(again).unwrap()), "{report}");
+    }
 }
 
 #[test]
@@ -114,7 +137,9 @@ fn beside_a_server_both_ways_of_launching_work() {
         let run = exchange(&arguments, &[]);
         assert!(run.ok, "{}", run.stderr);
         let report = run.json();
-        assert!(report["beside_steps"].as_u64().unwrap() > 10, "{report}");
+        // An exchange that is launched in steps waits for them; another may be over before the server has taken more than its own two.
+        let least = if mode.is_empty() { 2 } else { 11 };
+        assert!(report["beside_steps"].as_u64() >= Some(least), "{report}");
         if mode.is_empty() {
             continue;
         }

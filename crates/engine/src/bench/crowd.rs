@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crossbeam_channel::Sender;
 use eplb_comm::CommError;
 use eplb_core::RankId;
 use eplb_cuda::kernels::Crowd;
@@ -38,19 +39,22 @@ pub(super) struct Crowds {
 }
 
 impl Crowds {
-    /// Begins on each context, on a stream and a thread of its own.
+    /// Begins on each context, on a stream and a thread of its own; each has launched one, or has failed, when this returns.
     pub(super) fn start(contexts: &[Arc<Context>]) -> Result<Self, EngineError> {
         let mut crowds = Self { over: Arc::new(AtomicBool::new(false)), threads: Vec::new() };
+        let (launched, first) = crossbeam_channel::unbounded();
         for (rank, context) in contexts.iter().enumerate() {
             let rank = RankId::at(rank);
             let crowd = Crowd::new(&CudaStream::new(context, 0)?, None)?;
-            let over = crowds.over.clone();
+            let (over, launched) = (crowds.over.clone(), launched.clone());
             let thread = std::thread::Builder::new()
                 .name(format!("crowd-{}", rank.0))
-                .spawn(move || launch(rank, crowd, &over))
+                .spawn(move || launch(rank, crowd, &over, launched))
                 .map_err(|error| EngineError::RankLost { rank, detail: format!("no thread: {error}") })?;
             crowds.threads.push(thread);
         }
+        drop(launched);
+        first.iter().for_each(drop);
         Ok(crowds)
     }
 
@@ -77,7 +81,14 @@ impl Drop for Crowds {
     }
 }
 
-fn launch(rank: RankId, mut crowd: Crowd, over: &AtomicBool) -> Result<Crowded, EngineError> {
+/// Launches until it is over; drops `launched` behind the first.
+fn launch(
+    rank: RankId,
+    mut crowd: Crowd,
+    over: &AtomicBool,
+    launched: Sender<()>,
+) -> Result<Crowded, EngineError> {
+    let mut launched = Some(launched);
     let mut done = Crowded { blocks: crowd.blocks(), ..Crowded::default() };
     while !over.load(Ordering::Acquire) {
         let begun = Instant::now();
@@ -90,6 +101,7 @@ fn launch(rank: RankId, mut crowd: Crowd, over: &AtomicBool) -> Result<Crowded, 
             std::thread::yield_now();
         }
         done.launches += 1;
+        drop(launched.take());
         done.worst = done.worst.max(begun.elapsed());
     }
     Ok(done)

@@ -44,13 +44,13 @@ impl ExchangeBench {
     pub fn survive(
         &self,
         store: &Arc<dyn Store>,
-        session: Session,
+        mut session: Session,
         victim: RankId,
         deadlines: &Deadlines,
     ) -> Result<Survival, EngineError> {
         let me = session.rank();
         let setup = self.setup()?;
-        let mut rank = AsRank::join(self, &setup, session)?;
+        let mut rank = AsRank::join(self, &setup, &mut session)?;
         rank.fill()?;
         let mut placement = setup.start.clone();
         let mut exchanges = 0;
@@ -77,6 +77,7 @@ impl ExchangeBench {
         let bytes_wrong = rank.worker().check()?;
         // Its communicator, its memory: what is left of them goes before anything new is made.
         drop(rank);
+        drop(session);
         let corner: Arc<dyn Store> = Arc::new(PrefixStore::new(store.clone(), "bench/after/")?);
         let number = if me > victim { me.index() - 1 } else { me.index() };
         let rest = self.without_one();

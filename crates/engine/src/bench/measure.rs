@@ -142,6 +142,8 @@ impl ExchangeBench {
             bytes_busiest_port: ports.busiest(),
             port_gbps: links.map(|links| links.port_gbps),
             steps,
+            margin: self.margin,
+            again: 0,
             stall_us_max: stall.as_secs_f64() * 1e6,
             commit_bytes_worst: commit_bytes_worst(&last, topology, layout),
             copy_gbps: None,

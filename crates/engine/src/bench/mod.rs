@@ -33,6 +33,7 @@ use eplb_cuda::ipc::HandleKind;
 use eplb_exchange::{ExchangePlan, Limits};
 
 use crate::error::EngineError;
+use crate::margin::Margin;
 pub use crowd::Crowded;
 use links::{Links, Ports};
 pub use placement::Moves;
@@ -87,7 +88,7 @@ pub struct ExchangeBench {
     pub operations: Option<usize>,
     /// Tensors of fewer bytes share a message with the others of their expert; `None` = the backend's default.
     pub gather_below: Option<usize>,
-    /// Steps between the largest begun on any rank and the one proposed for a commit: 2 and those that a round trip takes.
+    /// Steps between the largest begun on any rank and the one proposed for a commit, at least: 2 and those that a round trip takes.
     pub margin: u64,
     /// Time of a step; zero commits as soon as all agree.
     pub step: Duration,
@@ -142,10 +143,26 @@ impl ExchangeBench {
 
     /// Runs the exchanges with ranks that are threads of this process.
     ///
+    /// Where a proposal came too late for some rank, all of them are made again with a larger margin, and the report says how often:
+    /// its figures are those of the last time alone.
+    ///
     /// # Errors
     /// Options that contradict each other, too little memory, a backend that is not there, or an exchange that failed.
     /// Wrong bytes are no error here: they are counted.
     pub fn run(&self) -> Result<ExchangeReport, EngineError> {
+        self.in_time(Self::run_once)
+    }
+
+    fn in_time(
+        &self,
+        mut measure: impl FnMut(&Self) -> Result<ExchangeReport, EngineError>,
+    ) -> Result<ExchangeReport, EngineError> {
+        let (report, margin, again) =
+            until_in_time(self.margin, |margin| measure(&Self { margin, ..self.clone() }))?;
+        Ok(ExchangeReport { margin, again, ..report })
+    }
+
+    fn run_once(&self) -> Result<ExchangeReport, EngineError> {
         let setup = self.setup()?;
         let ranks = ranks::make(self, &setup.topology, &setup.layout, setup.limits.staging_bytes)?;
         let (device_bytes, pool_bytes) = (ranks.device_bytes, ranks.pool_bytes);
@@ -231,6 +248,22 @@ impl ExchangeBench {
         let Setup { topology, layout, limits, .. } = setup;
         let new = self.moves.apply(now, topology, round as u64)?;
         Ok(ExchangePlan::new(now, &new, topology, layout, None, limits)?)
+    }
+}
+
+/// Measures with a margin of `least` steps, and anew with a larger one as long as a proposal came too late for some rank; the margin that was
+/// enough, and how often it was not.
+fn until_in_time<T>(
+    least: u64,
+    mut measure: impl FnMut(u64) -> Result<T, EngineError>,
+) -> Result<(T, u64, usize), EngineError> {
+    let (mut margin, mut again) = (Margin::new(least), 0);
+    loop {
+        match measure(margin.steps()) {
+            // All ranks say so, or none: of one that is silent there is another cause.
+            Err(EngineError::Aborted { cause, .. }) if cause.is_lateness() && margin.grow() => again += 1,
+            done => return done.map(|done| (done, margin.steps(), again)),
+        }
     }
 }
 
@@ -326,4 +359,33 @@ trait Inspect: std::fmt::Debug + Send {
         slot: eplb_core::SlotId,
         expert: eplb_core::ExpertId,
     ) -> Result<u64, EngineError>;
+}
+
+#[cfg(test)]
+mod tests {
+    use eplb_core::RankId;
+    use eplb_exchange::Cause;
+
+    use super::*;
+
+    #[test]
+    fn lateness_and_nothing_else_is_worth_another_try() {
+        let rank = RankId(1);
+        let aborted = |cause| Err::<(), _>(EngineError::Aborted { rank, wave: 0, cause });
+        let late = Cause::TooLate { rank, wave: 0 };
+        let mut tried = Vec::new();
+        let done = until_in_time(3, |margin| {
+            tried.push(margin);
+            if tried.len() < 3 { aborted(late.clone()) } else { Ok(()) }
+        });
+        assert_eq!((done.unwrap(), tried), (((), 48, 2), vec![3, 12, 48]));
+        let mut tried = 0;
+        let failed = Cause::PeerFailed { rank, detail: "it broke".into() };
+        let done = until_in_time(3, |_| {
+            tried += 1;
+            aborted(failed.clone())
+        });
+        assert!(done.unwrap_err().to_string().contains("it broke"));
+        assert_eq!(tried, 1);
+    }
 }

@@ -35,13 +35,17 @@ impl ExchangeBench {
     ///
     /// # Errors
     /// As [`ExchangeBench::run`]; the carrier is none for processes; a rank is gone.
-    pub fn run_as_rank(&self, session: Session) -> Result<ExchangeReport, EngineError> {
+    pub fn run_as_rank(&self, mut session: Session) -> Result<ExchangeReport, EngineError> {
         if self.time.is_some() {
             // Each would end by its own clock.
             return Err(EngineError::Options(
                 "processes make a number of exchanges, not as many as fit".into(),
             ));
         }
+        self.in_time(|bench| bench.run_once_as_rank(&mut session))
+    }
+
+    fn run_once_as_rank(&self, session: &mut Session) -> Result<ExchangeReport, EngineError> {
         let setup = self.setup()?;
         let number = session.rank().0;
         let own = |path: &PathBuf| PathBuf::from(format!("{}.{number}", path.display()));
@@ -63,8 +67,8 @@ impl ExchangeBench {
 
 /// This process as one rank.
 #[derive(Debug)]
-pub(super) struct AsRank {
-    session: Session,
+pub(super) struct AsRank<'a> {
+    session: &'a mut Session,
     worker: Worker,
     backend: &'static str,
     /// Whether all ranks are on one host.
@@ -77,15 +81,15 @@ pub(super) struct AsRank {
     patience: Duration,
 }
 
-impl AsRank {
+impl<'a> AsRank<'a> {
     /// Takes memory on this rank's device and makes its communicator, with all others.
     pub(super) fn join(
         bench: &ExchangeBench,
         setup: &Setup,
-        mut session: Session,
+        session: &'a mut Session,
     ) -> Result<Self, EngineError> {
         let rank = session.rank();
-        let own = ranks::as_rank(bench, setup, &mut session)?;
+        let own = ranks::as_rank(bench, setup, session)?;
         let backend = own.parts.communicator.backend();
         let pinned_bytes = own.parts.communicator.pinned_bytes() as u64;
         let worker = Worker::new(rank, setup, own.parts, bench);
@@ -162,7 +166,7 @@ impl AsRank {
     }
 }
 
-impl Team for AsRank {
+impl Team for AsRank<'_> {
     fn backend(&self) -> &'static str {
         self.backend
     }

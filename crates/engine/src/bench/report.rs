@@ -56,6 +56,10 @@ pub struct ExchangeReport {
     pub sends_gbps: Option<f64>,
     /// Steps of the slowest measured exchange.
     pub steps: u64,
+    /// Steps from the largest begun on any rank to the one proposed for a commit.
+    pub margin: u64,
+    /// How often all was measured anew with a larger margin, because a proposal had come too late.
+    pub again: usize,
     /// Longest call of `step()`, microseconds.
     pub stall_us_max: f64,
     /// Bytes that the largest commit of the last exchange copies on one rank, from staging or from another slot.

@@ -140,7 +140,8 @@ pub(crate) struct Exchange {
     #[arg(long, value_name = "BYTES")]
     gather_below: Option<usize>,
 
-    /// Steps between the largest begun on any rank and the one proposed for a commit
+    /// Steps between the largest begun on any rank and the one proposed for a commit; where that is too late for a rank, all is
+    /// measured again with more
     #[arg(long, default_value_t = 2, value_name = "N")]
     margin: u64,
 

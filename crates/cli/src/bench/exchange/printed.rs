@@ -114,6 +114,8 @@ fn against_links(report: &ExchangeReport) -> Value {
 fn steps(report: &ExchangeReport) -> Value {
     json!({
         "steps": report.steps,
+        "margin": report.margin,
+        "again": report.again,
         "stall_us_max": number(report.stall_us_max),
         "commit_bytes_worst": report.commit_bytes_worst,
         "copy_gbps": optional(report.copy_gbps),
@@ -161,10 +163,17 @@ pub(super) fn text(report: &ExchangeReport, args: &Exchange) -> String {
             report.steps
         )
     });
+    let again = match report.again {
+        0 => String::new(),
+        again => format!(
+            "a commit was proposed too late: measured again, {again} times, now {} steps ahead\n",
+            report.margin
+        ),
+    };
     let reasons: String = Reason::lines(&report.reasons).iter().map(|line| format!("{line}\n")).collect();
     format!(
         "{reasons}{} {} on {} ranks: {:.2} ms (median; least {:.2}, first {:.2}), {:.1} GB/s into the worst rank{link}\n\
-         {bound}{commits}\
+         {again}{bound}{commits}\
          {} moves, {} staged, {} waves, staging {} MiB; {}\n",
         carried_by(report, args),
         args.placement,

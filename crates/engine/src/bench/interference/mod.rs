@@ -22,6 +22,9 @@ use passes::{Part, Passes};
 /// Most exchanges of one part; they are planned before it begins.
 const MOST_EXCHANGES: usize = 400;
 
+/// Fewest: several in each turn, so that one of them that was held up while it was timed does not leave next to none.
+const FEWEST_EXCHANGES: usize = 4 * TURNS as usize;
+
 /// Parts that passes alone and passes beside something take turns in, so that a device that grows warmer does so for both.
 const TURNS: u32 = 4;
 
@@ -99,7 +102,7 @@ impl ExchangeBench {
         // Two to warm up; the second says how many fill a part.
         exchanges.run(&mut threads, 1)?;
         let one = exchanges.run(&mut threads, 1)?.seconds;
-        let count = ((time.as_secs_f64() / one.max(1e-6)) as usize).clamp(2, MOST_EXCHANGES);
+        let count = ((time.as_secs_f64() / one.max(1e-6)) as usize).clamp(FEWEST_EXCHANGES, MOST_EXCHANGES);
         let quiet = exchanges.run(&mut threads, count)?;
         let mut copy_gbps = f64::INFINITY;
         for stream in &streams {
