@@ -290,7 +290,7 @@ class Engine(Counting):
         return rounds.value
 
     def wait_round(self, after: int, timeout: float = 60.0) -> None:
-        """Waits until more than `after` rounds have ended on this rank. Steps go on in another thread meanwhile."""
+        """Waits until more than `after` rounds have ended on this rank. Steps go on in another thread meanwhile. This counts from the start of the engine; the numbers of rounds in reports do not."""
         call("eplb_engine_wait_round", self._running(), after, milliseconds(timeout))
 
     def pause(self) -> None:

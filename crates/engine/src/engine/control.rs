@@ -42,7 +42,8 @@ impl Engine {
         self.shared.desk.rounds()
     }
 
-    /// Waits until more than `after` rounds have ended, and returns the report of the last one of the first set that had one.
+    /// Waits until more than `after` rounds have ended, and returns the report of the last one of the first set that had one. Rounds are
+    /// counted as by [`Engine::rounds`], not as in [`Report::round`].
     ///
     /// # Errors
     /// [`EngineError::Late`]; the engine failed or was stopped meanwhile. A rank that is alone has no rounds.

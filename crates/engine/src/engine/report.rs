@@ -82,7 +82,7 @@ impl fmt::Display for RoundOutcome {
 /// split unless the server uses shares.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Report {
-    /// Number of the round in its epoch, from 1.
+    /// Number of the round in its epoch, from 1. Connecting takes numbers, too.
     pub round: u64,
     /// The layer set.
     pub set: SetId,

@@ -169,8 +169,8 @@ fn a_commit_that_waits_for_no_step_is_made_while_the_host_waits() {
     let threads = Threads::new(2);
     let switched = AtomicBool::new(false);
     let mut config = patient();
-    // Nothing can be staged: experts go to slots that were drained, and each rank switches at a boundary of its own.
-    (config.staging_bytes, config.drain_floor) = (Some(0), 1.0);
+    // One expert, to a slot that was drained: nothing is overwritten that is in service, and each rank switches at a boundary of its own.
+    (config.budget.moves, config.drain_floor) = (Some(1), 1.0);
     let maps = threads.run(|rank| {
         let (engine, set) = threads.engine(rank, config.clone());
         let start = engine.maps(set);
@@ -196,6 +196,7 @@ fn a_commit_that_waits_for_no_step_is_made_while_the_host_waits() {
             until("a commit", || {
                 let step = if is_drained() { high.next() } else { low.next() };
                 engine.step(step.unwrap()).unwrap();
+                assert!(!matches!(engine.state(), State::Armed { .. }), "a step was agreed on");
                 is_filled()
             });
             switched.store(true, Ordering::SeqCst);
