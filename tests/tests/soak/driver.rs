@@ -54,6 +54,7 @@ impl Finding {
 #[derive(Debug, Clone, Copy)]
 struct Sample {
     round: u64,
+    in_use: u64,
     resident: u64,
     descriptors: u64,
     threads: u64,
@@ -64,13 +65,22 @@ struct Sample {
     wrong: u64,
 }
 
+/// Reads a number off a sample.
+type Reads = fn(&Sample) -> u64;
+
+/// What a rank may have no more of late in a run than it had early.
+const NUMBERS: [(&str, Reads); 2] = [("descriptors", |s| s.descriptors), ("threads", |s| s.threads)];
+
 /// How a run went.
 #[derive(Debug)]
 pub(crate) struct Outcome {
     run: Run,
     took: Duration,
+    /// The first samples that are warm-up.
+    warm: usize,
     samples: Vec<Vec<Sample>>,
-    growth: Vec<f64>,
+    /// How memory in use and resident memory grow on each rank, KiB per rebalance.
+    growth: Vec<[f64; 2]>,
     /// Steps that waited for a decision, and for how long; steps with a commit, and how long they took: microseconds.
     held: [u64; 4],
     aborts: BTreeMap<String, u64>,
@@ -78,7 +88,11 @@ pub(crate) struct Outcome {
     pub(crate) findings: Vec<Finding>,
 }
 
-/// Most growth of resident memory that is taken for none, KiB per rebalance: half of what the planted leak adds.
+/// Fewest rebalances whose resident memory is judged. It grows by whole pages, and by hundreds of KiB when code runs for the first time: what the
+/// allocator holds tells of a leak at once, but not of memory that was mapped past it.
+const RESIDENT_FROM: u64 = 1000;
+
+/// Most growth of memory that is taken for none, KiB per rebalance: half of what the planted leak adds.
 fn bound(rounds: u64) -> f64 {
     leak(rounds) as f64 / 1024.0 / 2.0
 }
@@ -93,9 +107,10 @@ pub(crate) fn run(run: &Run) -> Result<Outcome, String> {
     let server = server.map_err(|error| error.to_string())?;
     let every = (run.rounds / SAMPLES).max(1);
     let begin = Instant::now();
-    let ranks = start(run, &server, every)?;
+    let mut ranks = start(run, &server, every)?;
     let mut outcome = Outcome {
         run: *run,
+        warm: warm(run.rounds, every),
         took: Duration::ZERO,
         samples: vec![Vec::new(); RANKS],
         growth: Vec::new(),
@@ -104,7 +119,7 @@ pub(crate) fn run(run: &Run) -> Result<Outcome, String> {
         store: Default::default(),
         findings: Vec::new(),
     };
-    let mut done = 0;
+    let (mut done, mut paused) = (0, 0);
     while done < RANKS {
         let line = ranks.line(Instant::now() + SILENCE);
         let Line { rank, text, .. } =
@@ -114,9 +129,12 @@ pub(crate) fn run(run: &Run) -> Result<Outcome, String> {
         match word {
             "sample" => {
                 outcome.samples[rank].push(sample(rest).ok_or_else(|| format!("rank {rank}: {line}"))?);
-                let taken = outcome.samples.iter().map(Vec::len).min().unwrap_or(0);
-                if taken == warm(SAMPLES as usize) {
+                paused += usize::from(outcome.samples[rank].len() == warm(run.rounds, every));
+                if paused == RANKS {
+                    // All wait to be told, and no key is on its way.
                     outcome.store.0 = server.stats();
+                    paused = 0;
+                    (0..RANKS).try_for_each(|rank| ranks.tell(rank, "go on"))?;
                 }
             }
             "aborted" => *outcome.aborts.entry(cause(rest)).or_default() += 1,
@@ -151,11 +169,12 @@ fn start(run: &Run, server: &StoreServer, every: u64) -> Result<Ranks, String> {
 fn sample(text: &str) -> Option<Sample> {
     let mut words = text.split(' ');
     let mut number = || words.next()?.parse::<u64>().ok();
-    let (round, resident, descriptors, threads) = (number()?, number()?, number()?, number()?);
+    let (round, in_use, resident) = (number()?, number()?, number()?);
+    let (descriptors, threads) = (number()?, number()?);
     let map = u64::from_str_radix(words.next()?, 16).ok()?;
     let mut number = || words.next()?.parse::<u64>().ok();
     let (aborted, moves, waves, wrong) = (number()?, number()?, number()?, number()?);
-    Some(Sample { round, resident, descriptors, threads, map, aborted, moves, waves, wrong })
+    Some(Sample { round, in_use, resident, descriptors, threads, map, aborted, moves, waves, wrong })
 }
 
 /// Why an exchange was aborted, without its numbers.
@@ -164,9 +183,9 @@ fn cause(text: &str) -> String {
     known.iter().find(|word| text.contains(**word)).map_or_else(|| text.to_owned(), |word| (*word).to_owned())
 }
 
-/// Samples that are warm-up.
-fn warm(samples: usize) -> usize {
-    (samples as f64 * WARM) as usize
+/// Samples that are warm-up, when one is taken every so many rounds.
+pub(crate) fn warm(rounds: u64, every: u64) -> usize {
+    ((rounds / every) as f64 * WARM) as usize
 }
 
 impl Outcome {
@@ -177,23 +196,30 @@ impl Outcome {
     fn judge(&mut self) {
         for rank in 0..RANKS {
             let samples = std::mem::take(&mut self.samples[rank]);
-            let steady = &samples[warm(samples.len())..];
-            let points: Vec<(f64, f64)> =
-                steady.iter().map(|s| (s.round as f64, s.resident as f64)).collect();
-            let growth = slope(&points);
+            let steady = &samples[self.warm..];
+            let trend = |of: fn(&Sample) -> f64| {
+                slope(&steady.iter().map(|s| (s.round as f64, of(s))).collect::<Vec<_>>())
+            };
+            let growth = [trend(|s| s.in_use as f64 / 1024.0), trend(|s| s.resident as f64)];
             self.growth.push(growth);
-            if growth > bound(self.run.rounds) {
-                let text = format!("resident memory grows by {growth:.2} KiB per rebalance");
-                self.find(Some(rank), Planted::Memory, text);
+            let most = bound(self.run.rounds);
+            for (growth, what, from) in [(growth[0], "in use", 0), (growth[1], "resident", RESIDENT_FROM)] {
+                if growth > most && self.run.rounds >= from {
+                    let text = format!("memory {what} grows by {growth:.2} KiB per rebalance");
+                    self.find(Some(rank), Planted::Memory, text);
+                }
             }
-            let (first, last) = (&steady[0], &steady[steady.len() - 1]);
-            if last.descriptors > first.descriptors || last.threads > first.threads {
-                let text = format!(
-                    "{} descriptors and {} threads became {} and {}",
-                    first.descriptors, first.threads, last.descriptors, last.threads
-                );
-                self.find(Some(rank), Planted::Descriptors, text);
+            // What an epoch that has just begun still holds of the one before is in one sample, a leak in all that follow.
+            let third = steady.len() / 3;
+            let (early, late) = (&steady[..third], &steady[steady.len() - third..]);
+            for (what, of) in NUMBERS {
+                let (first, last) = (early.iter().map(of).max(), late.iter().map(of).min());
+                if last > first {
+                    let text = format!("{} {what} became {}", first.unwrap_or(0), last.unwrap_or(0));
+                    self.find(Some(rank), Planted::Descriptors, text);
+                }
             }
+            let last = &steady[steady.len() - 1];
             if last.wrong > 0 {
                 self.find(Some(rank), Planted::Byte, format!("{} bytes were wrong", last.wrong));
             }
@@ -202,7 +228,7 @@ impl Outcome {
         let (first, last) = self.store;
         let aborted = |at: usize| self.samples[0][at].aborted;
         let samples = self.samples[0].len();
-        let epochs = aborted(samples - 1) - aborted(warm(samples) - 1);
+        let epochs = aborted(samples - 1) - aborted(self.warm - 1);
         if last.keys > first.keys + KEYS_PER_EPOCH * epochs + KEYS_IN_USE {
             let text = format!(
                 "the store held {} keys after warm-up and holds {}, after {epochs} more epochs",
@@ -243,15 +269,18 @@ impl fmt::Display for Outcome {
             "  steps with a commit: {commits}, {each:.1} us each; {held} of them waited for the decision, {held_time} us in all"
         )?;
         for (rank, samples) in self.samples.iter().enumerate() {
-            let (warm, last) = (&samples[warm(samples.len())], last[rank]);
+            let (warm, last) = (&samples[self.warm], last[rank]);
             writeln!(
                 f,
-                "  rank {rank}: {} KiB -> {} KiB resident ({:+.4} KiB per rebalance, at most {:.2}), {} -> {} descriptors, {} -> {} \
-                 threads, {} bytes wrong",
+                "  rank {rank}: {} -> {} KiB in use ({:+.4} KiB per rebalance, at most {:.2}), {} -> {} KiB resident ({:+.4}), {} -> {} \
+                 descriptors, {} -> {} threads, {} bytes wrong",
+                warm.in_use / 1024,
+                last.in_use / 1024,
+                self.growth[rank][0],
+                bound(rounds),
                 warm.resident,
                 last.resident,
-                self.growth[rank],
-                bound(rounds),
+                self.growth[rank][1],
                 warm.descriptors,
                 last.descriptors,
                 warm.threads,

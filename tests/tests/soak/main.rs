@@ -3,8 +3,8 @@
 //! Four ranks live through one run. Every rebalance goes to a random placement (a few slots change, now and then
 //! all of it), waves are reported late by random times, ranks come late,
 //! and some waves fail on a random rank, after which all ranks leave the epoch and form the next. After each rebalance every rank
-//! compares all bytes of its slots with what they must be, computed from names. Ranks report resident memory and open descriptors at
-//! fixed rounds; the driver looks at their trends, and at what the store holds.
+//! compares all bytes of its slots with what they must be, computed from names. Ranks report memory in use, resident memory, open descriptors
+//! and threads at fixed rounds; the driver looks at their trends, and at what the store holds.
 //!
 //! A second run has faults planted: one rank leaves keys in the store, one leaks memory, one
 //! descriptors, one changes a byte. The checks must name all four.

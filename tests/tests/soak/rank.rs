@@ -17,7 +17,7 @@ use eplb_engine::driver::Held;
 use eplb_engine::process::{GlooTransport, Job, MadeUp, Member, Session};
 use eplb_tests::child::{hear, say};
 
-use crate::driver::RANKS;
+use crate::driver::{RANKS, warm};
 use crate::plan::{Rounds, deadlines, layout, loads, topology};
 use crate::weather::Weather;
 
@@ -61,6 +61,13 @@ impl fmt::Display for Planted {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(PLANTED.iter().find(|(planted, _)| planted == self).map_or("?", |(_, name)| name))
     }
+}
+
+/// What this process holds of its allocator, Gloo's share with it, bytes.
+fn in_use() -> usize {
+    // SAFETY: it takes nothing, and locks what it counts.
+    let info = unsafe { libc::mallinfo2() };
+    info.uordblks + info.hblkhd
 }
 
 /// Resident memory of this process, KiB.
@@ -135,7 +142,7 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
     let loads = loads();
     let mut member = start(rank, &address, seed, &plans).unwrap();
     let (mut aborted, mut moves, mut waves, mut wrong) = (0u64, 0u64, 0u64, 0u64);
-    let mut held_up = Held::default();
+    let (mut held_up, mut samples) = (Held::default(), 0);
     for round in 0..rounds {
         std::thread::sleep(plans.lateness(round, rank));
         let (done, new) = loop {
@@ -177,11 +184,17 @@ pub(crate) fn run(args: &[String]) -> ExitCode {
         if round % every == every - 1 {
             let map = member.placement().hash64();
             say(&format!(
-                "sample {round} {} {} {} {map:016x} {aborted} {moves} {waves} {wrong}",
+                "sample {round} {} {} {} {} {map:016x} {aborted} {moves} {waves} {wrong}",
+                in_use(),
                 resident(),
                 entries("/proc/self/fd"),
                 entries("/proc/self/task"),
             ));
+            samples += 1;
+            if samples == warm(rounds, every) {
+                // Nobody goes on before the driver has looked at the store.
+                hear();
+            }
         }
     }
     held_up += member.held();
