@@ -26,7 +26,6 @@ OURS = {
     "nccl-own-channels": (["--backend", "nccl", "--min-ctas", "1"], {}),
     "nccl-chunks": (["--backend", "nccl"], {"NCCL_P2P_NVL_CHUNKSIZE": "32768"}),
     "nccl-processes": (["--backend", "nccl", "--processes"], {}),
-    "nccl-registered": (["--backend", "nccl", "--processes", "--register", "--handles", "descriptor"], {}),
     "peer": (["--backend", "peer", "--overlap"], {}),
 }
 # Name -> transport of vLLM's, and variables.

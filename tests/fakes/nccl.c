@@ -41,13 +41,9 @@ typedef struct World {
   struct World *next;
 } World;
 
-#define REGISTERED 512
 typedef struct Comm {
   World *world;
   int rank, device, state, aborted, running, starting, parts;
-  /* Memory that is registered; messages must all lie in it, or none. */
-  struct { const char *at; size_t bytes; } registered[REGISTERED];
-  int pieces;
   unsigned sent[RANKS], received[RANKS];
 } Comm;
 
@@ -356,25 +352,6 @@ static void *start(void *argument) {
   return NULL;
 }
 
-/* Planted: memory that is not registered, and nobody says so. */
-EXPORT int ncclCommRegister(Comm *comm, void *at, size_t bytes, void **handle) {
-  record("ncclCommRegister world=%lu rank=%d at=%p bytes=%zu", (unsigned long)comm->world->number, comm->rank, at, bytes);
-  if (!eplb_fake_is_device_memory(at, bytes)) return fail(INVALID_ARGUMENT, "not device memory");
-  if (comm->pieces == REGISTERED) return fail(INTERNAL, "this fake registers no more");
-  *handle = comm;
-  if (planted("ncclCommRegister")) return SUCCESS;
-  comm->registered[comm->pieces].at = at;
-  comm->registered[comm->pieces++].bytes = bytes;
-  return SUCCESS;
-}
-EXPORT int ncclCommDeregister(Comm *comm, void *handle) { (void)comm; (void)handle; return SUCCESS; }
-static int is_registered(const Comm *comm, const char *at, size_t bytes) {
-  if (!comm->pieces) return 1;
-  for (int i = 0; i < comm->pieces; i++)
-    if (at >= comm->registered[i].at && at + bytes <= comm->registered[i].at + comm->registered[i].bytes) return 1;
-  return 0;
-}
-
 /* Planted: a message to the next rank instead of the right one goes nowhere: the group hangs. */
 static int add(int send, void *at, size_t bytes, int peer, Comm *comm, Stream *stream) {
   record("%s world=%lu rank=%d peer=%d bytes=%zu stream=%p depth=%d", send ? "ncclSend" : "ncclRecv",
@@ -383,7 +360,6 @@ static int add(int send, void *at, size_t bytes, int peer, Comm *comm, Stream *s
   if (peer < 0 || peer >= comm->world->ranks || peer == comm->rank) return group_error = fail(INVALID_ARGUMENT, "bad peer");
   if (!stream) return group_error = fail(INVALID_USAGE, "the default stream");
   if (!eplb_fake_is_device_memory(at, bytes)) return group_error = fail(INVALID_ARGUMENT, "not device memory");
-  if (!is_registered(comm, at, bytes)) return group_error = fail(INVALID_USAGE, "memory that is not registered, beside registered");
   if (planted(send ? "ncclSend" : "ncclRecv")) return SUCCESS;
   Part *part = calloc(1, sizeof *part);
   *part = (Part){send ? SEND : RECV, at, bytes, peer, comm, stream, NULL, 0};

@@ -142,23 +142,6 @@ impl Comm {
         Ok(())
     }
 
-    /// Registers memory, so that messages from and to it go without NCCL's own buffers where links allow (2.19 and later; between the
-    /// devices of a host by 2.23 and later). Memory of other kinds than the virtual memory calls' stays as it was. Either all memory that
-    /// all ranks use in messages is registered, or none. It ends with the communicator.
-    ///
-    /// # Errors
-    /// NCCL refused, or is too old.
-    ///
-    /// # Safety
-    /// `at` is `bytes` bytes of device memory of the communicator's device that outlive the communicator.
-    pub unsafe fn register(&mut self, at: u64, bytes: usize) -> Result<(), NcclError> {
-        let mut handle = std::ptr::null_mut();
-        // SAFETY: writes one handle, which the communicator keeps too; the memory is passed on to the caller.
-        let code =
-            unsafe { call!(self.library, ncclCommRegister(self.raw, at as *mut c_void, bytes, &mut handle)) };
-        self.check("ncclCommRegister", code)
-    }
-
     /// Adds a message to rank `peer` to a group.
     ///
     /// # Errors

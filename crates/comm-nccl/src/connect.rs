@@ -5,8 +5,7 @@ use std::time::{Duration, Instant};
 
 use eplb_comm::store::{Group, PrefixStore, Store};
 use eplb_comm::{Fence, Memory};
-use eplb_core::{LayerId, RankId};
-use eplb_cuda::ipc::HandleKind;
+use eplb_core::RankId;
 use eplb_cuda::kernels::Kernels;
 use eplb_cuda::{Context, CudaStream, DeviceBlock, DeviceMemory, Events, RowCopies};
 use nccl_rs::{Comm, Config, Library, UniqueId, Version};
@@ -23,10 +22,6 @@ use crate::shared::{Counters, Shared};
 
 /// Events made at start-up; a wave takes two, packing a few.
 const EVENTS: usize = 48;
-
-/// The same for memory that is registered. NCCL opens that when a message is first sent from it or to it that takes its protocol for long
-/// ones: more than 16 KiB for each channel that there may be, of which there are 64 at most.
-const REGISTERED_GREETING_BYTES: usize = (64 + 4) * (16 << 10);
 
 /// Longest wait for messages that were given up to leave the device.
 pub(crate) const LAST_WAIT: Duration = Duration::from_secs(10);
@@ -150,16 +145,8 @@ fn take(
         false => least_pack_bytes(),
     };
     let packs = size > 1 && (peers.any_gaps() || peers.any_below(options.gather_below));
-    let registers = size > 1 && options.register && peers.can_register();
-    let greeting = if registers { REGISTERED_GREETING_BYTES } else { GREETING_BYTES };
-    let greetings = match (size, registers) {
-        (1, _) => 0,
-        (_, true) => greeting * size,
-        (_, false) => 2 * greeting * size,
-    };
-    let kind = if registers { HandleKind::Descriptor } else { HandleKind::Legacy };
-    let pack =
-        DeviceBlock::exportable(&context, greetings.max(if packs { 2 * pack_bytes } else { 0 }), kind)?;
+    let greetings = if size > 1 { 2 * GREETING_BYTES * size } else { 0 };
+    let pack = DeviceBlock::new(&context, greetings.max(if packs { 2 * pack_bytes } else { 0 }))?;
     let gather = match options.gather {
         // Without machine code copies do the same; nobody asked for more.
         Gather::Auto if packs => match Kernels::load_built(&context, None) {
@@ -179,22 +166,7 @@ fn take(
                 Source::Own(backend) => begin(backend, group, &options.config, &context, deadline)?,
                 Source::Lent(comm) => comm,
             };
-            let mut comm = greet(comm, &pack, &messages, &events, rank, deadline)?;
-            if registers {
-                register(&mut comm, &memory, &pack, deadline)?;
-                group.barrier("registered", deadline)?;
-                for base in registered(&memory) {
-                    comm = open(
-                        comm,
-                        Opening { from: Some(base), bytes: greeting },
-                        &pack,
-                        &messages,
-                        &events,
-                        rank,
-                        deadline,
-                    )?;
-                }
-            }
+            let comm = greet(comm, &pack, &messages, &events, rank, deadline)?;
             // Nobody sends before all are here.
             group.barrier("greeted", deadline)?;
             let corner = PrefixStore::new(store.clone(), &format!("nccl-waves/{epoch}/"))?;
@@ -237,24 +209,6 @@ fn spawn(shared: &Arc<Shared>, rank: RankId) -> Result<std::thread::JoinHandle<(
         let what = format!("the communicator of {rank}");
         eplb_comm::CommError::NoThread { what, detail: error.to_string() }.into()
     })
-}
-
-/// Registers all memory that messages come from or go to.
-fn register(
-    comm: &mut Comm,
-    memory: &DeviceMemory,
-    pack: &DeviceBlock,
-    deadline: Instant,
-) -> Result<(), NcclCommError> {
-    let mut pieces = memory.pieces()?;
-    pieces.push(memory.staging());
-    pieces.push((pack.base(), pack.bytes()));
-    for (base, bytes) in pieces.into_iter().filter(|&(_, bytes)| bytes > 0) {
-        // SAFETY: live memory of the communicator's device; the lane holds both and drops the communicator first.
-        unsafe { comm.register(base, bytes) }?;
-        comm.wait("registering memory", deadline)?;
-    }
-    Ok(())
 }
 
 /// Makes NCCL's communicator of all ranks of a group, on the device of a context that is current.
@@ -303,55 +257,16 @@ fn unique_id(library: &Library, group: &mut Group, deadline: Instant) -> Result<
     })
 }
 
-/// Memory from which a first message goes to every peer, so that it opens what is registered now and not in the first wave: a slot of
-/// each tensor that is long enough, the same tensors on every rank, and staging.
-fn registered(memory: &DeviceMemory) -> Vec<u64> {
-    let mut bases = Vec::new();
-    let layout = memory.layout();
-    for layer in (0..layout.layers()).map(LayerId::at) {
-        for (tensor, shape) in layout.layer(layer).tensors().iter().enumerate() {
-            if shape.rows * shape.row_bytes >= REGISTERED_GREETING_BYTES {
-                bases.extend(memory.address(layer, tensor));
-            }
-        }
-    }
-    let (staging, bytes) = memory.staging();
-    // `Peers::can_register` has seen that all ranks have as much.
-    bases.extend((bytes >= REGISTERED_GREETING_BYTES).then_some(staging));
-    bases
-}
-
 /// Sends a few bytes between every pair of ranks, so that NCCL takes its buffers now and not in the first wave.
 pub(crate) fn greet(
-    comm: Comm,
-    scratch: &DeviceBlock,
-    stream: &Arc<CudaStream>,
-    events: &Arc<Events>,
-    rank: RankId,
-    deadline: Instant,
-) -> Result<Comm, NcclCommError> {
-    open(comm, Opening { from: None, bytes: GREETING_BYTES }, scratch, stream, events, rank, deadline)
-}
-
-/// A first message between every pair.
-#[derive(Debug, Clone, Copy)]
-struct Opening {
-    /// Where it is sent from; `None` = from the scratch block.
-    from: Option<u64>,
-    bytes: usize,
-}
-
-fn open(
     mut comm: Comm,
-    opening: Opening,
     scratch: &DeviceBlock,
     stream: &Arc<CudaStream>,
     events: &Arc<Events>,
     rank: RankId,
     deadline: Instant,
 ) -> Result<Comm, NcclCommError> {
-    let opened = exchange_greetings(&mut comm, opening, scratch, stream, events, rank, deadline);
-    match opened {
+    match exchange_greetings(&mut comm, scratch, stream, events, rank, deadline) {
         Ok(()) => Ok(comm),
         Err(error) => {
             // The scratch block is freed by who sees the error: not while messages may still use it.
@@ -366,7 +281,6 @@ fn open(
 
 fn exchange_greetings(
     comm: &mut Comm,
-    opening: Opening,
     scratch: &DeviceBlock,
     stream: &Arc<CudaStream>,
     events: &Arc<Events>,
@@ -375,17 +289,14 @@ fn exchange_greetings(
 ) -> Result<(), NcclCommError> {
     let library = comm.library().clone();
     let group = nccl_rs::Group::start(&library)?;
-    let Opening { from, bytes } = opening;
     let size = comm.size();
-    // What comes from elsewhere needs no place here.
-    let received = scratch.base() + if from.is_some() { 0 } else { (bytes * size) as u64 };
+    let received = scratch.base() + (GREETING_BYTES * size) as u64;
     for peer in (0..size).filter(|&peer| peer != rank.index()) {
-        let at = (bytes * peer) as u64;
-        // SAFETY: each peer has its own part of the scratch block, for each way that needs one, which lives until the event below; a slot is at
-        // least as long, and nobody writes it before ranks exchange.
+        let at = (GREETING_BYTES * peer) as u64;
+        // SAFETY: each peer has its own part of the scratch block, for each way, which lives until the event below.
         unsafe {
-            comm.send(&group, from.unwrap_or(scratch.base() + at), bytes, peer, stream.as_raw())?;
-            comm.recv(&group, received + at, bytes, peer, stream.as_raw())?;
+            comm.send(&group, scratch.base() + at, GREETING_BYTES, peer, stream.as_raw())?;
+            comm.recv(&group, received + at, GREETING_BYTES, peer, stream.as_raw())?;
         }
     }
     group.end()?;

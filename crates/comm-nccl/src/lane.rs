@@ -69,7 +69,6 @@ pub(crate) enum Stage {
 #[derive(Debug)]
 pub(crate) struct Lane {
     pub(crate) rank: RankId,
-    // Dropped before the memory that is registered with it.
     /// `None` for a single rank, and after an abort.
     pub(crate) comm: Option<Comm>,
     pub(crate) memory: Arc<DeviceMemory>,

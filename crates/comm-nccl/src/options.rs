@@ -63,9 +63,6 @@ pub struct Options {
     pub gather_below: usize,
     /// How rows are packed.
     pub gather: Gather,
-    /// Whether slots, staging and what is packed are registered with NCCL, where they are memory of the virtual memory calls on every rank and
-    /// every rank is a process; elsewhere it changes nothing. A message then goes from slot to slot without NCCL's buffers.
-    pub register: bool,
     /// From where groups are launched.
     pub launch: Launch,
     /// How often a rank looks whether another has given up.
@@ -82,7 +79,6 @@ impl Default for Options {
             pack_bytes: 16 << 20,
             gather_below: 1 << 20,
             gather: Gather::Auto,
-            register: false,
             launch: Launch::Thread,
             watch: Duration::from_millis(5),
             stream_priority: 0,

@@ -12,10 +12,6 @@ use crate::error::NcclCommError;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Peer {
     pub(crate) extent: Extent,
-    /// Whether its memory can be registered.
-    is_virtual: bool,
-    /// Its process.
-    process: u64,
     /// `[layer][tensor]`: whether rows have gaps there.
     gaps: Vec<Vec<bool>>,
 }
@@ -31,24 +27,11 @@ fn shapes(layout: &ModelLayout) -> impl Iterator<Item = usize> {
     (0..layout.layers()).map(|layer| layout.layer(LayerId::at(layer)).tensors().len())
 }
 
-/// A number of this process and of no other.
-fn process() -> u64 {
-    use std::hash::{BuildHasher, RandomState};
-    static PROCESS: std::sync::OnceLock<u64> = std::sync::OnceLock::new();
-    *PROCESS.get_or_init(|| RandomState::new().hash_one(std::process::id()))
-}
-
-/// What this rank tells: hash of the layout, slots, staging, whether memory is virtual, the process, and one byte per tensor that says whether it has gaps.
+/// What this rank tells: hash of the layout, slots, staging, and one byte per tensor that says whether it has gaps.
 pub(crate) fn hello(memory: &DeviceMemory) -> Vec<u8> {
     let (layout, extent) = (memory.layout(), memory.extent());
-    let numbers = [
-        layout.hash64(),
-        extent.slots.start as u64,
-        extent.slots.end as u64,
-        extent.staging_bytes as u64,
-        u64::from(memory.is_virtual()),
-        process(),
-    ];
+    let numbers =
+        [layout.hash64(), extent.slots.start as u64, extent.slots.end as u64, extent.staging_bytes as u64];
     let mut bytes: Vec<u8> = numbers.iter().flat_map(|n| n.to_le_bytes()).collect();
     for layer in 0..layout.layers() {
         let tensors = layout.layer(LayerId::at(layer)).tensors();
@@ -83,12 +66,11 @@ impl Peers {
             }
             let index = |at: usize| number(at).map(|n| usize::try_from(n).unwrap_or(usize::MAX));
             let extent = Extent { rank, slots: index(1)?..index(2)?, staging_bytes: index(3)? };
-            let (is_virtual, process) = (number(4)? != 0, number(5)?);
-            let mut flags = bytes[48..].iter();
+            let mut flags = bytes[32..].iter();
             let gaps = shapes(layout)
                 .map(|tensors| flags.by_ref().take(tensors).map(|&flag| flag != 0).collect::<Vec<_>>())
                 .collect();
-            ranks.push(Peer { extent, is_virtual, process, gaps });
+            ranks.push(Peer { extent, gaps });
         }
         Ok(Self { layout: layout.clone(), ranks })
     }
@@ -102,8 +84,6 @@ impl Peers {
                 slots: rank * slots..(rank + 1) * slots,
                 staging_bytes: 0,
             },
-            is_virtual: false,
-            process: 0,
             gaps: gaps.clone(),
         };
         Self { layout, ranks: gaps.iter().enumerate().map(peer).collect() }
@@ -127,18 +107,6 @@ impl Peers {
     /// Whether any rank has rows with gaps.
     pub(crate) fn any_gaps(&self) -> bool {
         self.ranks.iter().any(|peer| peer.gaps.iter().flatten().any(|&gap| gap))
-    }
-
-    /// Whether the memory of every rank can be registered: it is virtual, no rank has no slots, all have as much staging, and each is a process of its own. With ranks
-    /// in one process, NCCL 2.28.3 has died in exchanges between all pairs.
-    pub(crate) fn can_register(&self) -> bool {
-        let apart =
-            |peer: &Peer| self.ranks.iter().filter(|other| other.process == peer.process).count() == 1;
-        // Every rank opens the same memory in its first messages.
-        let alike = |peer: &Peer| peer.extent.staging_bytes == self.ranks[0].extent.staging_bytes;
-        self.ranks
-            .iter()
-            .all(|peer| peer.is_virtual && !peer.extent.slots.is_empty() && apart(peer) && alike(peer))
     }
 
     /// Whether any layer has several tensors of fewer bytes, so that they are gathered.

@@ -229,15 +229,6 @@ impl DeviceMemory {
         (self.staging.base(), self.staging.bytes())
     }
 
-    /// Whether slots and staging are memory of the virtual memory calls, which libraries can register.
-    pub fn is_virtual(&self) -> bool {
-        #[cfg(unix)]
-        return matches!(self._owned, Owned::Vmm { .. })
-            && (self.staging.is_virtual() || self.staging.bytes() == 0);
-        #[cfg(not(unix))]
-        return false;
-    }
-
     /// The device's context.
     pub fn context(&self) -> &Arc<Context> {
         &self.context

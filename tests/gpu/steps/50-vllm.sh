@@ -6,8 +6,8 @@ if [ "$ranks" -ge 2 ]; then
     too_few 'beside vLLM' 'it is left out of --quick'
   else
     theirs=pynccl ours=nccl,peer most=90
-    if longer 'beside vLLM: smaller chunks, ranks that are processes, registered memory'; then
-      theirs=pynccl,pynccl-chunks ours=nccl,nccl-chunks,nccl-processes,nccl-registered,peer most=240
+    if longer 'beside vLLM: smaller chunks, ranks that are processes'; then
+      theirs=pynccl,pynccl-chunks ours=nccl,nccl-chunks,nccl-processes,peer most=200
     fi
     # Staging and what packs messages are 256 MiB together.
     step "beside vLLM" 45 $most python3 "$here/peers/exchange.py" --eplb "$eplb" --files "$here/vllm" --ranks "$ranks" --turns 1 --iters 6 --theirs $theirs \

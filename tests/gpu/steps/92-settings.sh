@@ -1,11 +1,7 @@
-# What channels, thread blocks, chunks, overlap, processes and registered memory change over NCCL, and what NCCL takes of a device's memory.
+# What channels, thread blocks, chunks, overlap and processes change over NCCL, and what NCCL takes of a device's memory.
 if [ "$ranks" -ge 2 ] && [ -z "$quick" ]; then
   heading
   size="--ranks $ranks --layers 4 --iters 4 --warmup 1 --backend nccl"
-  for placement in shift random; do
-    # shellcheck disable=SC2086
-    exchange 8 'processes, registered' $size --placement $placement --processes --register --handles descriptor
-  done
   # shellcheck disable=SC2086
   exchange 6 'CTA cap' $size --placement random --max-ctas 8
   exchange 6 'library of the process' --backend pynccl --ranks "$ranks" --layers 2 --iters 4 --warmup 1 --placement random

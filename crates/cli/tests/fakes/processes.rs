@@ -3,7 +3,6 @@
 use serde_json::Value;
 
 use crate::libraries::{Run, eplb, names_rank};
-use crate::log::Call;
 
 const SMALL: &str =
     "--layers 2 --experts 18 --redundant 6 --tensors 1000,64,7 --patience 40 --iters 2 --json";
@@ -60,30 +59,6 @@ fn what_processes_cannot_do_is_refused() {
     refused(&["--processes", "--backend", "nccl", "--ranks", "2", "--beside", "64"], "threads");
     let run = bench("faults", &["--backend", "nccl", "--ranks", "2"], &[]);
     assert!(!run.ok && run.stderr.contains("at least 3"), "{}", run.stderr);
-}
-
-#[test]
-fn all_memory_of_messages_is_registered_and_opened_where_asked_for() {
-    let run = |more: &[&str], variables: &[(&str, &str)]| {
-        let folder = tempfile::tempdir().unwrap();
-        let variables = [variables, &[("EPLB_FAKE_FOLDER", folder.path().to_str().unwrap())]].concat();
-        let shape = "bench exchange --backend nccl --ranks 3 --layers 1 --experts 9 --redundant 3 --tensors 1200000,64 --json --iters 1 \
-                     --patience 60 --gather-below 0 --register --handles descriptor";
-        eplb(&[&shape.split_whitespace().collect::<Vec<_>>()[..], more].concat(), &variables)
-    };
-    let good = run(&["--processes"], &[]);
-    assert!(good.ok && good.json()["verified"] == true, "{}", good.stderr);
-    // By each rank: two tensors, staging, and what is packed.
-    assert_eq!(good.log.count("ncclCommRegister"), 3 * 4);
-    // The tensor that is long enough and staging are opened to both peers.
-    let opened = |call: &&Call| call.name == "ncclSend" && call.text("bytes") == "1114112";
-    assert_eq!(good.log.0.iter().filter(opened).count(), 3 * 2 * 2);
-    // A piece that was left out is found when a message uses it.
-    let forgotten = run(&["--processes"], &[("EPLB_FAKE_FAULT", "ncclCommRegister:1")]);
-    assert!(!forgotten.ok && forgotten.stderr.contains("not registered"), "{}", forgotten.stderr);
-    // Ranks that are threads register nothing.
-    let threads = run(&[], &[]);
-    assert!(threads.ok && threads.log.count("ncclCommRegister") == 0, "{}", threads.stderr);
 }
 
 #[test]

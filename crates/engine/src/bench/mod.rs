@@ -102,10 +102,8 @@ pub struct ExchangeBench {
     pub lent: bool,
     /// How commits go on devices, and how messages of NCCL are gathered.
     pub commit: Commit,
-    /// How slots on devices are opened by other processes, with `peer`; other kinds than legacy are also memory that NCCL can register.
+    /// How slots on devices are opened by other processes, with `peer`.
     pub handles: HandleKind,
-    /// Whether slots and staging are registered with NCCL, where [`ExchangeBench::handles`] makes them memory of that kind.
-    pub register: bool,
     /// Longest time that any part may take.
     pub patience: Duration,
     /// Whether slots that could wait for a drain may go through staging ([`Limits::followers`]).

@@ -173,14 +173,9 @@ pub(crate) struct Exchange {
     #[arg(long, value_enum, default_value_t = CommitArg::Auto)]
     commit: CommitArg,
 
-    /// How slots on devices are opened by other processes, with `peer`; which memory NCCL registers
+    /// How slots on devices are opened by other processes, with `peer`
     #[arg(long, value_enum, default_value_t = HandlesArg::Legacy)]
     handles: HandlesArg,
-
-    /// Register slots and staging with NCCL, which then needs no buffers of its own between the devices of a host; wants --handles
-    /// descriptor or fabric (nccl and pynccl)
-    #[arg(long)]
-    register: bool,
 
     /// Seconds that any part may take
     #[arg(long, default_value_t = 60, value_name = "S")]
@@ -337,7 +332,6 @@ impl Exchange {
                 HandlesArg::Descriptor => HandleKind::Descriptor,
                 HandlesArg::Fabric => HandleKind::Fabric,
             },
-            register: self.register,
             patience: Duration::from_secs(self.patience),
         })
     }

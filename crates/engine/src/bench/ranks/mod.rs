@@ -159,7 +159,6 @@ pub(super) fn nccl_options(bench: &ExchangeBench) -> Options {
     let mut options = Options { config: bench.config.clone(), launch: bench.launch, ..Options::default() };
     options.operations = bench.operations.unwrap_or(options.operations);
     options.gather_below = bench.gather_below.unwrap_or(options.gather_below);
-    options.register = bench.register;
     options.gather = if bench.commit == Commit::Copies { Gather::Copies } else { Gather::Auto };
     options
 }
