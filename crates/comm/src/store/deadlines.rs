@@ -105,4 +105,55 @@ impl Backoff {
         self.next = (self.next * 2).min(self.longest);
         true
     }
+
+    /// Looks, with pauses between, until there is something. `None`: a look that began behind the deadline found nothing, so that what came
+    /// while this thread was kept from looking is found; or the deadline had passed already, and nobody looked.
+    pub(crate) fn find<T, E>(
+        mut self,
+        deadline: Instant,
+        mut look: impl FnMut() -> Result<Option<T>, E>,
+    ) -> Result<Option<T>, E> {
+        if left(deadline).is_zero() {
+            return Ok(None);
+        }
+        loop {
+            let is_last = left(deadline).is_zero();
+            if let Some(found) = look()? {
+                return Ok(Some(found));
+            }
+            if is_last {
+                return Ok(None);
+            }
+            self.pause(deadline);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_comes_while_nobody_looks_is_found_by_the_last_look() {
+        // How the look numbered `from`, which alone finds something, ends, and how many there were. The first stands still until the deadline is over.
+        let find = |from: usize| {
+            let (mut looks, deadline) = (0, after(Duration::from_secs(2)));
+            let found =
+                Backoff::new(Duration::from_millis(1), Duration::from_millis(1)).find(deadline, || {
+                    looks += 1;
+                    std::thread::sleep(left(deadline) + Duration::from_millis(1));
+                    Ok::<_, ()>((looks >= from).then_some(looks))
+                });
+            (found, looks)
+        };
+        std::thread::scope(|scope| {
+            let found = [1, 2, 3].map(|from| scope.spawn(move || find(from)));
+            let found = found.map(|thread| thread.join().unwrap());
+            assert_eq!(found, [(Ok(Some(1)), 1), (Ok(Some(2)), 2), (Ok(None), 2)]);
+        });
+        // Nobody looks for what is to be there by a moment that is over.
+        let over = Backoff::new(Duration::ZERO, Duration::ZERO)
+            .find(Instant::now(), || Err::<Option<()>, _>("a look"));
+        assert_eq!(over, Ok(None));
+    }
 }

@@ -174,16 +174,18 @@ impl Store for InProcessStore {
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let start = Instant::now();
         check_key(key)?;
+        let had_passed = left(deadline).is_zero();
         let mut state = self.lock();
         loop {
             state.open()?;
+            // Before the clock, as in `wait`.
+            let current = state.table.get(key);
+            if !had_passed && current.map(|value| &**value) != known {
+                return Ok(current.map(|value| value.to_vec()));
+            }
             let left = left(deadline);
             if left.is_zero() {
                 return Err(StoreError::timeout(StoreOp::WaitChange, key, start.elapsed()));
-            }
-            let current = state.table.get(key);
-            if current.map(|value| &**value) != known {
-                return Ok(current.map(|value| value.to_vec()));
             }
             (state, _) =
                 self.shared.changed.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner);
@@ -214,7 +216,7 @@ mod tests {
         let (begin, begun) = mpsc::channel();
         let outcome = thread::scope(|scope| {
             let waiting = scope.spawn(|| {
-                let deadline = after(Duration::from_secs(1));
+                let deadline = after(Duration::from_secs(3));
                 begin.send(deadline).unwrap();
                 store.wait(&["comes", "does not"], deadline)
             });
@@ -230,5 +232,25 @@ mod tests {
             Err(StoreError::Timeout { keys, .. }) => assert_eq!(keys, ["does not"]),
             other => panic!("{other:?}"),
         }
+    }
+
+    #[test]
+    fn a_change_that_is_seen_late_is_seen() {
+        let store = InProcessStore::new();
+        let (begin, begun) = mpsc::channel();
+        let seen = thread::scope(|scope| {
+            let waiting = scope.spawn(|| {
+                let deadline = after(Duration::from_secs(3));
+                begin.send(deadline).unwrap();
+                store.wait_change("k", None, deadline)
+            });
+            let deadline = begun.recv().unwrap();
+            let mut state = store.lock();
+            state.table.set("k", b"new").unwrap();
+            thread::sleep(left(deadline) + Duration::from_millis(1));
+            drop(state);
+            waiting.join().unwrap()
+        });
+        assert_eq!(seen, Ok(Some(b"new".to_vec())));
     }
 }

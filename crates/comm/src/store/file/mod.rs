@@ -271,23 +271,21 @@ impl Store for FileStore {
         }
         let start = Instant::now();
         let mut missing = keys.to_vec();
-        let mut backoff = Backoff::new(SHORTEST_POLL, LONGEST_POLL);
-        while !left(deadline).is_zero() {
+        let found = Backoff::new(SHORTEST_POLL, LONGEST_POLL).find(deadline, || {
             let mut still = Vec::with_capacity(missing.len());
-            for key in missing {
+            for &key in &missing {
                 check_key(key)?;
                 if self.read(key)?.is_none() {
                     still.push(key);
                 }
             }
             missing = still;
-            if missing.is_empty() {
-                return Ok(());
-            }
-            backoff.pause(deadline);
-        }
-        let keys = missing.into_iter().map(str::to_owned).collect();
-        Err(StoreError::Timeout { op: StoreOp::Wait, keys, waited: start.elapsed() })
+            Ok(missing.is_empty().then_some(()))
+        })?;
+        found.ok_or_else(|| {
+            let keys = missing.into_iter().map(str::to_owned).collect();
+            StoreError::Timeout { op: StoreOp::Wait, keys, waited: start.elapsed() }
+        })
     }
 
     fn wait_change(
@@ -298,15 +296,11 @@ impl Store for FileStore {
     ) -> Result<Option<Vec<u8>>, StoreError> {
         let start = Instant::now();
         check_key(key)?;
-        let mut backoff = Backoff::new(SHORTEST_POLL, LONGEST_POLL);
-        while !left(deadline).is_zero() {
+        let changed = Backoff::new(SHORTEST_POLL, LONGEST_POLL).find(deadline, || {
             let current = self.read(key)?;
-            if current.as_deref() != known {
-                return Ok(current);
-            }
-            backoff.pause(deadline);
-        }
-        Err(StoreError::timeout(StoreOp::WaitChange, key, start.elapsed()))
+            Ok((current.as_deref() != known).then_some(current))
+        })?;
+        changed.ok_or_else(|| StoreError::timeout(StoreOp::WaitChange, key, start.elapsed()))
     }
 
     fn delete(&self, key: &str, deadline: Instant) -> Result<bool, StoreError> {
