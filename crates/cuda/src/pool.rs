@@ -40,7 +40,7 @@ impl DeviceBlock {
         })
     }
 
-    /// Takes memory that others can open, or register, by descriptors or fabric handles; legacy handles need no other memory than
+    /// Takes memory that others can open by descriptors or fabric handles; legacy handles need no other memory than
     /// [`DeviceBlock::new`]'s.
     ///
     /// # Errors
