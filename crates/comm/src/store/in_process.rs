@@ -210,24 +210,29 @@ mod tests {
     use super::*;
     use crate::store::deadlines::after;
 
-    #[test]
-    fn a_wait_that_looks_late_names_only_what_has_not_come() {
+    /// What a wait ends with that cannot look between its first look and its deadline, while `key` comes.
+    fn kept_from_looking<T: Send>(key: &str, wait: impl FnOnce(&InProcessStore, Instant) -> T + Send) -> T {
         let store = InProcessStore::new();
         let (begin, begun) = mpsc::channel();
-        let outcome = thread::scope(|scope| {
+        thread::scope(|scope| {
             let waiting = scope.spawn(|| {
                 let deadline = after(Duration::from_secs(3));
                 begin.send(deadline).unwrap();
-                store.wait(&["comes", "does not"], deadline)
+                wait(&store, deadline)
             });
             let deadline = begun.recv().unwrap();
-            // Nobody gets to look before the deadline has passed.
             let mut state = store.lock();
-            state.table.set("comes", b"").unwrap();
+            state.table.set(key, b"new").unwrap();
             thread::sleep(left(deadline) + Duration::from_millis(1));
             drop(state);
             waiting.join().unwrap()
-        });
+        })
+    }
+
+    #[test]
+    fn a_wait_that_looks_late_names_only_what_has_not_come() {
+        let outcome =
+            kept_from_looking("comes", |store, deadline| store.wait(&["comes", "does not"], deadline));
         match outcome {
             Err(StoreError::Timeout { keys, .. }) => assert_eq!(keys, ["does not"]),
             other => panic!("{other:?}"),
@@ -236,21 +241,7 @@ mod tests {
 
     #[test]
     fn a_change_that_is_seen_late_is_seen() {
-        let store = InProcessStore::new();
-        let (begin, begun) = mpsc::channel();
-        let seen = thread::scope(|scope| {
-            let waiting = scope.spawn(|| {
-                let deadline = after(Duration::from_secs(3));
-                begin.send(deadline).unwrap();
-                store.wait_change("k", None, deadline)
-            });
-            let deadline = begun.recv().unwrap();
-            let mut state = store.lock();
-            state.table.set("k", b"new").unwrap();
-            thread::sleep(left(deadline) + Duration::from_millis(1));
-            drop(state);
-            waiting.join().unwrap()
-        });
+        let seen = kept_from_looking("k", |store, deadline| store.wait_change("k", None, deadline));
         assert_eq!(seen, Ok(Some(b"new".to_vec())));
     }
 }
